@@ -1,0 +1,232 @@
+"""From logits to tokens, scale by scale: greedy, top-k, top-p, and the paper's beam search (Algorithm 1).
+
+All strategies are one loop. At each scale a few candidate token maps are made from the logits; each goes through the
+network as input of the next scale, all candidates in one batch over a shared cache; the best is kept, and what the
+network computed for it is already the next step. Greedy decoding and sampling are the case of one candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from miar_monai.errors import ConfigurationError
+
+if TYPE_CHECKING:  # the networks import this module
+    from miar_monai.networks.quantizer import MultiScaleQuantizer
+    from miar_monai.networks.transformer import Context, MIARTransformer
+
+__all__ = ["Decoded", "Decoding", "candidate_maps", "decode_tokens", "sample_tokens", "uncertain_positions"]
+
+STRATEGIES = ("greedy", "beam", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Settings of decoding.
+
+    Args:
+        strategy: ``"greedy"``, ``"beam"`` (paper Algorithm 1: one-step lookahead), ``"top_k"`` or ``"top_p"``.
+        lookahead_tokens: the paper's K: tokens of a scale that may take their second choice; 2^K candidates. Beam only.
+        alpha: weight α of the margin between first and second choice in Eq. 4.
+        selection: ``"uncertain"`` lets the least confident tokens vary, as the text of Sec. 3.3 says; ``"literal"`` the
+            most confident, as Eq. 4 is printed.
+        score: ``"lookahead"`` ranks a candidate by the confidence of the next scale, Eq. 5; ``"joint"`` adds the
+            log-probability of the candidate itself.
+        top_k: number of codes to sample from. ``"top_k"`` only.
+        top_p: probability mass to sample from. ``"top_p"`` only.
+        temperature: divides the logits before sampling.
+        seed: of sampling; equal seeds give equal images.
+
+    Raises:
+        ConfigurationError: if a setting is unknown or out of range.
+
+    Example:
+        >>> Decoding("beam", lookahead_tokens=2).num_branching
+        2
+        >>> Decoding("greedy", lookahead_tokens=2).num_branching
+        0
+    """
+
+    strategy: str = "greedy"
+    lookahead_tokens: int = 1
+    alpha: float = 1.0
+    selection: str = "uncertain"
+    score: str = "lookahead"
+    top_k: int = 900
+    top_p: float = 0.96
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("strategy", STRATEGIES),
+            ("selection", ("uncertain", "literal")),
+            ("score", ("lookahead", "joint")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)};"
+                    " correct the setting."
+                )
+        for name, low, high in (
+            ("lookahead_tokens", 0, 8),
+            ("alpha", 0, float("inf")),
+            ("top_k", 1, float("inf")),
+            ("top_p", 1e-6, 1),
+            ("temperature", 1e-6, float("inf")),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}, but it must lie between {low} and {high}; correct the setting."
+                )
+
+    @property
+    def num_branching(self) -> int:
+        """Number of tokens of a scale that branch."""
+        return self.lookahead_tokens if self.strategy == "beam" else 0
+
+
+class Decoded(NamedTuple):
+    """Result of `decode_tokens`."""
+
+    f_hat: Tensor
+    """Latents: (B, C, G, G)."""
+    tokens: Tensor
+    """(B, L), int64."""
+    score: Tensor
+    """Log-probability of all tokens under the network: (B,)."""
+
+
+def uncertain_positions(probabilities: Tensor, count: int, alpha: float, selection: str) -> Tensor:
+    """Choose the tokens that may take their second choice (paper Eq. 4).
+
+    Args:
+        probabilities: of the first and the second choice, (B, n, 2).
+        count: number of tokens, at most n.
+        alpha: weight of the margin.
+        selection: see `Decoding`.
+
+    Returns:
+        Positions, (B, count), int64.
+
+    Example:
+        >>> p = torch.tensor([[[0.9, 0.05], [0.4, 0.39], [0.6, 0.2]]])
+        >>> uncertain_positions(p, 1, 1.0, "uncertain"), uncertain_positions(p, 1, 1.0, "literal")
+        (tensor([[1]]), tensor([[0]]))
+    """
+    first, second = probabilities.unbind(-1)
+    confidence = first + alpha * (first - second)
+    return confidence.topk(count, dim=-1, largest=selection == "literal").indices
+
+
+def candidate_maps(logits: Tensor, decoding: Decoding) -> Tensor:
+    """Return the candidate token maps of one scale, the greedy one first: (B, 2^count, n), int64.
+
+    Args:
+        logits: (B, n, V). A scale with fewer than ``lookahead_tokens`` tokens branches at all of them.
+        decoding: settings.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 2.0, 0.0], [9.0, 0.0, 1.0]]])
+        >>> candidate_maps(logits, Decoding("beam", lookahead_tokens=1))
+        tensor([[[0, 0],
+                 [1, 0]]])
+    """
+    count = min(decoding.num_branching, logits.shape[1])
+    if count == 0:
+        return logits.argmax(dim=-1)[:, None]
+    top = logits.float().log_softmax(dim=-1).topk(2, dim=-1)  # as logarithms, no second choice underflows to a tie
+    positions = uncertain_positions(top.values.exp(), count, decoding.alpha, decoding.selection)  # (B, count)
+    bits = torch.arange(2**count, device=logits.device)[:, None] >> torch.arange(count, device=logits.device) & 1
+    flips = torch.zeros(len(logits), len(bits), logits.shape[1], dtype=torch.bool, device=logits.device)
+    flips.scatter_(2, positions[:, None].expand(-1, len(bits), -1), bits.bool().expand(len(logits), -1, -1))
+    first, second = top.indices[:, None].unbind(-1)  # (B, 1, n)
+    return torch.where(flips, second, first)
+
+
+def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+    """Draw tokens from the ``top_k`` most probable codes, or from the fewest that hold ``top_p`` of the probability.
+
+    Args:
+        logits: (B, n, V).
+        decoding: settings.
+        generator: source of randomness.
+
+    Returns:
+        (B, n), int64.
+    """
+    logits = logits.float() / decoding.temperature
+    ordered, codes = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    if decoding.strategy == "top_k":
+        probabilities[..., decoding.top_k :] = 0
+    else:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities[before >= decoding.top_p] = 0
+    drawn = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(*logits.shape[:2], 1)
+    return codes.gather(-1, drawn)[..., 0]
+
+
+def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the summed log-probability of token maps (B, M, n) under the logits (B, n, V) they share: (B, M)."""
+    chosen = logits.gather(2, tokens.mT).float()  # (B, n, M)
+    return (chosen - logits.float().logsumexp(dim=-1, keepdim=True)).sum(dim=1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Return Σ log P_max over the tokens of a scale (paper Eq. 5): (...)."""
+    return (logits.amax(dim=-1).float() - logits.float().logsumexp(dim=-1)).sum(dim=-1)
+
+
+def decode_tokens(
+    transformer: MIARTransformer, quantizer: MultiScaleQuantizer, context: Context, decoding: Decoding
+) -> Decoded:
+    """Predict the tokens of all scales.
+
+    Args:
+        transformer: gives the logits of a scale.
+        quantizer: turns tokens into the sum of scales.
+        context: of the LR images, batch size B.
+        decoding: settings.
+
+    Returns:
+        Latents, tokens and their log-probability.
+
+    Reference:
+        Paper Sec. 3.3, Algorithm 1. Each candidate's pass over the next scale serves its score and, for the winner, the
+        next step too: nothing is computed twice.
+    """
+    batch_size, side = len(context.start), quantizer.schedule.latent_side
+    f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
+    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed)
+    logits, cache = transformer.step(None, 0, context, None)
+    score, chosen = logits.new_zeros(batch_size, dtype=torch.float32), []
+    for k in range(quantizer.schedule.num_scales):
+        is_last = k + 1 == quantizer.schedule.num_scales
+        if decoding.strategy in ("top_k", "top_p"):
+            maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, M, n_k)
+        elif is_last:
+            maps = logits.argmax(dim=-1)[:, None]
+        else:
+            maps = candidate_maps(logits, decoding)
+        num_maps = maps.shape[1]
+        own_score = log_probability(logits, maps)  # (B, M)
+        f_hat = quantizer.add_scale(f_hat.repeat_interleave(num_maps, dim=0), maps.flatten(0, 1), k)
+        winner = torch.zeros_like(score, dtype=torch.int64)
+        if not is_last:
+            logits, added = transformer.step(
+                quantizer.to_scale(f_hat, k + 1), k + 1, context.repeat(num_maps), [kv.repeat(num_maps) for kv in cache]
+            )
+            if num_maps > 1:
+                ranking = confidence(logits).view(batch_size, num_maps)
+                winner = (ranking + own_score if decoding.score == "joint" else ranking).argmax(dim=1)
+            rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
+            logits, f_hat = logits[rows], f_hat[rows]
+            cache = [old.append(new.select(rows)) for old, new in zip(cache, added, strict=True)]
+        score = score + own_score.gather(1, winner[:, None])[:, 0]
+        chosen.append(maps[torch.arange(batch_size, device=winner.device), winner])
+    return Decoded(f_hat, torch.cat(chosen, dim=1), score)

@@ -1,0 +1,162 @@
+"""DICOM series in: slices read with ITK (GDCM), placed where their own positions say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from miar_monai.errors import GeometryError, ImageError
+
+__all__ = ["dicom_files", "dicom_tag", "is_dicom", "read_series"]
+
+_LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+
+
+def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the DICOM files that lie directly in a folder, known by their content, whatever their names."""
+    return [path for path in sorted(Path(folder).iterdir()) if path.is_file() and is_dicom(path)]
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file says that it is DICOM: ``DICM`` after a preamble of 128 bytes."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def dicom_tag(path: str | os.PathLike[str], tag: str) -> str:
+    """Return the text of one tag of a DICOM image, or an empty text where the tag or the image is missing.
+
+    Args:
+        path: a DICOM file.
+        tag: group and element in hexadecimal, such as ``"0010|0020"`` for the PatientID.
+    """
+    import itk
+
+    reader = itk.GDCMImageIO.New(FileName=str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # a DICOM file without an image, such as a structured report
+        return ""
+    tags = reader.GetMetaDataDictionary()
+    return str(tags[tag]).strip() if tags.HasKey(tag) else ""
+
+
+def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    """Read the one series in a folder, its slices sorted by position.
+
+    The affine is made of the positions of the slices, so the shear of a tilted gantry is kept.
+
+    Args:
+        folder: holds the slices of one series.
+
+    Returns:
+        The rescaled intensities (HU for CT), (X, Y, Z), float32; the affine to millimeters in RAS+, (4, 4), float64;
+        and the dtype that results in these units are stored in: int16 where it holds them, float32 for fractions.
+
+    Raises:
+        ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
+        GeometryError: if there are several series, or slices are missing, duplicate or unevenly spaced.
+    """
+    import itk
+
+    slices = []
+    files = _series_files(folder)
+    for file in files:
+        try:
+            slices.append(itk.imread(file, imageio=itk.GDCMImageIO.New()))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ImageError(
+                f"{file} cannot be read ({reason}): a complete DICOM image is needed; copy it again."
+            ) from error
+    arrays = [itk.array_from_image(image) for image in slices]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1 or len(shapes[0]) != 3 or shapes[0][0] != 1:
+        raise ImageError(
+            f"{folder}: the images have the sizes {shapes}; gray-value slices of one size, one a file, are needed: "
+            "put the slices of one volume into a folder of their own (multi-frame and color DICOM are not read)."
+        )
+    positions = np.array([image.GetOrigin() for image in slices])
+    axes = np.array([itk.array_from_matrix(image.GetDirection()) for image in slices])
+    spacings = np.array([image.GetSpacing() for image in slices])
+    order = np.argsort(positions @ axes[0][:, 2], kind="stable")
+    if len(files) == 1:  # ITK calls a single slice 1 mm thick, whatever its header says
+        spacings[0, 2] = float(dicom_tag(files[0], "0018|0050") or 1)
+    affine = _series_affine(folder, positions[order], axes, spacings)
+    array = np.concatenate([arrays[i] for i in order]).transpose(2, 1, 0)
+    return np.ascontiguousarray(array, dtype=np.float32), affine, _result_dtype(array)
+
+
+def _result_dtype(array: np.ndarray) -> np.dtype:
+    if array.dtype.kind == "f":
+        return np.dtype(np.float32)
+    return np.dtype(np.int16 if array.min() >= -(2**15) and array.max() < 2**15 else np.int32)
+
+
+def _series_files(folder: Path) -> Sequence[str]:
+    import itk
+
+    names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Directory=str(folder))
+    series = {uid: list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
+    if not series:
+        raise ImageError(
+            f"{folder} holds no DICOM series: give a folder with the slices of one series, or a NIfTI file."
+        )
+    if len(series) > 1:
+        found = ", ".join(f"{uid} ({len(files)} files)" for uid, files in sorted(series.items()))
+        raise GeometryError(
+            f"{folder} holds {len(series)} DICOM series: {found}; "
+            "a folder with one series is needed: move each series into a folder of its own."
+        )
+    files = next(iter(series.values()))
+    unread = sorted({path.name for path in dicom_files(folder)} - {Path(file).name for file in files} - {"DICOMDIR"})
+    if unread:
+        raise ImageError(
+            f"{folder}: {len(unread)} DICOM files cannot be read as images, the first is {unread[0]}; "
+            "complete slices are needed: copy them again, or move what is not a slice out of the folder."
+        )
+    return files
+
+
+def _series_affine(folder: Path, positions: np.ndarray, axes: np.ndarray, spacings: np.ndarray) -> np.ndarray:
+    """Return the RAS+ affine of slices sorted along their normal, from where they really lie (LPS, millimeters)."""
+    if np.ptp(axes, axis=0).max() > 1e-3 or np.ptp(spacings[:, :2], axis=0).max() > 1e-3:
+        raise GeometryError(
+            f"{folder}: the slices differ in orientation or voxel size; "
+            "parallel slices of one voxel size are needed: put each stack into a folder of its own."
+        )
+    if len(positions) > 1:
+        _check_gaps(folder, positions)
+        step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    else:
+        step = axes[0][:, 2] * spacings[0, 2]
+    affine = np.eye(4)
+    affine[:3, :2] = axes[0][:, :2] * spacings[0, :2]
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[0]
+    return _LPS_TO_RAS @ affine
+
+
+def _check_gaps(folder: Path, positions: np.ndarray) -> None:
+    """Refuse slices that are not evenly spaced on a straight line; 5 % of the spacing is left for rounded headers."""
+    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    spacing = np.median(gaps)
+    uneven = np.flatnonzero(np.abs(gaps - spacing) > 0.05 * spacing)
+    duplicates = np.count_nonzero(gaps < 1e-3)
+    if duplicates:
+        found = f"{duplicates} slices lie at the position of another one"
+    elif len(uneven) and gaps[uneven].max() > 1.5 * spacing:
+        missing = int(np.rint(gaps[uneven] / spacing - 1).clip(0).sum())
+        a, b = positions[np.argmax(gaps) : np.argmax(gaps) + 2].round(2).tolist()
+        found = f"{missing} slices are missing, the widest gap is {gaps.max():.2f} mm between {a} and {b}"
+    elif len(uneven):
+        found = f"the slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart"
+    else:
+        return
+    raise GeometryError(
+        f"{folder}: {found} ({len(positions)} slices, usually {spacing:.3f} mm apart); "
+        "a complete series of evenly spaced slices is needed: export the series again."
+    )

@@ -1,0 +1,97 @@
+"""What MIAR says to its users when something is wrong: one sentence each, never a traceback.
+
+Every error says what was found and where, what is needed, and what to do. The classes also derive from the
+built-in exception of the same meaning, so that callers who know nothing of MIAR can still handle them.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+__all__ = [
+    "CheckpointError",
+    "ConfigurationError",
+    "DatasetError",
+    "GeometryError",
+    "ImageError",
+    "MiarError",
+    "MissingWeightsError",
+    "OutputError",
+    "find_miar_error",
+    "report_errors_in_one_sentence",
+]
+
+
+class MiarError(Exception):
+    """Base of all errors that a user can mend; its text is meant to be read by a person."""
+
+
+class ImageError(MiarError, ValueError):
+    """An image cannot be used: unreadable, truncated, of the wrong dimension, not finite, constant."""
+
+
+class GeometryError(MiarError, ValueError):
+    """Positions in millimeters cannot be trusted: singular affine, missing slices, several series."""
+
+
+class DatasetError(MiarError, ValueError):
+    """A dataset folder or a split file is missing, empty, or not laid out as expected."""
+
+
+class CheckpointError(MiarError, RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another network."""
+
+
+class MissingWeightsError(MiarError, FileNotFoundError):
+    """Weights of a metric or of a perceptual loss are not on this machine."""
+
+
+class ConfigurationError(MiarError, ValueError):
+    """A setting is unknown or out of range."""
+
+
+class OutputError(MiarError, OSError):
+    """A result cannot be written, or would overwrite something."""
+
+
+def find_miar_error(error: BaseException | None) -> MiarError | None:
+    """Return the first `MiarError` in the chain of causes of ``error``, or None.
+
+    MONAI and ignite wrap what a transform or a component raises; the sentence for the user is further down.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise DatasetError("no volumes in /data")
+        ...     except DatasetError as e:
+        ...         raise RuntimeError("Failed to instantiate component") from e
+        ... except RuntimeError as e:
+        ...     print(find_miar_error(e))
+        no volumes in /data
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, MiarError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def report_errors_in_one_sentence() -> None:
+    """Make this process print a `MiarError` as ``error: <sentence>`` instead of a traceback; it still exits with 1.
+
+    The bundles call this in ``initialize``, since `monai.bundle run` lets every exception through. All other
+    exceptions are defects and keep their traceback.
+    """
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        found = find_miar_error(error)
+        if found is None:
+            previous(kind, error, traceback)
+        else:
+            print(f"error: {found}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -1,0 +1,62 @@
+"""Results appear on disk whole or not at all, and replace nothing unless they are told to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from miar_monai.errors import OutputError
+
+__all__ = ["refuse_to_overwrite", "whole_file"]
+
+
+def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
+    """Check that a result would not replace a file; worth asking before hours of work.
+
+    Raises:
+        OutputError: if ``path`` exists.
+    """
+    if Path(path).exists():
+        raise OutputError(
+            f"{path} exists already and is left as it is: "
+            "give another output folder, remove the file, or allow overwriting (overwrite=True)."
+        )
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary path of the same name, which becomes ``path`` when the block ends without an error.
+
+    Args:
+        path: the file to write. Its folder is made if needed.
+        overwrite: replace an existing file.
+
+    Yields:
+        The path to write to, in the same file system as ``path``.
+
+    Raises:
+        OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole_file(folder + "/a.txt") as part:
+        ...         _ = part.write_text("all of it")
+        ...     print(Path(folder, "a.txt").read_text())
+        all of it
+    """
+    path = Path(path)
+    if not overwrite:
+        refuse_to_overwrite(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".miar-", dir=path.parent) as folder:
+            yield Path(folder, path.name)
+            os.replace(Path(folder, path.name), path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error}): a folder with write permission and free space is needed; "
+            "give another output folder."
+        ) from error

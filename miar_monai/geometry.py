@@ -1,0 +1,132 @@
+"""Where voxels lie in millimeters: pure functions on affines, NumPy in and NumPy out.
+
+An affine maps voxel indices to millimeters in RAS+ (NIfTI's patient axes). Integer indices are voxel *centers*, so
+the field of view of a line of n voxels reaches from index -0.5 to n - 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from nibabel.orientations import io_orientation
+
+from miar_monai.errors import GeometryError
+
+__all__ = ["axial_axis", "downscaled_affine", "fov_corners", "is_singular", "upscaled_affine"]
+
+
+def is_singular(affine: np.ndarray) -> bool:
+    """Return whether an affine maps different voxels to one place, or to none.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4).
+
+    Returns:
+        True if an entry is not finite, a voxel axis has no length, or the three axes lie in a plane.
+
+    Example:
+        >>> is_singular(np.diag([1.0, 1, 0, 1]))
+        True
+    """
+    if not np.isfinite(affine).all():
+        return True
+    axes = np.asarray(affine, dtype=np.float64)[:3, :3]
+    return bool(abs(np.linalg.det(axes)) <= 1e-6 * np.linalg.norm(axes, axis=0).prod())
+
+
+def upscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    """Return the affine of an image resampled to ``factors`` times as many voxels over the same field of view.
+
+    Both grids are cell-centered, so voxel 0 moves by ``(1 / factor - 1) / 2`` voxels and the outer corners stay.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4). Shear and rotation are allowed.
+        factors: voxels gained along each voxel axis, (3,), greater than 0; 1 leaves an axis alone.
+
+    Returns:
+        The new affine, (4, 4), float64.
+
+    Raises:
+        GeometryError: if ``affine`` is singular or a factor is not positive.
+
+    Example:
+        >>> upscaled_affine(np.diag([2.0, 2, 2, 1]), (4, 4, 1))[:3, 3]
+        array([-0.75, -0.75,  0.  ])
+    """
+    steps = 1 / np.asarray(factors, dtype=np.float64)
+    if is_singular(affine) or not (np.isfinite(steps) & (steps > 0)).all():
+        raise GeometryError(
+            f"cannot scale the affine {np.asarray(affine).tolist()} by {tuple(factors)}: "
+            "an invertible affine and factors greater than 0 are needed; correct the image header or the factors."
+        )
+    scaling = np.diag([*steps, 1.0])
+    scaling[:3, 3] = (steps - 1) / 2
+    return np.asarray(affine, dtype=np.float64) @ scaling
+
+
+def downscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    """Return the affine of an image resampled to ``1 / factors`` as many voxels over the same field of view.
+
+    The inverse of `upscaled_affine`.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4).
+        factors: voxels lost along each voxel axis, (3,), greater than 0; 1 leaves an axis alone.
+
+    Returns:
+        The new affine, (4, 4), float64.
+
+    Raises:
+        GeometryError: if ``affine`` is singular or a factor is not positive.
+
+    Example:
+        >>> downscaled_affine(np.eye(4), (4, 4, 1))[:3, 3]
+        array([1.5, 1.5, 0. ])
+    """
+    return upscaled_affine(affine, [1 / factor for factor in factors])
+
+
+def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return the outer corners of the field of view: corners of the corner voxels, not their centers.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4).
+        shape: number of voxels along each axis, (3,).
+
+    Returns:
+        The corners in millimeters, (8, 3), float64; the last voxel axis varies fastest.
+
+    Example:
+        >>> fov_corners(np.diag([2.0, 1, 1, 1]), (10, 1, 1))[[0, -1]]
+        array([[-1. , -0.5, -0.5],
+               [19. ,  0.5,  0.5]])
+    """
+    ends = np.stack([np.full(3, -0.5), np.asarray(shape) - 0.5], axis=1)
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
+    return corners @ affine[:3, :3].T + affine[:3, 3]
+
+
+def axial_axis(affine: np.ndarray) -> int:
+    """Return the voxel axis closest to the patient's inferior-superior direction, as nibabel assigns axes.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4).
+
+    Returns:
+        0, 1 or 2.
+
+    Raises:
+        GeometryError: if ``affine`` is singular.
+
+    Example:
+        >>> sagittal = np.array([[0.0, 0, 2, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+        >>> axial_axis(sagittal)
+        1
+    """
+    if is_singular(affine):
+        raise GeometryError(
+            f"the affine {np.asarray(affine).tolist()} is singular, so no axis is the axial one; "
+            "an invertible affine is needed: correct the image header."
+        )
+    return int(np.flatnonzero(io_orientation(affine)[:, 0] == 2)[0])

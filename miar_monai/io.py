@@ -1,0 +1,244 @@
+"""Volumes in from NIfTI files and DICOM series, volumes out to NIfTI; what cannot be placed or trusted is refused.
+
+Every refusal is one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from miar_monai.dicom import is_dicom, read_series
+from miar_monai.errors import GeometryError, ImageError, OutputError
+from miar_monai.geometry import fov_corners, is_singular
+
+__all__ = ["Volume", "check_output_folder", "is_nifti", "read_volume", "volume_stem", "write_nifti"]
+
+_MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
+
+
+class Volume(NamedTuple):
+    """A volume in the units of its file.
+
+    Attributes:
+        array: intensities (HU for CT), (X, Y, Z), float32.
+        affine: voxel indices to millimeters in RAS+, (4, 4), float64.
+        dtype: what a result in these units is stored in: integers where the input has integers of 16 or 32 bits
+            without scaling (NIfTI) or after rescaling (DICOM), otherwise float32.
+        path: the file, or the folder of the series.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    dtype: np.dtype
+    path: Path
+
+
+def is_nifti(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the name of a NIfTI file.
+
+    Example:
+        >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm")
+        (True, False)
+    """
+    return str(path).lower().endswith((".nii", ".nii.gz"))
+
+
+def volume_stem(path: str | os.PathLike[str]) -> str:
+    """Return the name of a volume without folder and NIfTI suffix; for a DICOM series, the name of its folder.
+
+    Example:
+        >>> volume_stem("in/case.1_t2.nii.gz"), volume_stem("in/series.4/")
+        ('case.1_t2', 'series.4')
+    """
+    name = Path(path).name
+    suffixes = [suffix for suffix in (".nii.gz", ".nii") if name.lower().endswith(suffix)]
+    return name[: -len(suffixes[0])] if suffixes else name
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read a 3D volume from a NIfTI file or from a folder that holds one DICOM series.
+
+    NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
+    is made of the positions themselves, so the shear of a tilted gantry is kept.
+
+    Args:
+        path: a NIfTI file (.nii, .nii.gz), or a folder.
+
+    Returns:
+        The volume.
+
+    Raises:
+        ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
+            infinite voxels, or is constant.
+        GeometryError: if the affine is singular, or a folder holds several series or slices that are missing,
+            duplicate or unevenly spaced.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
+    volume = Volume(*read_series(path), path) if path.is_dir() else _read_nifti(path)
+    _check_intensities(volume)
+    if is_singular(volume.affine):
+        raise GeometryError(
+            f"{path}: the affine {np.round(volume.affine, 4).tolist()} is singular, so voxels have no place in "
+            "millimeters; a file with a valid sform or qform is needed: convert it again from its source."
+        )
+    return volume
+
+
+def _check_intensities(volume: Volume) -> None:
+    bad = int(np.count_nonzero(~np.isfinite(volume.array)))
+    if bad:
+        nan = int(np.count_nonzero(np.isnan(volume.array)))
+        raise ImageError(
+            f"{volume.path}: {nan} voxels are NaN and {bad - nan} infinite, of {volume.array.size}; finite "
+            "intensities are needed: repair the volume, for example by setting these voxels to the background."
+        )
+    if volume.array.min() == volume.array.max():
+        raise ImageError(
+            f"{volume.path}: all {volume.array.size} voxels are {volume.array.min():g}; "
+            "an image with contrast is needed: check the export of this volume."
+        )
+
+
+def _read_nifti(path: Path) -> Volume:
+    try:
+        image: Any = None if is_dicom(path) else nib.load(path)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise ImageError(
+            f"{path} cannot be read as NIfTI ({error}): a complete .nii or .nii.gz file is needed; copy it again."
+        ) from error
+    if image is None:
+        raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
+    if not isinstance(image, nib.Nifti1Pair):
+        raise ImageError(f"{path} is a {type(image).__name__}: a NIfTI file is needed; convert it to .nii.gz.")
+    _check_nifti_layout(path, image)
+    try:
+        _check_gzip(path)
+        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ImageError(
+            f"{path} is truncated or damaged ({error}): the complete file is needed; copy or download it again."
+        ) from error
+    affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
+    return Volume(array, affine, _result_dtype(image), path)
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is: nibabel stops before, and damage would pass."""
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
+
+
+def _result_dtype(image: Any) -> np.dtype:
+    stored = image.get_data_dtype().newbyteorder("=")
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    return stored if stored.kind in "iu" and stored.itemsize in (2, 4) and not scaled else np.dtype(np.float32)
+
+
+def _check_nifti_layout(path: Path, image: Any) -> None:
+    stored = image.get_data_dtype()
+    if stored.kind not in "iuf":
+        kind = "RGB colors" if stored.fields else f"{stored.name} numbers"
+        raise ImageError(
+            f"{path}: the voxels are {kind}, but gray values (real numbers) are needed: convert the volume."
+        )
+    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
+        sizes = " x ".join(map(str, image.shape))
+        raise ImageError(
+            f"{path} has {len(image.shape)} dimensions ({sizes}): one 3D volume is needed; "
+            "split it into 3D volumes and give them one by one."
+        )
+
+
+def write_nifti(
+    path: str | os.PathLike[str],
+    array: np.ndarray,
+    affine: np.ndarray,
+    dtype: np.dtype | type | str = np.float32,
+    overwrite: bool = False,
+) -> Path:
+    """Write a volume as NIfTI: whole or not at all, and never over an existing file unless asked to.
+
+    sform and qform both hold the affine. A sheared affine (tilted gantry) does not fit into a qform, which is a
+    rotation and zooms only; then the qform code is 0 and readers take the sform.
+
+    Args:
+        path: the file to write, .nii or .nii.gz. Its folder is made if needed.
+        array: intensities, (X, Y, Z).
+        affine: voxel indices to millimeters in RAS+, (4, 4).
+        dtype: dtype of the stored voxels; for integers, values are rounded and saturated.
+        overwrite: replace an existing file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OutputError: if the file exists and ``overwrite`` is False, or if the folder cannot be written to.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_nifti(folder + "/a.nii.gz", np.arange(8.0).reshape(2, 2, 2), np.eye(4), np.int16)
+        ...     read_volume(path).dtype
+        dtype('int16')
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} exists already and is left as it is: "
+            "give another output folder, remove the file, or allow overwriting (overwrite=True)."
+        )
+    image = _nifti_image(array, affine, np.dtype(dtype))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".miar-", dir=path.parent) as folder:
+            nib.save(image, Path(folder, path.name))
+            os.replace(Path(folder, path.name), path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error}): a folder with write permission and free space is needed; "
+            "give another output folder."
+        ) from error
+    return path
+
+
+def check_output_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that results cannot be written to, before the work is done; nothing is made or changed.
+
+    Args:
+        folder: the folder; it need not exist yet.
+
+    Raises:
+        OutputError: if the folder, or the closest folder above it that exists, is not writable.
+    """
+    absolute = Path(folder).absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"results cannot be written to {folder}: {existing} is not a folder with write permission; "
+            "give another output folder."
+        )
+
+
+def _nifti_image(array: np.ndarray, affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        array = np.clip(np.rint(np.asarray(array, dtype=np.float64)), limits.min, limits.max)
+    image = nib.Nifti1Image(array.astype(dtype), affine, dtype=dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    wanted, held = (fov_corners(form, image.shape) for form in (image.get_sform(), image.get_qform()))
+    if not np.allclose(wanted, held, atol=1e-3, rtol=0):
+        image.set_qform(affine, code=0)
+    return image

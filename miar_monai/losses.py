@@ -1,0 +1,205 @@
+"""What the two stages minimize, as named parts; the pieces are MONAI's."""
+
+from __future__ import annotations
+
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.errors import MissingWeightsError
+from miar_monai.networks import MIAR, MSVQVAE
+
+__all__ = ["MIARObjective", "ReconstructionLoss", "adaptive_weight", "corrupt_tokens", "token_loss"]
+
+
+class ReconstructionLoss(nn.Module):
+    """Weighted sum of L1, L2 and a perceptual distance between images in about [0, 1].
+
+    Args:
+        l1: weight of the mean absolute error.
+        l2: weight of the mean squared error.
+        perceptual: weight of MONAI's `PerceptualLoss` (LPIPS); 0 needs no weights.
+        network: backbone of the perceptual loss: ``"alex"``, ``"squeeze"`` or ``"vgg"``. Its weights come from the torch
+            hub folder, or are downloaded there by torchvision.
+
+    Raises:
+        MissingWeightsError: if the backbone's weights are neither on this machine nor to be had.
+
+    Example:
+        >>> loss = ReconstructionLoss(l1=1.0, l2=0.0, perceptual=0.0)
+        >>> loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4))
+        tensor(1.)
+    """
+
+    def __init__(self, l1: float = 0.2, l2: float = 1.0, perceptual: float = 1.0, network: str = "alex") -> None:
+        super().__init__()
+        self.l1, self.l2, self.perceptual = l1, l2, perceptual
+        self.perceptual_distance = perceptual_distance(network) if perceptual else None
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compare images (B, 1, H, W): scalar."""
+        loss = self.l1 * F.l1_loss(prediction, target) + self.l2 * F.mse_loss(prediction, target)
+        if self.perceptual_distance is not None:
+            # LPIPS was made for images in [-1, 1]
+            loss = loss + self.perceptual * self.perceptual_distance(2 * prediction - 1, 2 * target - 1)
+        return loss
+
+
+def perceptual_distance(network: str) -> nn.Module:
+    """Return MONAI's perceptual loss with frozen weights."""
+    from monai.losses import PerceptualLoss
+
+    try:
+        loss = PerceptualLoss(spatial_dims=2, network_type=network, is_fake_3d=False)
+    except (URLError, OSError) as error:
+        raise MissingWeightsError(
+            f"the weights of the perceptual loss {network!r} are not in {torch.hub.get_dir()}/checkpoints and could not be"
+            " downloaded; put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
+        ) from error
+    return loss.eval().requires_grad_(False)
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float = 1e4) -> Tensor:
+    """Return the weight that makes both losses pull equally hard at the last layer (VQGAN).
+
+    Args:
+        reconstruction: reconstruction loss, scalar.
+        adversarial: generator's adversarial loss, scalar.
+        last_layer: weight of the decoder's last convolution.
+        limit: largest weight.
+
+    Returns:
+        ‖∇ reconstruction‖ / ‖∇ adversarial‖, without gradient: scalar.
+
+    Reference:
+        Esser et al., Taming Transformers, 2021, Eq. 7.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> adaptive_weight((3 * w).sum(), w.sum(), w)
+        tensor(2.9997)
+    """
+    pull = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+    push = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (pull / (push + 1e-4)).clamp(max=limit).detach()
+
+
+def corrupt_tokens(tokens: Tensor, neighbors: Tensor, max_rate: float) -> Tensor:
+    """Replace a random share of tokens by codes that lie near theirs.
+
+    Args:
+        tokens: (B, n), int64.
+        neighbors: near codes of each code, (V, N); see `MultiScaleQuantizer.neighbors`.
+        max_rate: each sample draws its share uniformly from [0, max_rate].
+
+    Returns:
+        (B, n), int64.
+
+    Example:
+        >>> corrupt_tokens(torch.tensor([[0, 1]]), torch.tensor([[1], [0]]), max_rate=0.0)
+        tensor([[0, 1]])
+    """
+    rate = max_rate * torch.rand(len(tokens), 1, device=tokens.device)
+    choice = torch.randint(neighbors.shape[1], tokens.shape, device=tokens.device)
+    return torch.where(torch.rand(tokens.shape, device=tokens.device) < rate, neighbors[tokens, choice], tokens)
+
+
+def token_loss(logits: Tensor, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of tokens (B, L) under logits (B, L, V), tokens weighted by ``weight`` (L,)."""
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+    return loss.mean() if weight is None else (loss * weight).mean() / weight.mean()
+
+
+class MIARObjective(nn.Module):
+    """Everything stage 2 learns from one batch: tokens by cross-entropy, images by the decoder's two output maps.
+
+    The tokenizer is frozen and turns the truth into tokens. The transformer sees sums of scales in which some tokens
+    were replaced, while the tokens asked of it repair the damage (self-correction). The decoder learns from what the
+    transformer really predicts, on a part of the batch, so that it knows the mistakes it will meet.
+
+    Args:
+        network: the network to train.
+        tokenizer: trained tokenizer.
+        reconstruction: loss of the perceptual output map.
+        self_correction: largest share of replaced tokens; 0 turns self-correction off.
+        num_neighbors: a replaced token becomes one of this many nearest codes.
+        scale_weight_power: weight of a token of scale k is (L_K / L_k)^power: 0 treats all tokens alike, 0.5 protects
+            the early scales (Infinity).
+        image_weight: weight of both image losses.
+        image_samples: samples of a batch that the image losses look at; 0 leaves the decoder as the tokenizer's.
+
+    Reference:
+        Paper Sec. 3.1–3.2; Han et al., Infinity, 2024, Sec. 3.4 (bitwise self-correction).
+    """
+
+    neighbors: Tensor
+    scale_weight: Tensor
+
+    def __init__(
+        self,
+        network: MIAR,
+        tokenizer: MSVQVAE,
+        reconstruction: nn.Module,
+        self_correction: float = 0.3,
+        num_neighbors: int = 100,
+        scale_weight_power: float = 0.0,
+        image_weight: float = 10.0,
+        image_samples: int = 8,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.reconstruction = reconstruction
+        self.self_correction = self_correction
+        self.image_weight = image_weight
+        self.image_samples = image_samples
+        lengths = torch.tensor([side**2 for side in tokenizer.schedule.sides], dtype=torch.float32)
+        weight = (lengths[-1] / lengths) ** scale_weight_power
+        self.register_buffer("scale_weight", weight[tokenizer.schedule.levels()], persistent=False)
+        self.register_buffer("neighbors", tokenizer.quantizer.neighbors(num_neighbors), persistent=False)
+
+    def train(self, mode: bool = True) -> MIARObjective:
+        """Set the mode of the network; the tokenizer and the codebook stay in evaluation mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        self.network.quantizer.eval()
+        return self
+
+    @torch.no_grad()
+    def teach(self, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (B, L) of the truth and the transformer's inputs (B, L - 1, C)."""
+        quantizer = self.network.quantizer
+        corrupt = None
+        if self.training and self.self_correction > 0:
+            def corrupt(tokens: Tensor) -> Tensor:
+                return corrupt_tokens(tokens, self.neighbors, self.self_correction)
+        f = self.tokenizer.encoder(hr)
+        with torch.autocast(hr.device.type, enabled=False):
+            steps = list(quantizer.residual_steps(f.float(), corrupt))
+            inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
+        return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1)
+
+    def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum."""
+        tokens, inputs = self.teach(hr)
+        features = self.network.lr_encoder(lr)
+        context = self.network.transformer.context(features.f_lr)
+        logits = self.network.transformer(inputs, context)  # (B, L, V)
+        parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
+        parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
+        parts["loss"] = parts["token_loss"]
+        if self.image_samples > 0:
+            n = self.image_samples
+            with torch.no_grad():
+                predicted = decode_tokens(
+                    self.network.transformer, self.network.quantizer, context.first(n), Decoding()
+                )
+            images = self.network.decode(predicted.f_hat, lr[:n], features.first(n)).float()
+            perceptual, faithful = images.split(1, dim=1)
+            parts["faithful_loss"] = F.l1_loss(faithful, hr[:n])
+            parts["perceptual_loss"] = self.reconstruction(perceptual, hr[:n])
+            parts["loss"] = parts["loss"] + self.image_weight * (parts["faithful_loss"] + parts["perceptual_loss"])
+        return parts

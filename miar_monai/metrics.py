@@ -1,0 +1,246 @@
+"""Image quality, slice by slice: fidelity (PSNR, SSIM), the same inside the body, and perceptual metrics.
+
+All metrics take slices (N, 1, H, W) in [0, 1] and return N values; the caller clamps, in one place. PSNR and SSIM
+need nothing but MONAI. The perceptual metrics are pyiqa's (license: non-commercial; ``pip install miar-monai[metrics]``)
+and need weight files, which are looked for and never downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.metrics.regression import compute_ssim_and_cs
+from scipy import ndimage
+from torch import Tensor
+
+from miar_monai.errors import ConfigurationError, MissingWeightsError
+
+__all__ = ["METRICS", "Metric", "Score", "body_mask", "create_metrics", "psnr", "ssim"]
+
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``score(sr, hr, body)``: slices, slices, masks (all N, 1, H, W) to values (N,); lives on the device of its creation."""
+
+_SSIM_WINDOW = 11  # Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5; MONAI's defaults
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the registry.
+
+    Attributes:
+        name: title of its column.
+        higher_is_better: direction of improvement.
+        decimals: digits worth printing.
+        pyiqa_name: the metric's name in pyiqa, or None for our own.
+        weights: files that it needs, relative to the torch hub folder (``$TORCH_HOME/hub``).
+        hub_weights: repository and file that it needs in the Hugging Face cache, or None.
+    """
+
+    name: str
+    higher_is_better: bool
+    decimals: int = 4
+    pyiqa_name: str | None = None
+    weights: tuple[str, ...] = ()
+    hub_weights: tuple[str, str] | None = None
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether weight files are needed."""
+        return bool(self.weights)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("PSNR", True, 2),
+        Metric("SSIM", True),
+        Metric("PSNR body", True, 2),
+        Metric("SSIM body", True),
+        Metric(
+            "LPIPS",
+            False,
+            pyiqa_name="lpips",
+            weights=("checkpoints/alexnet-owt-7be5be79.pth", "pyiqa/LPIPS_v0.1_alex-df73285e.pth"),
+        ),
+        Metric(
+            "DISTS",
+            False,
+            pyiqa_name="dists",
+            weights=("checkpoints/vgg16-397923af.pth", "pyiqa/DISTS_weights-f5e65c96.pth"),
+        ),
+        Metric("MUSIQ", True, 2, pyiqa_name="musiq", weights=("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
+        Metric(
+            "MANIQA",
+            True,
+            pyiqa_name="maniqa",
+            weights=("pyiqa/ckpt_koniq10k.pt",),
+            hub_weights=("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors"),
+        ),
+    )
+}
+"""The paper's six metrics (Section 4.1) and two that leave the empty background out."""
+
+
+def psnr(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the peak signal-to-noise ratio for a peak of 1, ``-10 log10(mean((sr - hr)^2))``, in dB.
+
+    Args:
+        sr: slices, (N, 1, H, W), in [0, 1].
+        hr: true slices, (N, 1, H, W), in [0, 1].
+        mask: where to take the mean, bool, (N, 1, H, W); everywhere by default.
+
+    Returns:
+        (N,). Infinite where both are equal, NaN where the mask is empty.
+
+    Example:
+        >>> psnr(torch.full((1, 1, 8, 8), 0.6), torch.full((1, 1, 8, 8), 0.5))
+        tensor([20.0000])
+    """
+    error = (sr - hr) ** 2
+    weight = torch.ones_like(error) if mask is None else mask.to(error)
+    return -10 * torch.log10((error * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)))
+
+
+def ssim(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the structural similarity: MONAI's SSIM map (data range 1), averaged.
+
+    The window does not reach over the border, so the outer 5 voxels have no value of their own.
+
+    Args:
+        sr: slices, (N, 1, H, W), in [0, 1]; H and W at least 11.
+        hr: true slices, (N, 1, H, W), in [0, 1].
+        mask: where to take the mean (centers of the window), bool, (N, 1, H, W); everywhere by default.
+
+    Returns:
+        (N,). NaN where the mask is empty.
+
+    Example:
+        >>> hr = torch.rand(2, 1, 16, 16)
+        >>> ssim(hr, hr)
+        tensor([1., 1.])
+    """
+    window, sigma, border = (_SSIM_WINDOW,) * 2, (1.5, 1.5), _SSIM_WINDOW // 2
+    values, _ = compute_ssim_and_cs(sr, hr, spatial_dims=2, kernel_size=window, kernel_sigma=sigma, data_range=1.0)
+    weight = torch.ones_like(values) if mask is None else mask[..., border:-border, border:-border].to(values)
+    return (values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+def body_mask(hr: Tensor, threshold: float) -> Tensor:
+    """Return the body in each slice: the largest connected component above a threshold, with its holes filled.
+
+    Args:
+        hr: true slices, (N, 1, H, W).
+        threshold: intensity that the body exceeds and the background does not.
+
+    Returns:
+        bool, (N, 1, H, W), on the device of ``hr``; all False where nothing exceeds the threshold.
+
+    Example:
+        >>> ring = torch.ones(1, 1, 3, 3)
+        >>> ring[0, 0, 1, 1] = 0
+        >>> int(body_mask(ring, 0.5).sum())
+        9
+    """
+    masks = []
+    for image in (hr > threshold).cpu().numpy()[:, 0]:
+        labels, _ = ndimage.label(image)
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        masks.append(ndimage.binary_fill_holes((labels == sizes.argmax()) & image))
+    return torch.from_numpy(np.stack(masks))[:, None].to(hr.device)
+
+
+def create_metrics(names: Sequence[str], device: torch.device | str = "cpu") -> tuple[dict[str, Score], list[str]]:
+    """Create metrics of the registry; one that cannot be had is reported, and the others go on.
+
+    Args:
+        names: keys of `METRICS`.
+        device: where the networks of the perceptual metrics run.
+
+    Returns:
+        The metrics by name, in the order of ``names``, and one sentence for each that is missing.
+
+    Raises:
+        ConfigurationError: if a name is unknown.
+
+    Example:
+        >>> scores, missing = create_metrics(["PSNR", "SSIM body"])
+        >>> list(scores), missing
+        (['PSNR', 'SSIM body'], [])
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ConfigurationError(
+            f"unknown metrics {unknown}: the known ones are {list(METRICS)}; correct the list of metrics."
+        )
+    scores, missing = {}, []
+    for name in names:
+        try:
+            scores[name] = _FIDELITY[name] if name in _FIDELITY else _perceptual(METRICS[name], device)
+        except MissingWeightsError as error:
+            missing.append(str(error))
+    return scores, missing
+
+
+_FIDELITY: dict[str, Score] = {
+    "PSNR": lambda sr, hr, body: psnr(sr, hr),
+    "SSIM": lambda sr, hr, body: ssim(sr, hr),
+    "PSNR body": psnr,
+    "SSIM body": ssim,
+}
+
+
+def _perceptual(metric: Metric, device: torch.device | str) -> Score:
+    """Return one of pyiqa's metrics; full-reference ones use both images, the others only the first."""
+    _check_weights(metric)
+    import pyiqa
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints where it loads from
+            model = pyiqa.create_metric(metric.pyiqa_name, device=torch.device(device))
+    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise MissingWeightsError(
+            f"{metric.name} is left out: its weights in {torch.hub.get_dir()} cannot be loaded ({error}); "
+            "get the files again."
+        ) from error
+
+    def score(sr: Tensor, hr: Tensor, body: Tensor) -> Tensor:
+        rgb = (image.expand(-1, 3, -1, -1) for image in (sr, hr))
+        return torch.as_tensor(model(*rgb)).reshape(len(sr))
+
+    return score
+
+
+def _check_weights(metric: Metric) -> None:
+    """Look for everything that pyiqa would otherwise download.
+
+    Raises:
+        MissingWeightsError: if pyiqa or a file is missing.
+    """
+    if find_spec("pyiqa") is None:
+        raise MissingWeightsError(
+            f"{metric.name} is left out: pyiqa is not installed; install it with pip install miar-monai[metrics] "
+            "(its license is non-commercial)."
+        )
+    hub = Path(torch.hub.get_dir())
+    absent = [str(hub / file) for file in metric.weights if not (hub / file).is_file()]
+    if metric.hub_weights is not None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
+        from huggingface_hub import try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(*metric.hub_weights), str):
+            absent.append(f"{'/'.join(metric.hub_weights)} in the Hugging Face cache")
+    if absent:
+        raise MissingWeightsError(
+            f"{metric.name} is left out: its weights {' and '.join(absent)} are missing; put them there, "
+            "or set TORCH_HOME to the folder whose subfolder hub holds them."
+        )

@@ -1,0 +1,7 @@
+"""The networks of MIAR: tokenizer, transformer, and the module that holds all of inference."""
+
+from miar_monai.networks.miar import MIAR
+from miar_monai.networks.msvqvae import MSVQVAE
+from miar_monai.networks.transformer import MIARTransformer
+
+__all__ = ["MIAR", "MSVQVAE", "MIARTransformer"]

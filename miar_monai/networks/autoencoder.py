@@ -1,0 +1,205 @@
+"""The convolutional encoder and decoder around the latent grid (LDM's VQ convnet, as VAR uses it, with f = 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["AttentionBlock", "Decoder", "Encoder", "ResidualBlock"]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return a group norm with eight channels a group, so that narrow and wide levels are treated alike."""
+    return nn.GroupNorm(max(channels // 8, 1), channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two norm-SiLU-conv layers around a shortcut.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; the shortcut is a 1 × 1 convolution where they differ.
+
+    Example:
+        >>> import torch
+        >>> ResidualBlock(8, 16)(torch.zeros(1, 8, 5, 3)).shape
+        torch.Size([1, 16, 5, 3])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of a feature map, around a shortcut.
+
+    Example:
+        >>> import torch
+        >>> AttentionBlock(8)(torch.zeros(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, H * W, C)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H * W, C)
+        return x + self.out(h.squeeze(1).mT.reshape(x.shape))
+
+
+def middle(channels: int) -> nn.Sequential:
+    """Return the block on the latent grid: residual, attention, residual."""
+    return nn.Sequential(
+        ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
+    )
+
+
+class Encoder(nn.Module):
+    """Image to latent grid, a factor of two for each level after the first.
+
+    Args:
+        in_channels: channels of the image.
+        latent_channels: C, channels of the latent grid.
+        channels: width of each level, fine to coarse; four levels give f = 8.
+        num_res_blocks: residual blocks on each level.
+
+    Example:
+        >>> import torch
+        >>> encoder = Encoder(1, 4, channels=(8, 8, 16), num_res_blocks=1)
+        >>> encoder(torch.zeros(1, 1, 16, 16)).shape
+        torch.Size([1, 4, 4, 4])
+        >>> [tuple(h.shape[1:]) for h in encoder.features(torch.zeros(1, 1, 16, 16))]
+        [(8, 16, 16), (8, 8, 8), (16, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        latent_channels: int = 32,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        num_res_blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.levels = nn.ModuleList()
+        width = channels[0]
+        for level, level_channels in enumerate(channels):
+            blocks: list[nn.Module] = []
+            if level > 0:
+                blocks.append(nn.Conv2d(width, level_channels, 3, stride=2, padding=1))
+                width = level_channels
+            for _ in range(num_res_blocks):
+                blocks.append(ResidualBlock(width, level_channels))
+                width = level_channels
+            self.levels.append(nn.Sequential(*blocks))
+        self.middle = middle(width)
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the feature map of each level, fine to coarse: (B, channels[i], H / 2^i, W / 2^i)."""
+        maps = []
+        h = self.conv_in(x)
+        for level in self.levels:
+            h = level(h)
+            maps.append(h)
+        return maps
+
+    def latent(self, coarsest: Tensor) -> Tensor:
+        """Return the latent grid, (B, C, H / f, W / f), from the coarsest of the features."""
+        return self.conv_out(F.silu(self.norm_out(self.middle(coarsest))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to latents (B, C, H / f, W / f)."""
+        return self.latent(self.features(x)[-1])
+
+
+class Decoder(nn.Module):
+    """Latent grid to image; with skips it also listens to features of the low-resolution image.
+
+    A skip enters its level through a convolution that starts at zero: a decoder that was trained without skips can be
+    given some, and still computes what it did before.
+
+    Args:
+        out_channels: channels of the image.
+        latent_channels: C, channels of the latent grid.
+        channels: width of each level, fine to coarse, as for the encoder.
+        num_res_blocks: residual blocks on each level.
+        skip_channels: channels of the skip of each level, fine to coarse; 0 for none.
+
+    Example:
+        >>> import torch
+        >>> decoder = Decoder(1, 4, channels=(8, 8, 16), num_res_blocks=1, skip_channels=(1, 0, 0))
+        >>> decoder(torch.zeros(1, 4, 4, 4), {0: torch.zeros(1, 1, 16, 16)}).shape
+        torch.Size([1, 1, 16, 16])
+    """
+
+    def __init__(
+        self,
+        out_channels: int = 1,
+        latent_channels: int = 32,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        num_res_blocks: int = 2,
+        skip_channels: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        width = channels[-1]
+        self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
+        self.middle = middle(width)
+        self.upsamplers, self.levels = nn.ModuleList([nn.Identity()]), nn.ModuleList()  # coarse to fine
+        for level_channels in reversed(channels):
+            if self.levels:
+                self.upsamplers.append(
+                    nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(width, level_channels, 3, padding=1))
+                )
+            width = level_channels
+            self.levels.append(nn.Sequential(*(ResidualBlock(width, width) for _ in range(num_res_blocks))))
+        self.skips = nn.ModuleDict()
+        for level, level_skip in enumerate(skip_channels):
+            if level_skip > 0:
+                self.skips[str(level)] = zero_conv(level_skip, channels[level])
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, f: Tensor, skips: dict[int, Tensor] | None = None) -> Tensor:
+        """Map latents (B, C, H / f, W / f) to images (B, out_channels, H, W).
+
+        Args:
+            f: latents.
+            skips: for each level with a skip (0 is the finest), its features (B, skip_channels[i], H / 2^i, W / 2^i).
+        """
+        h = self.middle(self.conv_in(f))
+        finest_last = reversed(range(len(self.levels)))
+        for level, upsample, blocks in zip(finest_last, self.upsamplers, self.levels, strict=True):
+            h = upsample(h)  # (B, channels[level], H / 2^level, W / 2^level)
+            if skips is not None and level in skips:
+                h = h + self.skips[str(level)](skips[level])
+            h = blocks(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def zero_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return a 3 × 3 convolution whose weights and bias are zero."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv

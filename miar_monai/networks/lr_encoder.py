@@ -1,0 +1,109 @@
+"""Features of the low-resolution image: context for the transformer, skips for the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miar_monai.networks.autoencoder import Encoder, ResidualBlock, group_norm, middle, zero_conv
+
+__all__ = ["LRFeatures", "LightLREncoder", "TokenizerLREncoder", "upsample_lr"]
+
+
+class LRFeatures(NamedTuple):
+    """What is known of the LR image."""
+
+    f_lr: Tensor
+    """On the latent grid, for cross-attention: (B, context_channels, G, G)."""
+    skip: Tensor
+    """On the grid of the LR image, for the decoder: (B, skip_channels, h, w)."""
+
+    def first(self, count: int) -> LRFeatures:
+        """Return the features of the first ``count`` samples."""
+        return LRFeatures(self.f_lr[:count], self.skip[:count])
+
+
+def upsample_lr(lr: Tensor, scale: int) -> Tensor:
+    """Interpolate LR images (B, 1, h, w) to (B, 1, scale · h, scale · w), bicubic, on the cell-centered grid."""
+    return F.interpolate(lr, scale_factor=float(scale), mode="bicubic", align_corners=False)
+
+
+class TokenizerLREncoder(nn.Module):
+    """The tokenizer's encoder, applied to the LR image upsampled to the HR grid (paper Sec. 3.2).
+
+    Args:
+        encoder: the tokenizer's own ("shared") or a copy of it ("initialized").
+        scale: upsampling factor.
+
+    Example:
+        >>> import torch
+        >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 8, 16, 16), num_res_blocks=1), scale=4)
+        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 8, 8))]
+        [(1, 8, 4, 4), (1, 16, 8, 8)]
+    """
+
+    def __init__(self, encoder: Encoder, scale: int = 4) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scale = scale
+        self.skip_level = scale.bit_length() - 1
+        self.skip_channels = encoder.channels[self.skip_level]
+
+    def forward(self, lr: Tensor) -> LRFeatures:
+        """Map LR images (B, 1, h, w) to their features."""
+        maps = self.encoder.features(upsample_lr(lr, self.scale))
+        return LRFeatures(self.encoder.latent(maps[-1]), maps[self.skip_level])
+
+
+class PlainBlock(nn.Module):
+    """Two convolutions around a shortcut, without norm, the second starting at zero (EDSR's block)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = zero_conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(x)))
+
+
+class LightLREncoder(nn.Module):
+    """A residual network on the grid of the LR image itself: a tenth of the arithmetic of `TokenizerLREncoder`.
+
+    Args:
+        context_channels: channels of ``f_lr``.
+        channels: width on the LR grid and on the latent grid, which is half as fine.
+        num_blocks: residual blocks on the LR grid.
+        in_channels: channels of the image.
+
+    Example:
+        >>> import torch
+        >>> encoder = LightLREncoder(8, channels=(8, 16), num_blocks=1)
+        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 8, 8))]
+        [(1, 8, 4, 4), (1, 8, 8, 8)]
+    """
+
+    def __init__(
+        self,
+        context_channels: int = 32,
+        channels: Sequence[int] = (96, 192),
+        num_blocks: int = 12,
+        in_channels: int = 1,
+    ) -> None:
+        super().__init__()
+        self.skip_channels = channels[0]
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.body = nn.Sequential(*(PlainBlock(channels[0]) for _ in range(num_blocks)))
+        self.down = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
+        self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
+        self.norm_out = group_norm(channels[1])
+        self.conv_out = nn.Conv2d(channels[1], context_channels, 3, padding=1)
+
+    def forward(self, lr: Tensor) -> LRFeatures:
+        """Map LR images (B, 1, h, w) to their features."""
+        skip = self.body(self.conv_in(lr))  # (B, channels[0], h, w)
+        f_lr = self.conv_out(F.silu(self.norm_out(self.middle(self.down(skip)))))  # (B, context_channels, G, G)
+        return LRFeatures(f_lr, skip)

@@ -1,0 +1,148 @@
+"""MIAR: everything inference needs in one module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.errors import ConfigurationError
+from miar_monai.networks.autoencoder import Decoder, Encoder
+from miar_monai.networks.lr_encoder import LightLREncoder, LRFeatures, TokenizerLREncoder, upsample_lr
+from miar_monai.networks.msvqvae import MSVQVAE
+from miar_monai.networks.quantizer import MultiScaleQuantizer
+from miar_monai.networks.schedule import ScaleSchedule
+from miar_monai.networks.transformer import MIARTransformer
+
+__all__ = ["MIAR", "MIARResult"]
+
+
+class MIARResult(NamedTuple):
+    """Everything that decoding found out."""
+
+    sr: Tensor
+    """(B, 1, 4h, 4w)."""
+    tokens: Tensor
+    """(B, L), int64."""
+    score: Tensor
+    """Log-probability of the tokens: (B,)."""
+
+
+class MIAR(nn.Module):
+    """4× super-resolution by next-scale prediction: LR encoder, transformer, codebook and φ, decoder.
+
+    The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
+    faithful estimate; ``fidelity`` mixes them.
+
+    Args:
+        scales, channels, num_res_blocks, latent_channels, num_codes: of the tokenizer; see `MSVQVAE`.
+        lr_encoder: ``"initialized"`` (a copy of the tokenizer's encoder, the paper's), ``"shared"`` (that encoder,
+            frozen) or ``"light"`` (a small network on the LR grid).
+        context_channels: channels of f_LR (32 with a tokenizer encoder).
+        lr_channels, lr_blocks: widths and depth of the light encoder.
+        dim, depth, num_heads: of the transformer; see `MIARTransformer`.
+        scale: super-resolution factor.
+
+    Reference:
+        Paper Sec. 3, Fig. 1.
+
+    Example:
+        >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
+        ...     dim=16, depth=1, num_heads=2).eval()
+        >>> network(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 32, 32])
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int] = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+        channels: Sequence[int] = (32, 64, 128, 256),
+        num_res_blocks: int = 2,
+        latent_channels: int = 32,
+        num_codes: int = 4096,
+        lr_encoder: str = "initialized",
+        context_channels: int = 32,
+        lr_channels: Sequence[int] = (96, 192),
+        lr_blocks: int = 12,
+        dim: int = 256,
+        depth: int = 4,
+        num_heads: int = 4,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.lr_encoder: LightLREncoder | TokenizerLREncoder
+        if lr_encoder == "light":
+            self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks)
+        elif lr_encoder in ("initialized", "shared"):
+            context_channels = latent_channels
+            self.lr_encoder = TokenizerLREncoder(Encoder(1, latent_channels, channels, num_res_blocks), scale)
+            self.lr_encoder.requires_grad_(lr_encoder == "initialized")
+        else:
+            raise ConfigurationError(
+                f"lr_encoder is {lr_encoder!r}, but it must be 'initialized', 'shared' or 'light'; correct the setting."
+            )
+        self.transformer = MIARTransformer(
+            scales, num_codes, latent_channels, context_channels, dim, depth, num_heads
+        )
+        self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels).requires_grad_(False)
+        skip_channels = [0] * len(channels)
+        skip_channels[0], skip_channels[scale.bit_length() - 1] = 1, self.lr_encoder.skip_channels
+        self.decoder = Decoder(2, latent_channels, channels, num_res_blocks, skip_channels)
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scales of the latent grid."""
+        return self.quantizer.schedule
+
+    @property
+    def lr_side(self) -> int:
+        """Side of the LR images that `forward` takes: 64 for the paper's schedule."""
+        return self.schedule.latent_side * 2 ** (len(self.decoder.levels) - 1) // self.scale
+
+    def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
+        """Take over a trained tokenizer: codebook and φ, decoder (its image becomes both output maps), encoder."""
+        self.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+        decoder = copy.deepcopy(tokenizer.decoder.state_dict())
+        for name in ("conv_out.weight", "conv_out.bias"):
+            decoder[name] = torch.cat([decoder[name]] * 2)
+        self.decoder.load_state_dict(self.decoder.state_dict() | decoder)
+        if isinstance(self.lr_encoder, TokenizerLREncoder):
+            self.lr_encoder.encoder.load_state_dict(tokenizer.encoder.state_dict())
+
+    def decode(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
+        """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
+        skips = {0: upsample_lr(lr, self.scale), self.scale.bit_length() - 1: features.skip}
+        return self.decoder(f_hat, skips)
+
+    @torch.no_grad()
+    def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:
+        """Predict the tokens of LR images and decode them.
+
+        Args:
+            lr: LR images, (B, 1, lr_side, lr_side).
+            decoding: strategy and its settings; greedy by default.
+            fidelity: from 0, the most perceptual output, to 1, the most faithful.
+
+        Raises:
+            ConfigurationError: if ``lr`` has another size.
+        """
+        if lr.shape[1:] != (1, self.lr_side, self.lr_side):
+            raise ConfigurationError(
+                f"the network got images of shape {tuple(lr.shape[1:])}, but it takes (1, {self.lr_side},"
+                f" {self.lr_side}); call it through miar_monai.inferers.BeamSearchInferer, which cuts other sizes into"
+                " tiles."
+            )
+        features = self.lr_encoder(lr)
+        context = self.transformer.context(features.f_lr)
+        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
+        perceptual, faithful = self.decode(decoded.f_hat, lr, features).split(1, dim=1)
+        return MIARResult(torch.lerp(perceptual, faithful, fidelity), decoded.tokens, decoded.score)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Super-resolve LR images (B, 1, lr_side, lr_side) greedily: (B, 1, scale · lr_side, scale · lr_side)."""
+        return self.super_resolve(lr).sr

@@ -1,0 +1,180 @@
+"""The autoregressive transformer: from the sum of the coarser scales to the tokens of the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table
+from miar_monai.networks.schedule import ScaleSchedule
+
+__all__ = ["Context", "MIARBlock", "MIARTransformer"]
+
+
+class Context(NamedTuple):
+    """What the transformer knows of the LR images: computed once, used at every scale and for every candidate."""
+
+    start: Tensor
+    """Start token: (B, 1, D)."""
+    blocks: list[KeyValue]
+    """Keys and values of the cross-attention of each block."""
+
+    def repeat(self, times: int) -> Context:
+        """Return the context with each sample ``times`` times in a row."""
+        return Context(self.start.repeat_interleave(times, dim=0), [kv.repeat(times) for kv in self.blocks])
+
+    def first(self, count: int) -> Context:
+        """Return the context of the first ``count`` samples."""
+        return Context(self.start[:count], [KeyValue(kv.key[:count], kv.value[:count]) for kv in self.blocks])
+
+
+class MIARBlock(nn.Module):
+    """Pre-norm residual block: self-attention, cross-attention to the LR features, MLP (paper Fig. 1B).
+
+    Args:
+        dim: D, width.
+        num_heads: number of heads of both attentions.
+        context_dim: channels of the LR features.
+        mlp_ratio: hidden width of the MLP over D.
+    """
+
+    def __init__(self, dim: int, num_heads: int, context_dim: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.norm1 = nn.RMSNorm(dim, eps=1e-6)
+        self.self_attention = SelfAttention(dim, num_heads)
+        self.norm2 = nn.RMSNorm(dim, eps=1e-6)
+        self.cross_attention = CrossAttention(dim, num_heads, context_dim)
+        self.norm3 = nn.RMSNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        context: KeyValue,
+        mask: Tensor | None = None,
+        cache: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Map tokens (B, L, D) to (B, L, D); also returns their keys and values, for a cache."""
+        attended, own = self.self_attention(self.norm1(x), table, mask, cache)
+        x = x + attended
+        x = x + self.cross_attention(self.norm2(x), table, context)
+        return x + self.mlp(self.norm3(x)), own
+
+
+class MIARTransformer(nn.Module):
+    """Predicts the tokens of every scale from the sum of the coarser ones and the features of the LR image.
+
+    In training, `forward` does all scales at once under a scale-wise causal mask. At inference, `step` does one scale
+    without a mask, over an explicit cache; both give the same logits.
+
+    Args:
+        scales: sides of the token maps, coarse to fine.
+        num_codes: V, size of the codebook.
+        latent_channels: C, length of a code.
+        context_channels: channels of the LR features.
+        dim: D, width.
+        depth: number of blocks.
+        num_heads: number of heads; dim / num_heads must be a multiple of 4.
+
+    Reference:
+        Paper Sec. 3.2, Fig. 1B and appendix A.
+
+    Example:
+        >>> transformer = MIARTransformer(
+        ...     (1, 2, 4), num_codes=16, latent_channels=8, context_channels=8, dim=16, num_heads=2)
+        >>> context = transformer.context(torch.randn(3, 8, 4, 4))
+        >>> transformer(torch.randn(3, 20, 8), context).shape
+        torch.Size([3, 21, 16])
+    """
+
+    blocks: list[MIARBlock]
+    levels: Tensor
+    mask: Tensor
+    table: Tensor
+
+    def __init__(
+        self,
+        scales: Sequence[int] = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+        num_codes: int = 4096,
+        latent_channels: int = 32,
+        context_channels: int = 32,
+        dim: int = 256,
+        depth: int = 4,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.schedule = ScaleSchedule(scales)
+        self.context_norm = nn.LayerNorm(context_channels)
+        self.start = nn.Linear(context_channels, dim)  # its bias is the learned start token
+        self.embed = nn.Linear(latent_channels, dim)
+        self.level_embedding = nn.Embedding(self.schedule.num_scales, dim)
+        blocks = [MIARBlock(dim, num_heads, context_channels) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # mypy cannot see what a ModuleList holds
+        self.norm_out = nn.RMSNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, num_codes)
+        levels = self.schedule.levels()
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("mask", levels[:, None] >= levels[None, :], persistent=False)
+        self.register_buffer("table", rotary_table(self.schedule.positions(), dim // num_heads), persistent=False)
+        self._initialize(dim, depth)
+
+    def _initialize(self, dim: int, depth: int) -> None:
+        """VAR's initialization: small weights, smaller where residuals add up, a nearly uniform first prediction."""
+        std = (1 / dim / 3) ** 0.5
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.start.bias, std=std)
+        for block in self.blocks:
+            for layer in (block.self_attention.out, block.cross_attention.out, block.mlp[-1]):
+                layer.get_parameter("weight").data.mul_((2 * depth) ** -0.5)
+        self.head.weight.data.mul_(0.02)
+
+    def context(self, f_lr: Tensor) -> Context:
+        """Prepare LR features (B, context_channels, G, G), which lie on the grid of the last scale."""
+        features = self.context_norm(f_lr.flatten(2).mT)  # (B, G², context_channels)
+        first, last = self.schedule.bounds[-1]
+        table = self.table[:, first:last]
+        return Context(
+            start=self.start(features.mean(dim=1, keepdim=True)),
+            blocks=[block.cross_attention.context(features, table) for block in self.blocks],
+        )
+
+    def forward(self, inputs: Tensor, context: Context) -> Tensor:
+        """Return the logits (B, L, V) of all scales, each from the scales before it.
+
+        Args:
+            inputs: for scales 1 to K - 1 the sum of all coarser scales, averaged down to them: (B, L - 1, C).
+            context: of the LR images.
+        """
+        x = torch.cat([context.start, self.embed(inputs)], dim=1) + self.level_embedding(self.levels)  # (B, L, D)
+        for block, key_value in zip(self.blocks, context.blocks, strict=True):
+            x, _ = block(x, self.table, key_value, mask=self.mask)
+        return self.head(self.norm_out(x))
+
+    def step(
+        self, inputs: Tensor | None, k: int, context: Context, cache: list[KeyValue] | None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Return the logits (B, side_k², V) of scale k and the keys and values it adds to the cache.
+
+        Args:
+            inputs: the sum of all coarser scales, averaged down to scale k: (B, side_k², C); None for scale 0.
+            k: scale, from 0.
+            context: of the LR images.
+            cache: keys and values of scales 0 to k - 1, for each block; None for scale 0. It is not changed.
+        """
+        first, last = self.schedule.bounds[k]
+        x = context.start if inputs is None else self.embed(inputs)
+        x = x + self.level_embedding.weight[k]  # (B, side_k², D)
+        table, added = self.table[:, first:last], []
+        for i, (block, key_value) in enumerate(zip(self.blocks, context.blocks, strict=True)):
+            x, own = block(x, table, key_value, cache=cache[i] if cache else None)
+            added.append(own)
+        return self.head(self.norm_out(x)), added

@@ -1,0 +1,465 @@
+"""The two trainers, what they report, and how a run survives being killed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, DiskSaver
+from monai.data.utils import set_rnd
+from monai.engines import Evaluator, Trainer
+from monai.losses import PatchAdversarialLoss
+from torch import Tensor, nn
+
+from miar_monai.errors import CheckpointError, OutputError
+from miar_monai.losses import ReconstructionLoss, adaptive_weight
+from miar_monai.networks import MSVQVAE
+
+__all__ = [
+    "EpochSeed",
+    "LossLogger",
+    "MIARTrainer",
+    "TokenizerEvaluator",
+    "TokenizerTrainer",
+    "WarmupCosine",
+    "attach_checkpoints",
+    "compile_networks",
+    "load_weights",
+    "save_weights",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class _StepTrainer(Trainer):
+    """What both stages share: mixed precision, clipped optimizer steps, losses by name in ``state.output``."""
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        train_handlers: Sequence | None = None,
+        epoch_length: int | None = None,
+        amp: bool = False,
+        max_grad_norm: float = 1.0,
+        key_train_metric: dict | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            handlers=train_handlers,
+            key_metric=key_train_metric,
+            amp=False,  # bfloat16 needs no gradient scaler, which is all that MONAI's flag would add here
+            decollate=False,
+        )
+        self.bfloat16 = amp
+        self.max_grad_norm = max_grad_norm
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def to_device(self, x: Tensor) -> Tensor:
+        return x.to(self.state.device, non_blocking=True)
+
+    def optimize(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+
+
+class TokenizerTrainer(_StepTrainer):
+    """Stage 1: the tokenizer against reconstruction, quantizer and, from an epoch on, adversarial losses.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: batches with ``"image"``, HR slices (B, 1, H, W) in about [0, 1].
+        network: the tokenizer, perhaps wrapped for several GPUs.
+        optimizer: of the tokenizer.
+        reconstruction: image loss.
+        discriminator, discriminator_optimizer: MONAI's `PatchDiscriminator` and its optimizer.
+        adversarial_weight: weight of the adversarial loss, on top of the adaptive one.
+        adversarial_start_epoch: first epoch, from 1, in which the discriminator takes part.
+        train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
+
+    Reference:
+        Paper Sec. 4.1.2; Esser et al., Taming Transformers, 2021 (losses).
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        reconstruction: ReconstructionLoss,
+        discriminator: nn.Module,
+        discriminator_optimizer: torch.optim.Optimizer,
+        adversarial_weight: float = 0.4,
+        adversarial_start_epoch: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(device, max_epochs, train_data_loader, **options)
+        self.network = network
+        self.optimizer = optimizer
+        self.reconstruction = reconstruction
+        self.discriminator = discriminator
+        self.discriminator_optimizer = discriminator_optimizer
+        self.adversarial_weight = adversarial_weight
+        self.adversarial_start_epoch = adversarial_start_epoch
+        self.adversarial_loss = PatchAdversarialLoss(criterion="hinge")
+
+    @property
+    def tokenizer(self) -> MSVQVAE:
+        """The tokenizer itself, without a wrapper for several GPUs."""
+        return getattr(self.network, "module", self.network)
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = self.to_device(batchdata["image"])
+        self.network.train()
+        adversarial = self.adversarial_weight > 0 and engine.state.epoch >= self.adversarial_start_epoch
+        with self.autocast():
+            if engine.state.iteration == 1:
+                with torch.no_grad():
+                    self.tokenizer.quantizer.initialize_codebook(self.tokenizer.encoder(images))
+            output = self.network(images)
+            reconstruction = output.reconstruction.float()
+            parts = {
+                "reconstruction_loss": self.reconstruction(reconstruction, images),
+                "quantizer_loss": output.quantizer_loss,
+            }
+            parts["loss"] = parts["reconstruction_loss"] + parts["quantizer_loss"]
+            if adversarial:
+                parts["generator_loss"] = self._judge(reconstruction, target_is_real=True, for_discriminator=False)
+                weight = adaptive_weight(
+                    parts["reconstruction_loss"], parts["generator_loss"], self.tokenizer.decoder.conv_out.weight
+                )
+                parts["loss"] = parts["loss"] + self.adversarial_weight * weight * parts["generator_loss"]
+        self.optimize(parts["loss"], self.optimizer)
+        if adversarial:
+            with self.autocast():
+                parts["discriminator_loss"] = 0.5 * (
+                    self._judge(images, target_is_real=True, for_discriminator=True)
+                    + self._judge(reconstruction.detach(), target_is_real=False, for_discriminator=True)
+                )
+            self.optimize(parts["discriminator_loss"], self.discriminator_optimizer)
+        return {name: part.detach() for name, part in parts.items()}
+
+    def _judge(self, images: Tensor, target_is_real: bool, for_discriminator: bool) -> Tensor:
+        self.discriminator.requires_grad_(for_discriminator)
+        logits = self.discriminator(images)[-1].float()
+        return self.adversarial_loss(logits, target_is_real=target_is_real, for_discriminator=for_discriminator)
+
+
+class MIARTrainer(_StepTrainer):
+    """Stage 2: transformer, LR encoder and decoder against `miar_monai.losses.MIARObjective`.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), and ``"label"``, HR slices (B, 1, H, W).
+        objective: the objective, perhaps wrapped for several GPUs.
+        optimizer: of the network's trainable parameters.
+        train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        **options: Any,
+    ) -> None:
+        super().__init__(device, max_epochs, train_data_loader, **options)
+        self.objective = objective
+        self.optimizer = optimizer
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        lr, hr = self.to_device(batchdata["image"]), self.to_device(batchdata["label"])
+        self.objective.train()
+        with self.autocast():
+            parts = self.objective(lr, hr)
+        self.optimize(parts["loss"], self.optimizer)
+        return {name: part.detach() for name, part in parts.items()}
+
+
+class TokenizerEvaluator(Evaluator):
+    """Validates a tokenizer: PSNR of each prefix of scales and with the quantizer bypassed, codes in use at each scale.
+
+    Results are in ``state.metrics``: ``psnr`` (all scales; also the key metric), ``psnr_prefix_<k>``,
+    ``psnr_unquantized``, ``codes_scale_<k>`` (distinct codes seen), ``codes_used`` (share of the codebook).
+
+    Args:
+        device: where to run.
+        val_data_loader: batches with ``"image"``, HR slices (B, 1, H, W) in about [0, 1].
+        network: the tokenizer.
+        val_handlers: handlers.
+        amp: bfloat16.
+        epoch_length: number of batches; all by default.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: Iterable,
+        network: MSVQVAE,
+        val_handlers: Sequence | None = None,
+        amp: bool = False,
+        epoch_length: int | None = None,
+    ) -> None:
+        self.network = network
+        self.bfloat16 = amp
+        super().__init__(device=device, val_data_loader=val_data_loader, epoch_length=epoch_length, decollate=False)
+        self.state.key_metric_name = "psnr"
+        self.add_event_handler(Events.EPOCH_STARTED, self._start)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._summarize)
+        self._register_handlers(val_handlers or [])
+
+    def _start(self) -> None:
+        schedule = self.network.schedule
+        self._squared_errors: dict[str, list[Tensor]] = {}
+        self._seen = torch.zeros(
+            schedule.num_scales, self.network.quantizer.num_codes, dtype=torch.bool, device=self.state.device
+        )
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = batchdata["image"].to(self.state.device)
+        network, schedule = self.network.eval(), self.network.schedule
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            tokens = network.encode(images)
+            decoded = {f"psnr_prefix_{k}": network.decode(tokens, k) for k in range(1, schedule.num_scales)}
+            decoded["psnr"] = network.decode(tokens)
+            decoded["psnr_unquantized"] = network.reconstruct_unquantized(images)
+        for name, image in decoded.items():
+            error = (image.float().clamp(0, 1) - images.clamp(0, 1)).square().mean(dim=(1, 2, 3))
+            self._squared_errors.setdefault(name, []).append(error)
+        for k, tokens_k in enumerate(schedule.split(tokens)):
+            self._seen[k, tokens_k.flatten()] = True
+        return {"image": images, "pred": decoded["psnr"].float(), "label": images}
+
+    def _summarize(self) -> None:
+        metrics = {
+            name: (-10 * torch.cat(errors).clamp(min=1e-12).log10()).mean().item()
+            for name, errors in self._squared_errors.items()
+        }
+        metrics |= {f"codes_scale_{k}": int(n) for k, n in enumerate(self._seen.sum(dim=1))}
+        metrics["codes_used"] = self._seen.any(dim=0).float().mean().item()
+        self.state.metrics |= metrics
+        if metrics["psnr"] > self.state.best_metric:
+            self.state.best_metric, self.state.best_metric_epoch = metrics["psnr"], self.state.epoch
+
+
+class EpochSeed:
+    """Seeds everything random at the start of each epoch from the seed and the epoch's number.
+
+    A run that is resumed at an epoch's start then sees the same numbers as one that never stopped.
+
+    Args:
+        seed: seed of the run; processes of one job add their rank.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Seed Python, NumPy, torch and the dataset's random transforms."""
+        seed = self.seed + 1000 * engine.state.epoch + engine.state.rank
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        set_rnd(engine.data_loader.dataset, seed)
+
+
+class LossLogger:
+    """Averages the losses that a trainer returns, and reports them every few iterations.
+
+    The means go to the log, to ``engine.state.metrics`` (from where `monai.handlers` send them to MLflow), and as a
+    curve to TensorBoard files in ``output_dir``.
+
+    Args:
+        interval: iterations between two reports.
+        output_dir: folder of the TensorBoard files; none are written without it.
+    """
+
+    def __init__(self, interval: int = 50, output_dir: str | Path | None = None) -> None:
+        self.interval = interval
+        self.output_dir = output_dir
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._writer = None
+        if self.output_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.output_dir))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
+
+    def _add(self, engine: Engine) -> None:
+        for name, value in engine.state.output.items():
+            self._sums[name] = self._sums.get(name, 0) + value  # stays on the device: no synchronization
+        self._count += 1
+
+    def _report(self, engine: Engine) -> None:
+        if not self._count:
+            return
+        means = {name: (total / self._count).item() for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        engine.state.metrics |= means
+        state = engine.state
+        text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+        logger.info("epoch %d/%d, iteration %d: %s", state.epoch, state.max_epochs, state.iteration, text)
+        if self._writer is not None:
+            for name, value in means.items():
+                self._writer.add_scalar(name, value, state.iteration)
+            self._writer.flush()
+
+
+class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
+    """Learning rate for each iteration: linear up during the warm-up, then half a cosine down to ``final_lr``.
+
+    With ``final_lr`` equal to the optimizer's rate, it stays fixed after the warm-up, as in the paper.
+
+    Args:
+        optimizer: the optimizer; its rate is the highest.
+        warmup_steps: iterations of the warm-up.
+        total_steps: iterations of the whole run.
+        final_lr: rate at the end.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> WarmupCosine(optimizer, warmup_steps=10, total_steps=100, final_lr=0.1).get_last_lr()
+        [0.1]
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, final_lr: float) -> None:
+        lowest = final_lr / optimizer.param_groups[0]["lr"]
+
+        def factor(step: int) -> float:
+            progress = min(max(step - warmup_steps, 0) / max(total_steps - warmup_steps, 1), 1.0)
+            return min((step + 1) / max(warmup_steps, 1), lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2)
+
+        super().__init__(optimizer, factor)
+
+
+def compile_networks(enabled: bool, *networks: nn.Module) -> None:
+    """Compile networks in place with `torch.compile`, if enabled; their state dicts keep their names."""
+    for network in networks if enabled else ():
+        network.compile()
+
+
+def attach_checkpoints(
+    trainer: Trainer, objects: Mapping[str, Any], directory: str | Path, resume: bool = False, interval: int = 1
+) -> None:
+    """Save a training run every ``interval`` epochs, and continue one if asked.
+
+    Files are written under a temporary name and renamed; the newest two are kept.
+
+    Args:
+        trainer: the trainer; its epoch and iteration are part of the checkpoint.
+        objects: everything with a state: networks, optimizers, schedulers, moving averages.
+        directory: folder of the checkpoints, made if needed.
+        resume: continue from the newest checkpoint in the folder; start anew where there is none.
+        interval: number of epochs between two checkpoints.
+
+    Raises:
+        OutputError: if the folder holds a run and ``resume`` is false, or cannot be written.
+        CheckpointError: if the newest checkpoint does not fit.
+    """
+    directory = Path(directory)
+    found = sorted(directory.glob("checkpoint_*.pt"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+    if found and not resume:
+        raise OutputError(
+            f"{directory} holds the checkpoint of another run ({found[-1].name}); add --resume true to continue it,"
+            " or choose another --output_dir."
+        )
+    to_save = {"trainer": trainer, **objects}
+    if found:
+        max_epochs = trainer.state.max_epochs
+        try:
+            # a checkpoint of our own run holds the optimizer's state, tensors and numbers only
+            Checkpoint.load_objects(to_save, torch.load(found[-1], map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise CheckpointError(
+                f"{found[-1]} cannot be continued ({_first_line(error)}); it belongs to another configuration or is"
+                " damaged: use the configuration it was made with, or delete it."
+            ) from error
+        trainer.state.max_epochs = max_epochs
+        logger.info("continuing after epoch %d of %s", trainer.state.epoch, found[-1])
+    try:
+        saver = DiskSaver(str(directory), create_dir=True, require_empty=False)
+    except OSError as error:
+        raise OutputError(f"{directory} cannot be written ({error}); choose another --output_dir.") from error
+    checkpoint = Checkpoint(
+        to_save, saver, n_saved=2, filename_pattern="{filename_prefix}_{global_step}.{ext}", filename_prefix="checkpoint",
+        global_step_transform=lambda engine, _: engine.state.epoch, include_self=False,
+    )
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, checkpoint)
+
+
+def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> None:
+    """Write the state dict of a network, in half precision if asked, under a temporary name that is then renamed."""
+    path = Path(path)
+    state = {
+        name: (value.half() if half and value.is_floating_point() else value).cpu()
+        for name, value in getattr(network, "module", network).state_dict().items()
+    }
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); choose another --output_dir.") from error
+
+
+def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:
+    """Load a state dict into a network and return the network.
+
+    Args:
+        network: receives the weights.
+        path: file written by `save_weights`.
+        hint: what to do when the file is missing, for the user.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or belongs to another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there are no weights at {path}; {hint}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint ({_first_line(error)}); {hint}") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} belongs to another network ({_first_line(error)}); use the configuration it was made with, or {hint}"
+        ) from error
+    return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(":")

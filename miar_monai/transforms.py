@@ -1,0 +1,365 @@
+"""Transforms of volumes and slices: array versions, and dictionary versions (``...d``) of the same operation.
+
+Images are channel-first: volumes (1, X, Y, Z), slices (1, X, Y). X and Y are the in-plane axes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Compose, InvertibleTransform, MapTransform, Transform
+from monai.transforms.utils import allow_missing_keys_mode
+from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor
+from torch import Tensor
+
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ImageError
+from miar_monai.geometry import axial_axis, downscaled_affine, upscaled_affine
+from miar_monai.io import check_output_folder, read_volume, volume_stem, write_nifti
+
+__all__ = [
+    "CentralSlices",
+    "CentralSlicesd",
+    "InvertSuperResolutiond",
+    "LoadVolume",
+    "LoadVolumed",
+    "SaveVolume",
+    "SaveVolumed",
+    "ScaleIntensityHU",
+    "ScaleIntensityHUd",
+    "ScaleIntensityRobust",
+    "ScaleIntensityRobustd",
+    "SimulateLowResolution",
+    "SimulateLowResolutiond",
+]
+
+_DTYPE_KEY = "original_dtype"
+
+
+def _name(image: Tensor) -> str:
+    """Return what the user knows an image by: its file."""
+    return str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "the volume"))
+
+
+def _moved(image: MetaTensor, voxels: Tensor, affine: np.ndarray) -> MetaTensor:
+    """Return ``voxels`` with the metadata of ``image`` and a new affine."""
+    moved = MetaTensor(voxels).copy_meta_from(image)
+    moved.affine = torch.as_tensor(affine, dtype=torch.float64)
+    return moved
+
+
+class LoadVolume(Transform):
+    """Read a volume with `miar_monai.io.read_volume`.
+
+    Returns a `MetaTensor` (1, X, Y, Z), float32, in the orientation and the units of the file, whose metadata holds
+    the affine, the path (``filename_or_obj``) and the dtype that a result is written in (``original_dtype``).
+    """
+
+    def __call__(self, path: str | os.PathLike[str]) -> MetaTensor:
+        """Return the volume at ``path``, a NIfTI file or a folder with a DICOM series."""
+        volume = read_volume(path)
+        return MetaTensor(
+            torch.from_numpy(np.ascontiguousarray(volume.array))[None],
+            affine=torch.as_tensor(volume.affine, dtype=torch.float64),
+            meta={ImageMetaKey.FILENAME_OR_OBJ: str(volume.path), _DTYPE_KEY: volume.dtype.name},
+        )
+
+
+class SaveVolume(Transform):
+    """Write a volume as ``<output_dir>/<input stem>_<postfix>.nii.gz``, in the dtype of its input.
+
+    Args:
+        output_dir: folder of the results; made if needed.
+        postfix: ending of the name.
+        overwrite: replace existing files.
+
+    Raises:
+        OutputError: if the folder cannot be written to; said here, before hours of work.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], postfix: str = "sr", overwrite: bool = False) -> None:
+        check_output_folder(output_dir)
+        self.output_dir = Path(output_dir)
+        self.postfix = postfix
+        self.overwrite = overwrite
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Write ``image``, (1, X, Y, Z), and return it unchanged.
+
+        Raises:
+            OutputError: if the file exists or cannot be written.
+        """
+        name = f"{volume_stem(image.meta[ImageMetaKey.FILENAME_OR_OBJ])}_{self.postfix}.nii.gz"
+        array = image.as_tensor()[0].cpu().float().numpy()
+        dtype = image.meta.get(_DTYPE_KEY, "float32")
+        write_nifti(self.output_dir / name, array, np.asarray(image.affine), dtype, self.overwrite)
+        return image
+
+
+class CentralSlices(Transform):
+    """Keep the central slices along the patient's inferior-superior axis, whatever axis of the array that is.
+
+    The paper takes the central 40 axial slices (Section 4.1). Where one more slice could stay above or below, it is
+    dropped above, so that the choice does not depend on how the volume is stored.
+
+    Args:
+        num_slices: how many slices to keep; None keeps all.
+
+    Example:
+        >>> CentralSlices(4)(MetaTensor(torch.zeros(1, 5, 5, 7), affine=torch.eye(4))).affine[2, 3].item()
+        1.0
+    """
+
+    def __init__(self, num_slices: int | None = 40) -> None:
+        self.num_slices = num_slices
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return the central slices of a volume (C, X, Y, Z), with the affine that belongs to them.
+
+        Raises:
+            ImageError: if the volume has fewer slices.
+        """
+        if self.num_slices is None:
+            return image
+        affine = np.asarray(image.affine, dtype=np.float64)
+        axis = axial_axis(affine)
+        surplus = image.shape[axis + 1] - self.num_slices
+        if surplus < 0:
+            raise ImageError(
+                f"{_name(image)} has {image.shape[axis + 1]} axial slices and num_slices asks for the central "
+                f"{self.num_slices}: use a volume with more slices, or set num_slices lower or to null."
+            )
+        start = surplus // 2 if affine[2, axis] > 0 else surplus - surplus // 2
+        shift = np.eye(4)
+        shift[axis, 3] = start
+        return _moved(image, image.as_tensor().narrow(axis + 1, start, self.num_slices), affine @ shift)
+
+
+class SimulateLowResolution(Transform):
+    """Degrade slices in-plane as the paper does (Section 4.1): bicubic downsampling and a Gaussian blur.
+
+    Args:
+        scale: HR voxels for each LR voxel along X and Y.
+        sigma: standard deviation of the blur in voxels of the side it acts on; 0 leaves the blur out.
+        blur_on: ``"lr"`` (the paper's words) or ``"hr"``.
+
+    Example:
+        >>> SimulateLowResolution()(torch.zeros(1, 32, 16, 7)).shape
+        torch.Size([1, 8, 4, 7])
+    """
+
+    def __init__(self, scale: int = 4, sigma: float = 1.0, blur_on: str = "lr") -> None:
+        self.degradation = Degradation(scale, sigma, blur_on)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the LR version of a slice (C, X, Y) or a volume (C, X, Y, Z); for a `MetaTensor` with its affine.
+
+        Raises:
+            ConfigurationError: if X or Y is not a multiple of the scale.
+        """
+        voxels = convert_to_tensor(image, track_meta=False)
+        slices = voxels.movedim(-1, 1) if voxels.ndim == 4 else voxels
+        lr = self.degradation(slices)
+        lr = lr.movedim(1, -1).contiguous() if voxels.ndim == 4 else lr
+        if not isinstance(image, MetaTensor):
+            return lr
+        scale = self.degradation.scale
+        return _moved(image, lr, downscaled_affine(np.asarray(image.affine), (scale, scale, 1)))
+
+
+class _ScaleIntensity(InvertibleTransform):
+    """Map an intensity window linearly to [0, 1], without clipping, and back; a subclass says which window."""
+
+    def window(self, image: Tensor) -> tuple[float, float]:
+        """Return the intensities that become 0 and 1."""
+        raise NotImplementedError
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the scaled image, float32, of the same shape."""
+        image = convert_to_tensor(image, track_meta=True)
+        low, high = self.window(image)
+        scaled = (image.float() - low) / (high - low)
+        return self.push_transform(scaled, extra_info={"low": low, "high": high})
+
+    def inverse(self, image: MetaTensor) -> MetaTensor:
+        """Return the image in the units it had before, float32."""
+        window = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
+        return image * (window["high"] - window["low"]) + window["low"]
+
+
+class ScaleIntensityRobust(_ScaleIntensity):
+    """Scale an MRI volume: its minimum becomes 0, a high percentile of the voxels above the minimum becomes 1.
+
+    The background of a volume is not counted, so the size of the field of view does not change the scale.
+    Brighter voxels stay above 1. Invertible.
+
+    Args:
+        percentile: the percentile that becomes 1, in (0, 100].
+
+    Example:
+        >>> ScaleIntensityRobust(100)(torch.tensor([[0.0, 0.0, 50.0, 200.0]])).tolist()
+        [[0.0, 0.0, 0.25, 1.0]]
+    """
+
+    def __init__(self, percentile: float = 99.5) -> None:
+        self.percentile = percentile
+
+    def window(self, image: Tensor) -> tuple[float, float]:
+        """Return the minimum and the percentile.
+
+        Raises:
+            ImageError: if the volume is constant.
+        """
+        voxels = convert_to_tensor(image, track_meta=False).cpu().numpy()
+        low = float(voxels.min())
+        above = voxels[voxels > low]
+        if not above.size:
+            raise ImageError(
+                f"{_name(image)}: all {voxels.size} voxels are {low:g}; a volume with contrast is needed to scale "
+                "its intensities: leave this volume out."
+            )
+        return low, float(np.percentile(above, self.percentile))
+
+
+class ScaleIntensityHU(_ScaleIntensity):
+    """Scale a CT volume: the Hounsfield units ``low`` become 0 and ``high`` become 1, the same for every volume.
+
+    Units outside of the window stay outside of [0, 1]. Invertible.
+
+    Args:
+        low: HU that become 0.
+        high: HU that become 1.
+
+    Example:
+        >>> ScaleIntensityHU()(torch.tensor([[-1024.0, 0.0, 1024.0]])).tolist()
+        [[0.0, 0.5, 1.0]]
+    """
+
+    def __init__(self, low: float = -1024, high: float = 1024) -> None:
+        self.low = low
+        self.high = high
+
+    def window(self, image: Tensor) -> tuple[float, float]:
+        """Return ``low`` and ``high``."""
+        return self.low, self.high
+
+
+class _ArrayTransformd(MapTransform):
+    """Apply an array transform to each of the keys."""
+
+    def __init__(self, keys: KeysCollection, transform: Any, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` with the transform applied to the keys."""
+        return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}
+
+
+class _InvertibleArrayTransformd(_ArrayTransformd, InvertibleTransform):
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` with the transform undone at the keys."""
+        return {**data, **{key: self.transform.inverse(data[key]) for key in self.key_iterator(data)}}
+
+
+class LoadVolumed(_ArrayTransformd):
+    """Dictionary version of `LoadVolume`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, LoadVolume(), allow_missing_keys)
+
+
+class SaveVolumed(_ArrayTransformd):
+    """Dictionary version of `SaveVolume`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        output_dir: str | os.PathLike[str] = ".",
+        postfix: str = "sr",
+        overwrite: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, SaveVolume(output_dir, postfix, overwrite), allow_missing_keys)
+
+
+class CentralSlicesd(_ArrayTransformd):
+    """Dictionary version of `CentralSlices`."""
+
+    def __init__(self, keys: KeysCollection, num_slices: int | None = 40, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, CentralSlices(num_slices), allow_missing_keys)
+
+
+class SimulateLowResolutiond(_ArrayTransformd):
+    """Dictionary version of `SimulateLowResolution`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        scale: int = 4,
+        sigma: float = 1.0,
+        blur_on: str = "lr",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, SimulateLowResolution(scale, sigma, blur_on), allow_missing_keys)
+
+
+class ScaleIntensityRobustd(_InvertibleArrayTransformd):
+    """Dictionary version of `ScaleIntensityRobust`."""
+
+    def __init__(self, keys: KeysCollection, percentile: float = 99.5, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, ScaleIntensityRobust(percentile), allow_missing_keys)
+
+
+class ScaleIntensityHUd(_InvertibleArrayTransformd):
+    """Dictionary version of `ScaleIntensityHU`."""
+
+    def __init__(
+        self, keys: KeysCollection, low: float = -1024, high: float = 1024, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, ScaleIntensityHU(low, high), allow_missing_keys)
+
+
+class InvertSuperResolutiond(MapTransform):
+    """Bring a super-resolved prediction back to the intensities and the voxel axes of its input.
+
+    MONAI's `Invertd` gives the prediction the affine of the LR image, four times too large in millimeters. Here the
+    prediction covers the field of view of the LR image: its affine follows from the two sizes.
+
+    Args:
+        keys: key of the prediction, (1, X', Y', Z').
+        transform: the preprocessing that was applied to ``orig_key``; its invertible parts are undone.
+        orig_key: key of the network's input, a `MetaTensor` (1, X, Y, Z).
+        allow_missing_keys: pass over missing predictions.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        transform: Compose,
+        orig_key: str = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = transform
+        self.orig_key = orig_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` with the predictions in the units and the orientation of the input."""
+        return {**data, **{key: self._invert(data[key], data[self.orig_key]) for key in self.key_iterator(data)}}
+
+    def _invert(self, prediction: Tensor, image: MetaTensor) -> MetaTensor:
+        factors = [new / old for new, old in zip(prediction.shape[1:], image.shape[1:], strict=True)]
+        affine = upscaled_affine(np.asarray(image.affine), factors)
+        placed = _moved(image, convert_to_tensor(prediction, track_meta=False).detach().cpu(), affine)
+        placed.applied_operations = deepcopy(image.applied_operations)
+        with allow_missing_keys_mode(self.transform):
+            return self.transform.inverse({self.orig_key: placed})[self.orig_key]
