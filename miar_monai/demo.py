@@ -22,10 +22,11 @@ from monai.transforms import CenterSpatialCrop, Compose
 from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation
-from miar_monai.errors import CheckpointError, ConfigurationError, ImageError, report_errors_in_one_sentence
+from miar_monai.errors import ConfigurationError, ImageError, report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.figures import side_by_side
 from miar_monai.io import write_nifti
+from miar_monai.training import load_weights
 from miar_monai.transforms import (
     CentralSlices,
     InvertSuperResolutiond,
@@ -76,7 +77,9 @@ def template() -> Path:
     return Path(nilearn.origin).parent / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
 
-def degrade(path: str | os.PathLike[str], output_dir: str | os.PathLike[str], num_slices: int = 40) -> tuple[Path, Path]:
+def degrade(
+    path: str | os.PathLike[str], output_dir: str | os.PathLike[str], num_slices: int = 40
+) -> tuple[Path, Path]:
     """Write the central axial slices of a volume as truth, and what is left of them at a quarter of the resolution.
 
     Args:
@@ -87,12 +90,17 @@ def degrade(path: str | os.PathLike[str], output_dir: str | os.PathLike[str], nu
     Returns:
         The truth and the LR volume.
     """
-    hr = CentralSlices(num_slices)(LoadVolume()(path))
-    hr = CenterSpatialCrop([size // 4 * 4 for size in hr.shape[1:3]] + [-1])(hr)
-    truth, low_resolution = Path(output_dir, "hr.nii.gz"), Path(output_dir, "lr.nii.gz")
-    for file, volume in ((truth, hr), (low_resolution, SimulateLowResolution()(hr))):
-        write_nifti(file, volume.as_tensor()[0].numpy(), np.asarray(volume.affine), overwrite=True)
-    return truth, low_resolution
+    volume = CentralSlices(num_slices)(LoadVolume()(path))
+    hr = CenterSpatialCrop([size // 4 * 4 for size in volume.shape[1:3]] + [-1])(volume)
+    return (
+        _write(hr, Path(output_dir, "hr.nii.gz")),
+        _write(SimulateLowResolution()(hr), Path(output_dir, "lr.nii.gz")),
+    )
+
+
+def _write(volume: Tensor, path: Path) -> Path:
+    """Write a volume (1, X, Y, Z), a `MetaTensor`, over the one of an earlier demo."""
+    return write_nifti(path, np.asarray(volume)[0], np.asarray(volume.affine), overwrite=True)  # type: ignore[attr-defined]
 
 
 def load_bundle(
@@ -118,24 +126,12 @@ def load_bundle(
             f"{config} does not exist: a bundle folder is needed; "
             "call the demo from the repository's folder, or give --bundle."
         )
-    if not weights.is_file():
-        raise CheckpointError(
-            f"{weights} does not exist: the trained weights of the bundle are needed; "
-            "train it (see its docs/README.md), or give a --bundle that has them."
-        )
     parser = ConfigParser()
     parser.read_config(config)
     parser["bundle_root"] = str(bundle)
     parser["inferer"] = {**parser["inferer"], "lookahead_tokens": lookahead_tokens, "progress": True}
     network = parser.get_parsed_content("network_def")
-    try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch has no common class for a damaged file and a foreign network
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{weights} cannot be loaded ({reason}): the weights of the network in {config} are needed; "
-            "get the file again, or train the bundle."
-        ) from error
+    load_weights(network, weights, "train the bundle (see its docs/README.md), or give --bundle one that has them.")
     return network.to(device).eval(), parser.get_parsed_content("inferer")
 
 
@@ -176,22 +172,21 @@ def run_demo(
     folder = Path(output_dir)
     truth, low_resolution = degrade(path, folder, num_slices)
     sr, milliseconds = super_resolve(low_resolution, network, inferer, device or torch.device("cpu"))
-    super_resolved = write_nifti(
-        folder / "sr.nii.gz", sr.as_tensor()[0].numpy(), np.asarray(sr.affine), overwrite=True
-    )
-    hr = LoadVolume()(truth)
-    low, high = ScaleIntensityRobust().window(hr)
-    slices = [image.as_tensor().movedim(-1, 0) for image in (LoadVolume()(low_resolution), sr, hr)]
+    super_resolved = _write(sr, folder / "sr.nii.gz")
+    hr, lr = LoadVolume()(truth), LoadVolume()(low_resolution)
+
     evaluation = SuperResolutionEvaluation(Degradation(), METRICS)
-    scaled = [(image - low) / (high - low) for image in slices]
-    evaluation(*scaled, subject="icbm152", slices=range(num_slices), milliseconds=milliseconds)
+    low, high = ScaleIntensityRobust().window(hr)
+    lr_slices, sr_slices, hr_slices = (image.as_tensor().movedim(-1, 0) for image in (lr, sr, hr))
+    scaled = [(slices - low) / (high - low) for slices in (lr_slices, sr_slices, hr_slices)]
+    evaluation(scaled[0], scaled[1], scaled[2], "icbm152", range(num_slices), milliseconds)
     rows, table = evaluation.write(folder, overwrite=True)
 
-    lr, sr_slice, hr_slice = (image[num_slices // 2, 0].numpy() for image in slices)
-    bicubic = evaluation.baselines(slices[0])["bicubic"][num_slices // 2, 0].numpy()
-    panels = {"LR": lr, "bicubic": bicubic, "MIAR": sr_slice, "truth": hr_slice}
+    bicubic = evaluation.baselines(lr_slices)["bicubic"]
+    stacks = {"LR": lr_slices, "bicubic": bicubic, "MIAR": sr_slices, "truth": hr_slices}
+    middle = {title: slices[num_slices // 2, 0].numpy() for title, slices in stacks.items()}
     spacing = (float(hr.pixdim[0]), float(hr.pixdim[1]))
-    picture = side_by_side(panels, folder / "comparison.png", spacing, overwrite=True)
+    picture = side_by_side(middle, folder / "comparison.png", spacing, overwrite=True)
     return DemoResult(truth, low_resolution, super_resolved, picture, rows, table)
 
 
@@ -211,9 +206,10 @@ def main(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    brain = template()
     network, inferer = load_bundle(bundle, torch.device(device), lookahead_tokens)
     logger.info("Super-resolving 40 slices of the ICBM152 brain on %s; two CPU cores need up to three minutes.", device)
-    result = run_demo(template(), network, inferer, output_dir, torch.device(device))
+    result = run_demo(brain, network, inferer, output_dir, torch.device(device))
     print(result.table.read_text(encoding="utf-8"))
     for name, path in result._asdict().items():
         print(f"{name.replace('_', ' '):15} {path}")

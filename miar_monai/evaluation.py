@@ -9,9 +9,10 @@ import csv
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ class SuperResolutionEvaluation:
         slices = {(row["subject"], row["slice"]) for row in self.rows}
         patients = {subject for subject, _ in slices}
         head = (
-            f"{len(slices)} slices of {len(patients)} patients; mean ± standard deviation over the slices, "
+            f"{_count(slices, 'slice')} of {_count(patients, 'patient')}; mean ± standard deviation over the slices, "
             f"intensities clamped to [0, 1], body: largest component above {self.body_threshold:g}."
         )
         return "\n".join([head, "", *lines, *(["", *(f"- {note}" for note in notes)] if notes else []), ""])
@@ -186,6 +187,10 @@ class SuperResolutionEvaluation:
         with whole_file(table, overwrite) as part:
             part.write_text(self.table(), encoding="utf-8")
         return rows, table
+
+
+def _count(things: Collection[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _title(column: str) -> str:
@@ -246,13 +251,16 @@ class EvaluationHandler:
         self._started = time.perf_counter()
 
     def _stop_clock(self, engine: Engine) -> None:
-        if engine.state.output[CommonKeys.PRED].is_cuda:
+        output: Any = engine.state.output
+        if output[CommonKeys.PRED].is_cuda:
             torch.cuda.synchronize()
         self._seconds = time.perf_counter() - self._started
 
     def _evaluate(self, engine: Engine) -> None:
-        num_slices = sum(output[CommonKeys.PRED].shape[-1] for output in engine.state.output)
-        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+        batches: Any = engine.state.batch
+        outputs: Any = engine.state.output
+        num_slices = sum(output[CommonKeys.PRED].shape[-1] for output in outputs)
+        for batch, output in zip(batches, outputs, strict=True):
             lr, hr, sr = (output[key].movedim(-1, 0) for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED))
             subject = batch.get("subject") or volume_stem(output[CommonKeys.LABEL].meta[ImageMetaKey.FILENAME_OR_OBJ])
             self.evaluation(lr, sr, hr, subject, range(len(hr)), 1e3 * self._seconds / num_slices)

@@ -110,7 +110,8 @@ def side_by_side(
     zoom = _enlarged(hr, spacing)
     errors = {title: abs(image - hr) for title, image in panels.items() if image.shape == hr.shape and title != truth}
     gray = {"cmap": "gray", "vmin": hr.min(), "vmax": np.percentile(hr, 99.8)}
-    hot = {"cmap": "magma", "vmin": 0, "vmax": max([np.percentile(error, 99.8) for error in errors.values()], default=1)}
+    worst = max([np.percentile(error, 99.8) for error in errors.values()], default=1)
+    hot = {"cmap": "magma", "vmin": 0, "vmax": worst}
 
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "savefig.dpi": 200}):
         height = 2.1 * (1.0 + 2 * extent[1] / extent[0]) + 0.4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.error import URLError
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.decoding import Decoding, decode_tokens
@@ -22,8 +22,8 @@ class ReconstructionLoss(nn.Module):
         l1: weight of the mean absolute error.
         l2: weight of the mean squared error.
         perceptual: weight of MONAI's `PerceptualLoss` (LPIPS); 0 needs no weights.
-        network: backbone of the perceptual loss: ``"alex"``, ``"squeeze"`` or ``"vgg"``. Its weights come from the torch
-            hub folder, or are downloaded there by torchvision.
+        network: backbone of the perceptual loss: ``"alex"``, ``"squeeze"`` or ``"vgg"``. Its weights come from the
+            torch hub folder, or are downloaded there by torchvision.
 
     Raises:
         MissingWeightsError: if the backbone's weights are neither on this machine nor to be had.
@@ -56,8 +56,8 @@ def perceptual_distance(network: str) -> nn.Module:
         loss = PerceptualLoss(spatial_dims=2, network_type=network, is_fake_3d=False)
     except (URLError, OSError) as error:
         raise MissingWeightsError(
-            f"the weights of the perceptual loss {network!r} are not in {torch.hub.get_dir()}/checkpoints and could not be"
-            " downloaded; put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
+            f"the weights of the perceptual loss {network!r} are not in {torch.hub.get_dir()}/checkpoints and could not"
+            " be downloaded; put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
         ) from error
     return loss.eval().requires_grad_(False)
 
@@ -80,7 +80,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     Example:
         >>> w = torch.ones(2, requires_grad=True)
         >>> adaptive_weight((3 * w).sum(), w.sum(), w)
-        tensor(2.9997)
+        tensor(2.9998)
     """
     pull = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
     push = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
@@ -129,7 +129,7 @@ class MIARObjective(nn.Module):
         scale_weight_power: weight of a token of scale k is (L_K / L_k)^power: 0 treats all tokens alike, 0.5 protects
             the early scales (Infinity).
         image_weight: weight of both image losses.
-        image_samples: samples of a batch that the image losses look at; 0 leaves the decoder as the tokenizer's.
+        image_samples: samples of a batch that the image losses look at.
 
     Reference:
         Paper Sec. 3.1–3.2; Han et al., Infinity, 2024, Sec. 3.4 (bitwise self-correction).
@@ -182,8 +182,11 @@ class MIARObjective(nn.Module):
             inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
         return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1)
 
-    def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum."""
+    def forward(self, lr: Tensor, hr: Tensor, with_images: bool = True) -> dict[str, Tensor]:
+        """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum.
+
+        Decoding takes as long as the rest, so the trainer asks for the image losses only every few iterations.
+        """
         tokens, inputs = self.teach(hr)
         features = self.network.lr_encoder(lr)
         context = self.network.transformer.context(features.f_lr)
@@ -191,7 +194,7 @@ class MIARObjective(nn.Module):
         parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
         parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
         parts["loss"] = parts["token_loss"]
-        if self.image_samples > 0:
+        if with_images:
             n = self.image_samples
             with torch.no_grad():
                 predicted = decode_tokens(

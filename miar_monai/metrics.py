@@ -1,8 +1,8 @@
 """Image quality, slice by slice: fidelity (PSNR, SSIM), the same inside the body, and perceptual metrics.
 
 All metrics take slices (N, 1, H, W) in [0, 1] and return N values; the caller clamps, in one place. PSNR and SSIM
-need nothing but MONAI. The perceptual metrics are pyiqa's (license: non-commercial; ``pip install miar-monai[metrics]``)
-and need weight files, which are looked for and never downloaded.
+need nothing but MONAI. The perceptual metrics are pyiqa's (``pip install miar-monai[metrics]``; its license is
+non-commercial) and need weight files, which are looked for and never downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from miar_monai.errors import ConfigurationError, MissingWeightsError
 __all__ = ["METRICS", "Metric", "Score", "body_mask", "create_metrics", "psnr", "ssim"]
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``score(sr, hr, body)``: slices, slices, masks (all N, 1, H, W) to values (N,); lives on the device of its creation."""
+"""``score(sr, hr, body)``: from slices, true slices and masks, each (N, 1, H, W), to the values, (N,)."""
 
 _SSIM_WINDOW = 11  # Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5; MONAI's defaults
 

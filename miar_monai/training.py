@@ -65,6 +65,11 @@ class _StepTrainer(Trainer):
         self.bfloat16 = amp
         self.max_grad_norm = max_grad_norm
 
+    def run(self) -> None:  # type: ignore[override]  # as MONAI's Trainer
+        """Train up to ``max_epochs``; nothing is left to do for a run that was resumed at its end."""
+        if self.state.epoch < self.state.max_epochs:  # ignite would start a finished run anew
+            super().run()
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
@@ -125,7 +130,8 @@ class TokenizerTrainer(_StepTrainer):
     @property
     def tokenizer(self) -> MSVQVAE:
         """The tokenizer itself, without a wrapper for several GPUs."""
-        return getattr(self.network, "module", self.network)
+        network: Any = getattr(self.network, "module", self.network)
+        return network
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         images = self.to_device(batchdata["image"])
@@ -173,6 +179,7 @@ class MIARTrainer(_StepTrainer):
         train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), and ``"label"``, HR slices (B, 1, H, W).
         objective: the objective, perhaps wrapped for several GPUs.
         optimizer: of the network's trainable parameters.
+        image_interval: iterations from one image loss to the next.
         train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
     """
 
@@ -183,17 +190,19 @@ class MIARTrainer(_StepTrainer):
         train_data_loader: Iterable,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
+        image_interval: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(device, max_epochs, train_data_loader, **options)
         self.objective = objective
         self.optimizer = optimizer
+        self.image_interval = image_interval
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         lr, hr = self.to_device(batchdata["image"]), self.to_device(batchdata["label"])
         self.objective.train()
         with self.autocast():
-            parts = self.objective(lr, hr)
+            parts = self.objective(lr, hr, with_images=engine.state.iteration % self.image_interval == 0)
         self.optimize(parts["loss"], self.optimizer)
         return {name: part.detach() for name, part in parts.items()}
 
@@ -306,8 +315,7 @@ class LossLogger:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._writer = None
         if self.output_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -316,16 +324,16 @@ class LossLogger:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
 
-    def _add(self, engine: Engine) -> None:
+    def _add(self, engine: Any) -> None:
         for name, value in engine.state.output.items():
-            self._sums[name] = self._sums.get(name, 0) + value  # stays on the device: no synchronization
-        self._count += 1
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1  # stays on the device: no synchronization
 
     def _report(self, engine: Engine) -> None:
-        if not self._count:
+        if not self._sums:
             return
-        means = {name: (total / self._count).item() for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
         engine.state.metrics |= means
         state = engine.state
         text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -358,7 +366,8 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
 
         def factor(step: int) -> float:
             progress = min(max(step - warmup_steps, 0) / max(total_steps - warmup_steps, 1), 1.0)
-            return min((step + 1) / max(warmup_steps, 1), lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2)
+            cosine = lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
+            return min((step + 1) / max(warmup_steps, 1), cosine)
 
         super().__init__(optimizer, factor)
 
@@ -412,25 +421,40 @@ def attach_checkpoints(
     except OSError as error:
         raise OutputError(f"{directory} cannot be written ({error}); choose another --output_dir.") from error
     checkpoint = Checkpoint(
-        to_save, saver, n_saved=2, filename_pattern="{filename_prefix}_{global_step}.{ext}", filename_prefix="checkpoint",
-        global_step_transform=lambda engine, _: engine.state.epoch, include_self=False,
+        to_save,
+        saver,
+        filename_prefix="checkpoint",
+        filename_pattern="{filename_prefix}_{global_step}.{ext}",
+        n_saved=2,
+        global_step_transform=lambda engine, _: engine.state.epoch,
     )
+    checkpoint.load_state_dict({"_saved": [(int(path.stem.rsplit("_", 1)[1]), path.name) for path in found[-2:]]})
     trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, checkpoint)
 
 
 def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> None:
-    """Write the state dict of a network, in half precision if asked, under a temporary name that is then renamed."""
-    path = Path(path)
+    """Write the state dict of a network under a temporary name that is then renamed.
+
+    Args:
+        network: the network, perhaps wrapped for several GPUs.
+        path: file to write; its folder is made if needed.
+        half: write parameters in half precision. Buffers stay as they are: the codebook's sums would overflow.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    path, network = Path(path), getattr(network, "module", network)
+    parameters = {name for name, _ in network.named_parameters()}
     state = {
-        name: (value.half() if half and value.is_floating_point() else value).cpu()
-        for name, value in getattr(network, "module", network).state_dict().items()
+        name: (value.half() if half and name in parameters else value).cpu()
+        for name, value in network.state_dict().items()
     }
     temporary = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, temporary)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the file cannot be opened
         raise OutputError(f"{path} cannot be written ({error}); choose another --output_dir.") from error
 
 
@@ -456,7 +480,8 @@ def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path} belongs to another network ({_first_line(error)}); use the configuration it was made with, or {hint}"
+            f"{path} belongs to another network ({_first_line(error)}); use the configuration it was made with, or"
+            f" {hint}"
         ) from error
     return network
 

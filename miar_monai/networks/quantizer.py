@@ -7,6 +7,7 @@ inference all go through it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,21 @@ class Phi(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.lerp(h, self.conv(h), self.ratio)
+
+
+def nearest_tick(k: int, num_scales: int, num_ticks: int) -> int:
+    """Return which tick is nearest to k / (K - 1), of ticks from 1 / 3n to 1 - 1 / 3n on [0, 1]; the first of two.
+
+    VAR's rule in exact numbers: with K = 10 and n = 4 two scales lie right between two ticks, and rounding must not
+    decide which convolution a trained tokenizer uses.
+
+    Example:
+        >>> [nearest_tick(k, 10, 4) for k in range(10)]
+        [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    """
+    place = Fraction(k, max(num_scales - 1, 1))
+    first, spacing = Fraction(1, 3 * num_ticks), Fraction(3 * num_ticks - 2, 3 * num_ticks * max(num_ticks - 1, 1))
+    return min(range(num_ticks), key=lambda tick: abs(first + tick * spacing - place))
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -113,16 +129,16 @@ class MultiScaleQuantizer(nn.Module):
         self.register_buffer("ema_sum", self.codebook.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.phis = nn.ModuleList(Phi(latent_channels) for _ in range(num_phi))
+        num_scales = self.schedule.num_scales
+        self.phi_of_scale = [nearest_tick(k, num_scales, num_phi) for k in range(num_scales)]
         side = self.schedule.latent_side
         for k, p in enumerate(self.schedule.sides):
             self.register_buffer(f"down_{k}", interpolation_matrix(side, p, "area").float(), persistent=False)
             self.register_buffer(f"up_{k}", interpolation_matrix(p, side, "bicubic").float(), persistent=False)
 
     def phi(self, k: int) -> nn.Module:
-        """Return the φ convolution of scale k: the one whose tick on [0, 1] is nearest to k / (K - 1)."""
-        position = k / max(self.schedule.num_scales - 1, 1)
-        ticks = torch.linspace(1 / 3 / len(self.phis), 1 - 1 / 3 / len(self.phis), len(self.phis))
-        return self.phis[int((ticks - position).abs().argmin())]
+        """Return the φ convolution of scale k."""
+        return self.phis[self.phi_of_scale[k]]
 
     def add_scale(self, f_hat: Tensor, tokens: Tensor, k: int) -> Tensor:
         """Add the codes of one scale to the sum of the coarser ones: ``f_hat + φ_k(upsample(codebook[tokens]))``.
@@ -223,7 +239,7 @@ class MultiScaleQuantizer(nn.Module):
 
         The trainer calls this once, with the first batch.
         """
-        f = f.float()
+        f = f.to(self.codebook.dtype)
         f_hat, residuals = torch.zeros_like(f), []
         for k in range(self.schedule.num_scales):
             side = self.schedule.sides[k]

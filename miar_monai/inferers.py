@@ -1,0 +1,158 @@
+"""MONAI's inferer interface around MIAR: slices and volumes of any in-plane size, streamed through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, sliding_window_inference
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from miar_monai.decoding import Decoding
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ConfigurationError
+from miar_monai.geometry import upscaled_affine
+from miar_monai.networks import MIAR
+
+__all__ = ["BeamSearchInferer"]
+
+
+class BeamSearchInferer(Inferer):
+    """Super-resolves 2D slices or the slices of 3D volumes by beam-search decoding.
+
+    In-plane sizes other than the network's are cut into overlapping tiles, whose results are blended with Gaussian
+    weights; smaller ones are padded with their border. Slices without contrast are returned as they are. A `MetaTensor`
+    comes back with the affine of the finer grid: same field of view, through-plane untouched. Nothing is kept between
+    calls.
+
+    Args:
+        lookahead_tokens: the paper's K: tokens of each scale that may take their second choice; 0 is greedy.
+        alpha: weight of the margin in the choice of these tokens (Eq. 4).
+        strategy: ``"beam"``, ``"greedy"``, ``"top_k"`` or ``"top_p"``.
+        selection, score, top_k, top_p, temperature, seed: see `miar_monai.decoding.Decoding`.
+        fidelity: from 0, the most perceptual output, to 1, the most faithful.
+        degradation: how the LR images came about, if that is known: the result is then made consistent with them.
+        damping: of that correction; about 1e-3 for floating-point images and 1e-2 for 8 bits (see `Degradation.enforce`).
+        tile_size: in-plane size of a tile; the network's.
+        sw_batch_size: tiles that go through the network at once.
+        overlap: share of a tile that it has in common with its neighbor, in [0, 1).
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ConfigurationError: if a setting is out of range.
+
+    Reference:
+        Paper Sec. 3.3; tiles by `monai.inferers.sliding_window_inference`.
+
+    Example:
+        >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
+        ...     dim=16, depth=1, num_heads=2).eval()
+        >>> inferer = BeamSearchInferer(lookahead_tokens=1, tile_size=8)
+        >>> inferer(torch.rand(1, 1, 11, 9, 3), network).shape
+        torch.Size([1, 1, 44, 36, 3])
+    """
+
+    def __init__(
+        self,
+        lookahead_tokens: int = 1,
+        alpha: float = 1.0,
+        strategy: str = "beam",
+        selection: str = "uncertain",
+        score: str = "lookahead",
+        top_k: int = 900,
+        top_p: float = 0.96,
+        temperature: float = 1.0,
+        seed: int = 0,
+        fidelity: float = 0.5,
+        degradation: Degradation | None = None,
+        damping: float = 1e-3,
+        tile_size: int = 64,
+        sw_batch_size: int = 4,
+        overlap: float = 0.25,
+        progress: bool = False,
+    ) -> None:
+        self.decoding = Decoding(
+            strategy, lookahead_tokens, alpha, selection, score, top_k, top_p, temperature, seed
+        )
+        for name, value, low, high in (
+            ("fidelity", fidelity, 0, 1),
+            ("overlap", overlap, 0, 0.99),
+            ("sw_batch_size", sw_batch_size, 1, float("inf")),
+            ("damping", damping, 0, float("inf")),
+        ):
+            if not low <= value <= high:
+                raise ConfigurationError(f"{name} is {value}, but it must lie between {low} and {high}.")
+        self.fidelity = fidelity
+        self.degradation = degradation
+        self.damping = damping
+        self.tile_size = tile_size
+        self.sw_batch_size = sw_batch_size
+        self.overlap = overlap
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Super-resolve a batch of slices (B, 1, h, w) or of volumes (B, 1, h, w, D), axial slices along the last axis.
+
+        Args:
+            inputs: LR images in about [0, 1].
+            network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile) and takes
+                ``args`` and ``kwargs``.
+
+        Returns:
+            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``.
+
+        Raises:
+            ConfigurationError: if ``inputs`` has another number of axes.
+        """
+        if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
+            raise ConfigurationError(
+                f"the inferer got a tensor of shape {tuple(inputs.shape)}, but it takes (B, 1, h, w) or (B, 1, h, w, D)."
+            )
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
+        predictor = self._predictor(network, args, kwargs)
+        result = torch.cat([sr.to(plain.device) for sr in self._stream(slices, predictor)])  # (B * D, 1, H, W)
+        if plain.ndim == 5:
+            result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, 1, H, W, D)
+        return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
+
+    def _predictor(self, network: Callable[..., Tensor], args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
+        """Return a function of one batch of tiles, on the network's device."""
+        module = getattr(network, "module", network)  # without a wrapper for several GPUs
+        device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
+        if isinstance(module, MIAR):
+            decode = partial(module.super_resolve, decoding=self.decoding, fidelity=self.fidelity)
+            return lambda tiles: decode(tiles.to(device)).sr
+        return lambda tiles: network(tiles.to(device), *args, **kwargs)
+
+    def _stream(self, slices: Tensor, predictor: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Yield the results of a few slices at a time, so that memory does not grow with their number."""
+        chunks = slices.split(self.sw_batch_size)
+        for chunk in tqdm(chunks, desc="super-resolving", unit="batch", disable=not self.progress):
+            sr = sliding_window_inference(
+                chunk,
+                roi_size=(self.tile_size, self.tile_size),
+                sw_batch_size=self.sw_batch_size,
+                predictor=predictor,
+                overlap=self.overlap,
+                mode="gaussian",
+                padding_mode="replicate",
+            )
+            if self.degradation is not None:
+                sr = self.degradation.enforce(sr, chunk.to(sr), self.damping)
+            low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
+            yield torch.where((low == high).to(sr.device), low.to(sr), sr)
+
+    @staticmethod
+    def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:
+        """Give the result the input's metadata and the affine of the finer grid."""
+        output = MetaTensor(result).copy_meta_from(inputs)
+        scale = result.shape[2] / inputs.shape[2]
+        affine = torch.as_tensor(inputs.affine, dtype=torch.float64)
+        finer = [torch.from_numpy(upscaled_affine(a.numpy(), (scale, scale, 1))) for a in affine.view(-1, 4, 4).cpu()]
+        output.affine = torch.stack(finer).view(affine.shape)
+        return output

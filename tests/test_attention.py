@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table, rotate
+from miar_monai.networks.schedule import ScaleSchedule
+
+HEAD = 8
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@given(st.lists(st.tuples(st.floats(-40, 40), st.floats(-40, 40)), min_size=1, max_size=9))
+def test_rotation_keeps_norms(positions: list[tuple[float, float]]) -> None:
+    x = normal(2, 3, len(positions), HEAD)
+    turned = rotate(x, rotary_table(torch.tensor(positions), HEAD))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
+
+
+def test_equal_places_on_two_scales_get_equal_angles() -> None:
+    schedule = ScaleSchedule((1, 3, 9))  # the center of a cell of side 3 is the center of a cell of side 9
+    tables = schedule.split(rotary_table(schedule.positions(), HEAD), dim=1)
+    torch.testing.assert_close(tables[0], tables[1].unflatten(1, (3, 3))[:, 1, 1][:, None])
+    torch.testing.assert_close(tables[1].unflatten(1, (3, 3)), tables[2].unflatten(1, (9, 9))[:, 1::3, 1::3])
+
+
+def test_angles_follow_the_rotary_formula() -> None:
+    (cos, sin) = rotary_table(torch.tensor([[3.0, -2.5]]), HEAD)
+    angles = torch.tensor([[3.0, 3.0 * 10000 ** (-0.5), -2.5, -2.5 * 10000 ** (-0.5)]], dtype=torch.float64)
+    torch.testing.assert_close(cos, angles.cos().float())
+    torch.testing.assert_close(sin, angles.sin().float())
+
+
+@given(st.floats(-20, 20), st.floats(-20, 20))
+def test_scores_depend_on_offsets_only(rows: float, columns: float) -> None:
+    positions = torch.rand(6, 2, dtype=torch.float64) * 32
+    q, k = normal(1, 2, 6, HEAD), normal(1, 2, 6, HEAD)
+
+    def scores(places: torch.Tensor) -> torch.Tensor:
+        table = rotary_table(places, HEAD)
+        return rotate(q, table) @ rotate(k, table).mT
+
+    shifted = scores(positions + torch.tensor([rows, columns], dtype=torch.float64))
+    torch.testing.assert_close(shifted, scores(positions), rtol=0, atol=1e-5)  # the table is in single precision
+    assert not torch.allclose(scores(positions * 1.5), shifted, atol=1e-2)
+
+
+def test_rows_and_columns_turn_different_pairs() -> None:
+    rows, columns = rotary_table(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), HEAD).unbind(1)
+    assert torch.equal(rows[:, :2], columns[:, 2:])
+    assert torch.equal(rows[:, 2:], rotary_table(torch.zeros(1, 2), HEAD)[:, 0, 2:])
+
+
+def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
+    attention = SelfAttention(16, num_heads=2).double()
+    x, table = normal(3, 7, 16), rotary_table(torch.rand(7, 2) * 5, HEAD)
+    level = torch.tensor([0, 1, 1, 1, 2, 2, 2])
+    masked, _ = attention(x, table, mask=level[:, None] >= level)
+    cache, parts = None, []
+    for first, last in ((0, 1), (1, 4), (4, 7)):
+        out, own = attention(x[:, first:last], table[:, first:last], cache=cache)
+        cache = own if cache is None else cache.append(own)
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, dim=1), masked, rtol=0, atol=1e-12)
+
+
+def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperature() -> None:
+    attention = SelfAttention(16, num_heads=2).double()
+    x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
+    _, own = attention(x, table)
+    q = attention.queries(x, table)
+    expected = (q @ own.key.mT).softmax(dim=-1) @ own.value
+    torch.testing.assert_close(attention.attend(q, own), attention.out(expected.transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(q.norm(dim=-1), torch.full((1, 2, 5), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(own.key.norm(dim=-1), torch.ones(1, 2, 5, dtype=torch.float64), rtol=1e-6, atol=0)
+    attention.log_temperature.data.fill_(9.0)
+    assert attention.queries(x, table).norm(dim=-1).max() <= 100.01
+
+
+def test_cross_attention_depends_on_offsets_between_tokens_and_features() -> None:
+    attention = CrossAttention(16, num_heads=2, context_dim=5).double()
+    x, features = normal(2, 4, 16), normal(2, 9, 5)
+    here, there = torch.rand(4, 2, dtype=torch.float64) * 9, torch.rand(9, 2, dtype=torch.float64) * 9
+
+    def attend(shift: float) -> torch.Tensor:
+        context = attention.context(features, rotary_table(there + shift, HEAD))
+        return attention(x, rotary_table(here + shift, HEAD), context)
+
+    torch.testing.assert_close(attend(3.5), attend(0.0), rtol=0, atol=1e-5)
+    order = torch.randperm(9)
+    shuffled = attention.context(features[:, order], rotary_table(there[order], HEAD))
+    torch.testing.assert_close(attention(x, rotary_table(here, HEAD), shuffled), attend(0.0))
+
+
+def test_cache_operations_make_new_caches() -> None:
+    cache = KeyValue(normal(2, 2, 3, 4), normal(2, 2, 3, 4))
+    kept = KeyValue(cache.key.clone(), cache.value.clone())
+    repeated = cache.repeat(3)
+    for i in range(6):
+        assert torch.equal(repeated.key[i], cache.key[i // 3])
+        assert torch.equal(repeated.value[i], cache.value[i // 3])
+    back = repeated.select(torch.tensor([4, 1]))
+    assert torch.equal(back.key, cache.key.flip(0))
+    assert torch.equal(back.value, cache.value.flip(0))
+    longer = cache.append(KeyValue(cache.key[:, :, :1], cache.value[:, :, :1]))
+    assert torch.equal(longer.key[:, :, :3], cache.key)
+    assert torch.equal(longer.value[:, :, 3], cache.value[:, :, 0])
+    assert torch.equal(cache.key, kept.key)
+    assert torch.equal(cache.value, kept.value)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ConfigurationError
+from tests.phantoms import head
+
+DEGRADATIONS = [Degradation(), Degradation(blur_on="hr"), Degradation(sigma=0), Degradation(scale=2, sigma=0.8)]
+
+
+@pytest.fixture(params=DEGRADATIONS, ids=str)
+def degradation(request: pytest.FixtureRequest) -> Degradation:
+    return request.param
+
+
+@pytest.fixture
+def hr() -> torch.Tensor:
+    return torch.from_numpy(head((64, 48, 5), seed=3)).movedim(-1, 0)
+
+
+def test_positions_are_centered(degradation: Degradation) -> None:
+    size, scale = 128, degradation.scale
+    ramp = torch.arange(size, dtype=torch.float64)
+    inner = slice(8, -8)
+    positions = degradation.matrix(size) @ ramp
+    expected = ramp.reshape(-1, scale).mean(1)
+    torch.testing.assert_close(positions[inner], expected[inner], atol=1e-9, rtol=0)
+
+
+def test_constants_stay(degradation: Degradation) -> None:
+    lr = degradation(torch.full((2, 1, 64, 48), 0.7, dtype=torch.float64))
+    assert lr.shape == (2, 1, 64 // degradation.scale, 48 // degradation.scale)
+    torch.testing.assert_close(lr, torch.full_like(lr, 0.7))
+
+
+def test_it_is_the_matrix_on_both_axes(degradation: Degradation, hr: torch.Tensor) -> None:
+    rows, columns = degradation.matrix(64), degradation.matrix(48)
+    torch.testing.assert_close(degradation(hr), torch.einsum("ih,bhw,jw->bij", rows, hr, columns))
+
+
+def test_adjoint(degradation: Degradation, hr: torch.Tensor) -> None:
+    x = hr.clone().requires_grad_()
+    lr = degradation(x)
+    y = torch.randn(lr.shape, dtype=lr.dtype, generator=torch.Generator().manual_seed(0))
+    (adjoint,) = torch.autograd.grad((lr * y).sum(), x)
+    torch.testing.assert_close((adjoint * hr).sum(), (lr * y).sum())
+
+
+def test_blur_is_a_gaussian_on_the_side_that_is_named() -> None:
+    image = torch.zeros(128, 128, dtype=torch.float64)
+    image[64:68, 64:68] = 1
+
+    def variance(lr: torch.Tensor) -> float:
+        profile = lr.sum(0) / lr.sum()
+        positions = torch.arange(len(profile), dtype=torch.float64)
+        return float((profile * positions**2).sum() - (profile * positions).sum() ** 2)
+
+    plain = variance(Degradation(sigma=0)(image))
+    assert variance(Degradation(sigma=1)(image)) - plain == pytest.approx(1, abs=0.01)
+    assert variance(Degradation(sigma=4, blur_on="hr")(image)) - plain == pytest.approx(1, abs=0.01)
+
+
+def test_enforcing_exact_data_never_raises_the_error(degradation: Degradation, hr: torch.Tensor) -> None:
+    lr = degradation(hr)
+    for noise in (0.0, 0.01, 0.2):
+        estimate = hr + noise * torch.randn(hr.shape, dtype=hr.dtype, generator=torch.Generator().manual_seed(1))
+        enforced = degradation.enforce(estimate, lr, damping=0)
+        error, error_before = (((x - hr) ** 2).mean((1, 2)) for x in (enforced, estimate))
+        assert (error <= error_before + 1e-12).all()
+        torch.testing.assert_close(degradation(enforced), lr, atol=1e-9, rtol=0)
+        torch.testing.assert_close(degradation.enforce(enforced, lr, damping=0), enforced, atol=1e-9, rtol=0)
+
+
+def test_enforce_is_the_tikhonov_solution() -> None:
+    degradation, damping = Degradation(), 0.1
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(size, generator=generator, dtype=torch.float64) for size in [(16, 12), (4, 3)])
+    operator = torch.kron(degradation.matrix(16), degradation.matrix(12))
+    normal = operator.T @ operator + damping**2 * torch.eye(16 * 12, dtype=torch.float64)
+    correction = torch.linalg.solve(normal, operator.T @ (y.flatten() - operator @ x.flatten()))
+    torch.testing.assert_close(degradation.enforce(x, y, damping), x + correction.reshape(16, 12))
+
+
+def test_damping_trusts_noisy_data_less(hr: torch.Tensor) -> None:
+    degradation = Degradation()
+    lr = degradation(hr)
+    noisy = lr + 0.01 * torch.randn(lr.shape, dtype=lr.dtype, generator=torch.Generator().manual_seed(0))
+    errors = [float(((degradation.restore(noisy, damping) - hr) ** 2).mean()) for damping in (1e-6, 0.05)]
+    assert errors[1] < errors[0] / 10
+
+
+def test_restore_beats_bicubic(degradation: Degradation, hr: torch.Tensor) -> None:
+    lr = degradation(hr)
+    bicubic = torch.nn.functional.interpolate(lr[None], size=hr.shape[-2:], mode="bicubic")[0]
+    assert ((degradation.restore(lr, 1e-3) - hr) ** 2).mean() < ((bicubic - hr) ** 2).mean()
+
+
+def test_dtype_and_autocast(hr: torch.Tensor) -> None:
+    degradation, x = Degradation(), hr.float()
+    lr = degradation(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(degradation(x), lr)
+        assert degradation.restore(lr, 0.01).dtype == torch.float32
+    torch.testing.assert_close(lr.double(), degradation(hr), atol=1e-6, rtol=0)
+
+
+def test_matrices_made_in_inference_mode_serve_training_too() -> None:
+    degradation = Degradation(sigma=0.987)
+    with torch.inference_mode():
+        degradation.restore(degradation(torch.rand(1, 32, 32)), 0.1)
+    x = torch.rand(1, 32, 32, requires_grad=True)
+    degradation.enforce(x * x, degradation(x * x), 0.1).sum().backward()
+    assert np.isfinite(x.grad.numpy()).all()
+
+
+def test_the_matrix_can_be_changed_by_its_owner() -> None:
+    Degradation().matrix(32).zero_()
+    assert Degradation().matrix(32).sum() == pytest.approx(8)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    degradation = Degradation()
+    sentence = (
+        "^an image side of 30 voxels cannot be degraded by 4: .* multiple of 4; crop or pad the image to 28 voxels"
+    )
+    for call in (
+        lambda: degradation.matrix(30),
+        lambda: degradation(torch.zeros(1, 32, 30)),
+        lambda: degradation.enforce(torch.zeros(1, 32, 30), torch.zeros(1, 8, 7), 0),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            call()
+
+
+@pytest.mark.parametrize("settings", [{"scale": 0}, {"scale": 2.5}, {"sigma": -1}, {"blur_on": "sr"}])
+def test_settings_out_of_range_are_refused(settings: dict) -> None:
+    with pytest.raises(ConfigurationError, match=r"^Degradation\(.*\) is out of range: scale must be a whole number"):
+        Degradation(**settings)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from miar_monai import demo
+from miar_monai.demo import degrade, load_bundle, main, run_demo, template
+from miar_monai.errors import CheckpointError, ConfigurationError, ImageError
+from miar_monai.geometry import fov_corners
+from miar_monai.io import write_nifti
+
+AFFINE = np.array([[1.5, 0, 0, -30], [0, 1.25, 0, 10], [0, 0, 3, -7], [0, 0, 0, 1]], dtype=np.float64)
+
+
+class Repeat:
+    """Super-resolve volumes by repeating voxels; built from a bundle's config as the real inferer is."""
+
+    def __init__(self, lookahead_tokens: int = 0, progress: bool = False) -> None:
+        self.lookahead_tokens = lookahead_tokens
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
+        return network(inputs).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+@pytest.fixture
+def volume(phantom: Tensor, tmp_path: Path) -> Path:
+    """Write a volume of the phantom in units of 0 to 800."""
+    return write_nifti(tmp_path / "in" / "phantom.nii.gz", 800 * phantom[0].numpy(), AFFINE)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    write_bundle(folder, {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1})
+    return folder
+
+
+def write_bundle(folder: Path, network: dict[str, Any]) -> None:
+    for name in ("configs", "models"):
+        (folder / name).mkdir(parents=True)
+    config = {"network_def": network, "inferer": {"_target_": f"{__name__}.Repeat"}}
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    torch.save(nn.Conv2d(1, 1, 1).state_dict(), folder / "models" / "model.pt")
+
+
+def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(volume: Path, tmp_path: Path) -> None:
+    before = volume.read_bytes()
+    result = run_demo(volume, nn.Identity(), Repeat(), tmp_path / "out", num_slices=5)
+    hr, lr, sr = (nib.load(path) for path in result[:3])
+    assert (hr.shape, lr.shape, sr.shape) == ((36, 28, 5), (9, 7, 5), (36, 28, 5))
+    corners = fov_corners(hr.affine, hr.shape)
+    for image in (lr, sr):
+        assert fov_corners(image.affine, image.shape) == pytest.approx(corners, abs=1e-4)
+        assert np.array_equal(image.get_qform(), image.get_sform())
+    # the corner voxel of the crop is voxel (0, 1, 1) of the input
+    assert hr.affine == pytest.approx(AFFINE @ np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]))
+    assert hr.get_fdata() == pytest.approx(nib.load(volume).get_fdata()[:36, 1:29, 1:6])
+    assert sr.get_fdata()[::4, ::4] == pytest.approx(lr.get_fdata(), abs=1e-3)
+    assert volume.read_bytes() == before
+
+
+def test_the_table_compares_what_was_written(volume: Path, tmp_path: Path) -> None:
+    result = run_demo(volume, nn.Identity(), Repeat(), tmp_path / "out", num_slices=5)
+    with result.rows.open(newline="", encoding="utf-8") as file:
+        psnr = {(row["method"], row["slice"]): float(row["PSNR"]) for row in csv.DictReader(file)}
+    assert len(psnr) == 20
+    for i in range(5):  # the stand-in is nearest-neighbor interpolation
+        assert psnr["MIAR", str(i)] == pytest.approx(psnr["nearest", str(i)], abs=1e-3)
+    assert result.table.read_text(encoding="utf-8").startswith("5 slices of 1 patient;")
+    assert result.picture.stat().st_size > 10_000
+
+
+def test_a_second_demo_replaces_the_first(volume: Path, tmp_path: Path) -> None:
+    first, second = (run_demo(volume, nn.Identity(), Repeat(), tmp_path / "out", num_slices=n) for n in (3, 5))
+    assert first == second
+    assert nib.load(second.super_resolved).shape[2] == 5
+
+
+def test_the_brain_of_the_demo_is_there_and_oriented_as_assumed() -> None:
+    pytest.importorskip("nilearn")
+    image = nib.load(template())
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert image.shape == (197, 233, 189)
+
+
+def test_without_nilearn_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    with pytest.raises(ImageError, match=r"not installed: install it with pip install miar-monai\[demo\]"):
+        template()
+
+
+def test_network_and_inferer_come_from_the_bundle(bundle: Path) -> None:
+    network, inferer = load_bundle(bundle, torch.device("cpu"), lookahead_tokens=2)
+    saved = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert not network.training
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    assert (inferer.lookahead_tokens, inferer.progress) == (2, True)
+
+
+def test_a_folder_without_a_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"inference\.json does not exist: a bundle folder is needed"):
+        load_bundle(tmp_path, torch.device("cpu"), 0)
+
+
+def test_missing_damaged_and_foreign_weights_are_named(bundle: Path, tmp_path: Path) -> None:
+    weights = bundle / "models" / "model.pt"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"model\.pt is not a readable checkpoint .* train the bundle"):
+        load_bundle(bundle, torch.device("cpu"), 0)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"there are no weights at .*model\.pt; train the bundle"):
+        load_bundle(bundle, torch.device("cpu"), 0)
+    write_bundle(tmp_path / "other", {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2})
+    with pytest.raises(CheckpointError, match=r"model\.pt belongs to another network"):
+        load_bundle(tmp_path / "other", torch.device("cpu"), 0)
+
+
+def test_the_command_prints_the_table_and_where_the_files_lie(
+    volume: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brain = write_nifti(tmp_path / "brain.nii.gz", np.random.rand(37, 31, 41), AFFINE)
+    monkeypatch.setattr(demo, "template", lambda: brain)
+    monkeypatch.setattr(demo, "load_bundle", lambda *args: (nn.Identity(), Repeat()))
+    main(str(tmp_path / "out"), str(bundle), "cpu")
+    printed = capsys.readouterr().out
+    assert "| MIAR |" in printed
+    assert all(str(tmp_path / "out" / name) in printed for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))
+
+
+def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "miar_monai.demo", f"--bundle={tmp_path}", f"--output_dir={tmp_path}/out"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_degraded_volume_is_what_the_degradation_makes_of_the_truth(volume: Path, tmp_path: Path) -> None:
+    truth, low_resolution = degrade(volume, tmp_path / "out", num_slices=7)
+    hr, lr = (torch.from_numpy(nib.load(path).get_fdata()).movedim(-1, 0) for path in (truth, low_resolution))
+    torch.testing.assert_close(demo.Degradation()(hr), lr, atol=1e-3, rtol=0)

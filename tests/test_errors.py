@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from miar_monai import errors
+from miar_monai.errors import MiarError, find_miar_error
+
+CLASSES = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
+SCRIPT = """
+from miar_monai.errors import GeometryError, report_errors_in_one_sentence
+report_errors_in_one_sentence()
+try:
+    {inner}
+except Exception as error:
+    raise RuntimeError("Failed to instantiate component") from error
+"""
+
+
+def run(inner: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", SCRIPT.format(inner=inner)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_error_is_ours_and_also_a_builtin_one_that_keeps_its_text(kind: type[MiarError]) -> None:
+    assert issubclass(kind, MiarError)
+    assert kind is MiarError or len(kind.__bases__) == 2
+    assert str(kind("a.nii.gz: one sentence.")) == "a.nii.gz: one sentence."
+
+
+def test_ours_is_found_wherever_it_is_in_the_chain() -> None:
+    ours, wrapped, outermost = errors.ImageError("ours"), ValueError("wrapped"), RuntimeError("outermost")
+    wrapped.__cause__ = ours
+    outermost.__context__ = wrapped
+    assert find_miar_error(outermost) is ours
+    assert find_miar_error(ours) is ours
+
+
+def test_a_chain_without_ours_ends_even_if_it_is_a_circle() -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert find_miar_error(one) is None
+    assert find_miar_error(None) is None
+
+
+def test_a_user_sees_one_sentence_and_a_nonzero_exit() -> None:
+    done = run("raise GeometryError('a.nii.gz: the affine is singular.')")
+    assert done.returncode == 1
+    assert done.stderr == "error: a.nii.gz: the affine is singular.\n"
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    done = run("1 / 0")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr

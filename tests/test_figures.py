@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from miar_monai.errors import ConfigurationError, OutputError
+from miar_monai.figures import displayed, scale_bar_mm, sharpest_square, side_by_side
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def panels(phantom: Tensor) -> dict[str, np.ndarray]:
+    hr = torch.nn.functional.pad(phantom[0, ..., 3], (0, 1, 0, 3)).numpy()
+    lr = hr.reshape(10, 4, 8, 4).mean((1, 3))
+    return {"LR": lr, "nearest": lr.repeat(4, 0).repeat(4, 1), "truth": hr}
+
+
+def read(path: Path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]
+
+
+def test_the_picture_is_drawn_without_a_display_and_inputs_are_kept(
+    panels: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    before = {title: image.copy() for title, image in panels.items()}
+    path = side_by_side(panels, tmp_path / "figures" / "a.png", spacing=(0.9, 1.1), unit="HU")
+    image = read(path)
+    assert image.shape[1] > 1000
+    assert 0.05 < np.mean(image < 0.9) < 0.95  # neither blank nor solid
+    assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+    assert all(np.array_equal(before[title], panels[title]) for title in panels)
+
+
+def test_the_picture_depends_on_every_panel(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    pictures = [side_by_side(panels, tmp_path / "all.png")]
+    for title in ("LR", "nearest"):
+        changed = panels | {title: np.flip(panels[title], 0) * 0.5}
+        pictures.append(side_by_side(changed, tmp_path / f"{title}.png"))
+    drawn = [path.read_bytes() for path in pictures]
+    assert len(set(drawn)) == 3
+
+
+def test_a_picture_is_not_replaced_unless_allowed(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"a\.png exists already"):
+        side_by_side(panels, path)
+    assert path.read_bytes() == b"mine"
+    side_by_side(panels, path, overwrite=True)
+    assert path.read_bytes() != b"mine"
+
+
+def test_a_picture_without_errors_to_show_is_drawn_too(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    assert side_by_side({"truth": panels["truth"]}, tmp_path / "one.png").is_file()
+
+
+def test_the_truth_must_be_there(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no panel is called 'HR', only \['LR', 'nearest', 'truth'\]"):
+        side_by_side(panels, tmp_path / "a.png", truth="HR")
+
+
+def test_anterior_is_up_and_the_right_of_the_patient_is_on_the_left() -> None:
+    image = np.zeros((37, 31))
+    image[36, 30] = 1  # the far end of R and of A in a RAS volume
+    assert displayed(image).shape == (31, 37)
+    assert displayed(image)[0, 0] == 1
+
+
+@given(st.floats(10, 900))
+def test_the_scale_bar_is_round_and_fits(width: float) -> None:
+    length = scale_bar_mm(width)
+    assert str(length).rstrip("0") in ("1", "2", "5")
+    assert width / 10 < length <= width / 4 or length == 1
+
+
+@given(st.integers(0, 25), st.integers(0, 19))
+def test_the_sharpest_square_holds_the_edges_wherever_they_are(x: int, y: int) -> None:
+    image = np.zeros((37, 31))
+    image[x : x + 12, y : y + 12] = 1
+    found = sharpest_square(image, 16)
+    assert all(0 <= first <= size - 16 for first, size in zip(found, image.shape, strict=True))
+    assert image[found[0] : found[0] + 16, found[1] : found[1] + 16].sum() == image.sum()

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tiny import spread, tiny_miar, tiny_slices, tiny_tokenizer
+from torch import Tensor
+
+from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.errors import ConfigurationError
+from miar_monai.networks import MIAR
+
+MODES = ("initialized", "shared", "light")
+
+
+def trained(lr_encoder: str = "light") -> MIAR:
+    """Return a network whose two output maps and skips differ, as after training."""
+    network = tiny_miar(lr_encoder=lr_encoder)
+    spread(network.transformer)
+    for skip in network.decoder.skips.values():
+        torch.nn.init.normal_(skip.weight, std=0.1)
+    return network.double().eval()
+
+
+def lr_images(batch_size: int = 3) -> Tensor:
+    return torch.nn.functional.avg_pool2d(tiny_slices(batch_size), 4).double()
+
+
+@pytest.mark.parametrize("lr_encoder", MODES)
+def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> None:
+    network, lr = trained(lr_encoder), lr_images()
+    with torch.no_grad():
+        features = network.lr_encoder(lr)
+        context = network.transformer.context(features.f_lr)
+        decoded = decode_tokens(network.transformer, network.quantizer, context, Decoding("greedy"))
+        maps = network.decode(network.quantizer.decode(decoded.tokens), lr, features)
+    result = network.super_resolve(lr)
+    assert torch.equal(network(lr), result.sr)
+    assert torch.equal(result.tokens, decoded.tokens)
+    torch.testing.assert_close(result.sr, maps.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(result.score, decoded.score)
+    assert result.sr.shape == (3, 1, 40, 40)
+    assert network.lr_side == 10
+
+
+def test_fidelity_mixes_the_two_maps() -> None:
+    network, lr = trained(), lr_images()
+    perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
+    features = network.lr_encoder(lr)
+    maps = network.decode(network.quantizer.decode(network.super_resolve(lr).tokens), lr, features)
+    torch.testing.assert_close(perceptual, maps[:, :1])
+    torch.testing.assert_close(faithful, maps[:, 1:])
+    torch.testing.assert_close(half, (perceptual + faithful) / 2)
+    assert not torch.allclose(perceptual, faithful)
+
+
+@pytest.mark.parametrize("lr_encoder", MODES)
+def test_a_loaded_tokenizer_decodes_its_tokens_at_once(lr_encoder: str) -> None:
+    tokenizer = tiny_tokenizer().eval()
+    tokenizer.quantizer.initialize_codebook(tokenizer.encoder(tiny_slices()))
+    network = tiny_miar(lr_encoder=lr_encoder).eval()
+    network.load_tokenizer(tokenizer)
+    tokens, lr = tokenizer.encode(tiny_slices(3)), lr_images().float()
+    maps = network.decode(network.quantizer.decode(tokens), lr, network.lr_encoder(lr))
+    expected = tokenizer.decode(tokens)
+    torch.testing.assert_close(maps, expected.expand(-1, 2, -1, -1))
+    if lr_encoder != "light":
+        up = torch.nn.functional.interpolate(lr, scale_factor=4.0, mode="bicubic")
+        torch.testing.assert_close(network.lr_encoder(lr).f_lr, tokenizer.encoder(up))
+
+
+def test_loading_copies_and_leaves_the_tokenizer_alone() -> None:
+    tokenizer, network = tiny_tokenizer(), tiny_miar(lr_encoder="initialized")
+    before = copy.deepcopy(tokenizer.state_dict())
+    network.load_tokenizer(tokenizer)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), network.quantizer.codebook):
+            tensor.add_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize(("lr_encoder", "learns"), [("initialized", True), ("shared", False), ("light", True)])
+def test_what_learns_depends_on_the_encoder(lr_encoder: str, learns: bool) -> None:
+    network = tiny_miar(lr_encoder=lr_encoder)
+    assert all(p.requires_grad == learns for p in network.lr_encoder.parameters())
+    assert all(p.requires_grad for part in (network.transformer, network.decoder) for p in part.parameters())
+    assert not any(p.requires_grad for p in network.quantizer.parameters())
+
+
+def test_unknown_encoder_is_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        tiny_miar(lr_encoder="heavy")
+    assert str(caught.value) == (
+        "lr_encoder is 'heavy', but it must be 'initialized', 'shared' or 'light'; correct the setting."
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 10, 9), (2, 2, 10, 10), (1, 10, 10)])
+def test_another_size_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"shape \(.*, but it takes \(1, 10, 10\); call it through .*Infer"):
+        tiny_miar()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("lr_encoder", MODES)
+def test_copies_and_state_dicts_are_the_same_network(lr_encoder: str) -> None:
+    network, lr = trained(lr_encoder), lr_images(2)
+    fresh = tiny_miar(lr_encoder=lr_encoder).double().eval()
+    assert not torch.allclose(fresh(lr), network(lr))
+    fresh.load_state_dict(network.state_dict())
+    for twin in (fresh, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(twin(lr), network(lr))
+
+
+def test_nothing_is_kept_between_calls() -> None:
+    network, lr = trained(), lr_images()
+    before = pickle.dumps(network)
+    first = network(lr)
+    network.super_resolve(lr[:1], Decoding("beam", lookahead_tokens=2), fidelity=1.0)
+    assert pickle.dumps(network) == before
+    assert torch.equal(network(lr), first)
+
+
+def test_a_slice_does_not_depend_on_its_batch() -> None:
+    network, lr = trained(), lr_images()
+    together = network(lr)
+    for i in range(3):
+        torch.testing.assert_close(network(lr[i : i + 1])[0], together[i], rtol=0, atol=1e-10)
+
+
+def test_training_mode_does_not_train_when_only_used() -> None:
+    network, lr = trained().train(), lr_images()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    sr = network(lr)
+    assert not sr.requires_grad
+    assert torch.equal(sr, network.eval()(lr))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import CHANNELS, CODES, CONTEXT, SCALES, tiny_transformer
+from torch import Tensor
+
+from miar_monai.networks import MIARTransformer
+from miar_monai.networks.schedule import ScaleSchedule
+
+TOKENS = sum(side**2 for side in SCALES)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def features(batch_size: int = 2) -> Tensor:
+    return normal(batch_size, CONTEXT, SCALES[-1], SCALES[-1])
+
+
+def test_cached_steps_equal_the_masked_forward() -> None:
+    transformer, inputs = tiny_transformer(), normal(2, TOKENS - 1, CHANNELS)
+    context = transformer.context(features())
+    masked = transformer(inputs, context)
+    cache, steps = None, []
+    for k, (first, last) in enumerate(transformer.schedule.bounds):
+        own = None if k == 0 else inputs[:, first - 1 : last - 1]
+        logits, added = transformer.step(own, k, context, cache)
+        cache = added if cache is None else [old.append(new) for old, new in zip(cache, added, strict=True)]
+        steps.append(logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), masked, rtol=0, atol=1e-10)
+
+
+def test_no_scale_sees_a_later_one() -> None:
+    scales = (1, 2, 3)
+    transformer, schedule = tiny_transformer(scales), ScaleSchedule(scales)
+    inputs, f_lr = normal(1, schedule.num_tokens - 1, CHANNELS), normal(1, CONTEXT, 3, 3)
+    context = transformer.context(f_lr)
+    jacobian = torch.autograd.functional.jacobian(lambda x: transformer(x, context)[0], inputs)  # (L, V, 1, L - 1, C)
+    influence = jacobian.abs().amax(dim=(1, 2, 4))  # (L, L - 1)
+    levels = schedule.levels()
+    later = levels[1:][None, :] > levels[:, None]
+    assert (influence[later] == 0).all()
+    assert (influence[~later] > 0).all()
+
+
+def test_every_scale_sees_the_whole_lr_image_and_no_other_sample() -> None:
+    transformer, inputs = tiny_transformer((1, 2, 3)), normal(2, 13, CHANNELS)
+
+    def logits(f_lr: Tensor) -> Tensor:
+        return transformer(inputs, transformer.context(f_lr))[0, ::5].sum(dim=-1)  # a token of each scale, sample 0
+
+    jacobian = torch.autograd.functional.jacobian(logits, normal(2, CONTEXT, 3, 3))  # (3, 2, C, 3, 3)
+    assert (jacobian[:, 0].abs().amax(dim=1) > 0).all()
+    assert (jacobian[:, 1] == 0).all()
+
+
+def test_every_parameter_learns() -> None:
+    transformer = tiny_transformer()
+    logits = transformer(normal(2, TOKENS - 1, CHANNELS), transformer.context(features()))
+    (logits * torch.randn_like(logits)).sum().backward()
+    still = [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still
+
+
+def test_levels_are_told_apart() -> None:
+    transformer, inputs = tiny_transformer(), normal(1, TOKENS - 1, CHANNELS)
+    context = transformer.context(features(1))
+    before = transformer(inputs, context)
+    transformer.level_embedding.weight.data[2] += 1.0
+    changed = (transformer(inputs, context) - before).abs().amax(dim=(0, 2)) > 1e-9
+    assert torch.equal(changed, transformer.levels >= 2)  # scale 3 sees it through attention
+
+
+def test_first_prediction_is_nearly_uniform() -> None:
+    transformer = MIARTransformer(SCALES, CODES, CHANNELS, CONTEXT, dim=16, depth=2, num_heads=2)
+    f_lr, inputs = features().float(), normal(2, TOKENS - 1, CHANNELS).float()
+    probabilities = transformer(inputs, transformer.context(f_lr)).softmax(dim=-1)
+    torch.testing.assert_close(probabilities, torch.full_like(probabilities, 1 / CODES), rtol=0, atol=0.01)
+
+
+def test_context_of_another_grid_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        tiny_transformer().context(normal(1, CONTEXT, 3, 3))
+
+
+def test_context_repeats_and_cuts_samples() -> None:
+    transformer = tiny_transformer()
+    f_lr = features(3)
+    repeated, first = transformer.context(f_lr).repeat(2), transformer.context(f_lr).first(2)
+    expected = transformer.context(f_lr.repeat_interleave(2, dim=0))
+    for got, wanted in ((repeated, expected), (first, transformer.context(f_lr[:2]))):
+        torch.testing.assert_close(got.start, wanted.start)
+        for a, b in zip(got.blocks, wanted.blocks, strict=True):
+            torch.testing.assert_close(a.key, b.key)
+            torch.testing.assert_close(a.value, b.value)
