@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -262,8 +262,9 @@ class SliceDataset(torch.utils.data.Dataset):
             volumes = PersistentDataset(
                 self.data, self.transform, Path(cache_dir), hash_func=_hash_with_file, hash_transform=pickle_hashing
             )
-        with ThreadPool(max(num_workers, 1)) as pool:
-            loaded = pool.imap(lambda i: _slices(volumes[i]["image"]), range(len(self.data)))
+        # on an error this pool waits for its threads; one that is cut off inside C++ aborts the process at its exit
+        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+            loaded = pool.map(lambda i: _slices(volumes[i]["image"]), range(len(self.data)))
             return [one for many in tqdm(loaded, "volumes", len(self.data), disable=not progress) for one in many]
 
 

@@ -36,7 +36,7 @@ class BeamSearchInferer(Inferer):
         selection, score, top_k, top_p, temperature, seed: see `miar_monai.decoding.Decoding`.
         fidelity: from 0, the most perceptual output, to 1, the most faithful.
         degradation: how the LR images came about, if that is known: the result is then made consistent with them.
-        damping: of that correction; about 1e-3 for floating-point images and 1e-2 for 8 bits (see `Degradation.enforce`).
+        damping: of that correction (see `Degradation.enforce`); about 1e-3 for floating-point images, 1e-2 for 8 bits.
         tile_size: in-plane size of a tile; the network's.
         sw_batch_size: tiles that go through the network at once.
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
@@ -95,12 +95,13 @@ class BeamSearchInferer(Inferer):
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Super-resolve a batch of slices (B, 1, h, w) or of volumes (B, 1, h, w, D), axial slices along the last axis.
+        """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
 
         Args:
             inputs: LR images in about [0, 1].
-            network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile) and takes
-                ``args`` and ``kwargs``.
+            network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile).
+            *args: for a network that is not a `MIAR`.
+            **kwargs: likewise.
 
         Returns:
             (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``.
@@ -110,7 +111,8 @@ class BeamSearchInferer(Inferer):
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
             raise ConfigurationError(
-                f"the inferer got a tensor of shape {tuple(inputs.shape)}, but it takes (B, 1, h, w) or (B, 1, h, w, D)."
+                f"the inferer got a tensor of shape {tuple(inputs.shape)}, but it takes (B, 1, h, w) or"
+                " (B, 1, h, w, D); give it one channel and two or three spatial axes."
             )
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
@@ -142,6 +144,7 @@ class BeamSearchInferer(Inferer):
                 mode="gaussian",
                 padding_mode="replicate",
             )
+            assert isinstance(sr, Tensor)
             if self.degradation is not None:
                 sr = self.degradation.enforce(sr, chunk.to(sr), self.damping)
             low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 
 from miar_monai.dicom import is_dicom, read_series
 from miar_monai.errors import GeometryError, ImageError, OutputError
+from miar_monai.files import whole_file
 from miar_monai.geometry import fov_corners, is_singular
 
 __all__ = ["Volume", "check_output_folder", "is_nifti", "read_volume", "volume_stem", "write_nifti"]
@@ -193,22 +193,9 @@ def write_nifti(
         dtype('int16')
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path} exists already and is left as it is: "
-            "give another output folder, remove the file, or allow overwriting (overwrite=True)."
-        )
     image = _nifti_image(array, affine, np.dtype(dtype))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".miar-", dir=path.parent) as folder:
-            nib.save(image, Path(folder, path.name))
-            os.replace(Path(folder, path.name), path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error}): a folder with write permission and free space is needed; "
-            "give another output folder."
-        ) from error
+    with whole_file(path, overwrite) as part:
+        nib.save(image, part)
     return path
 
 

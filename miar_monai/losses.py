@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.decoding import Decoding, decode_tokens
-from miar_monai.errors import MissingWeightsError
+from miar_monai.errors import ConfigurationError, MissingWeightsError
 from miar_monai.networks import MIAR, MSVQVAE
 
 __all__ = ["MIARObjective", "ReconstructionLoss", "adaptive_weight", "corrupt_tokens", "token_loss"]
@@ -154,12 +154,26 @@ class MIARObjective(nn.Module):
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.reconstruction = reconstruction
         self.self_correction = self_correction
+        self.num_neighbors = num_neighbors
         self.image_weight = image_weight
         self.image_samples = image_samples
         lengths = torch.tensor([side**2 for side in tokenizer.schedule.sides], dtype=torch.float32)
         weight = (lengths[-1] / lengths) ** scale_weight_power
         self.register_buffer("scale_weight", weight[tokenizer.schedule.levels()], persistent=False)
         self.register_buffer("neighbors", tokenizer.quantizer.neighbors(num_neighbors), persistent=False)
+
+    def start(self) -> None:
+        """Look at the codebook again, since weights may have been loaded after construction; the trainer calls this.
+
+        Raises:
+            ConfigurationError: if the network has another codebook than the tokenizer.
+        """
+        if not torch.equal(self.network.quantizer.codebook, self.tokenizer.quantizer.codebook):
+            raise ConfigurationError(
+                "the network has another codebook than the tokenizer, so its tokens would mean nothing;"
+                " call network.load_tokenizer(tokenizer) before training."
+            )
+        self.neighbors = self.tokenizer.quantizer.neighbors(self.num_neighbors)
 
     def train(self, mode: bool = True) -> MIARObjective:
         """Set the mode of the network; the tokenizer and the codebook stay in evaluation mode."""
@@ -177,9 +191,8 @@ class MIARObjective(nn.Module):
             def corrupt(tokens: Tensor) -> Tensor:
                 return corrupt_tokens(tokens, self.neighbors, self.self_correction)
         f = self.tokenizer.encoder(hr)
-        with torch.autocast(hr.device.type, enabled=False):
-            steps = list(quantizer.residual_steps(f.float(), corrupt))
-            inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
+        steps = list(quantizer.residual_steps(f.to(quantizer.codebook.dtype), corrupt))
+        inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
         return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1)
 
     def forward(self, lr: Tensor, hr: Tensor, with_images: bool = True) -> dict[str, Tensor]:
@@ -200,7 +213,7 @@ class MIARObjective(nn.Module):
                 predicted = decode_tokens(
                     self.network.transformer, self.network.quantizer, context.first(n), Decoding()
                 )
-            images = self.network.decode(predicted.f_hat, lr[:n], features.first(n)).float()
+            images = self.network.estimate(predicted.f_hat, lr[:n], features.first(n)).float()
             perceptual, faithful = images.split(1, dim=1)
             parts["faithful_loss"] = F.l1_loss(faithful, hr[:n])
             parts["perceptual_loss"] = self.reconstruction(perceptual, hr[:n])

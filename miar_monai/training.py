@@ -19,6 +19,7 @@ from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
 from miar_monai.errors import CheckpointError, OutputError
+from miar_monai.files import whole_file
 from miar_monai.losses import ReconstructionLoss, adaptive_weight
 from miar_monai.networks import MSVQVAE
 
@@ -126,6 +127,7 @@ class TokenizerTrainer(_StepTrainer):
         self.adversarial_weight = adversarial_weight
         self.adversarial_start_epoch = adversarial_start_epoch
         self.adversarial_loss = PatchAdversarialLoss(criterion="hinge")
+        self.adversarial_loss.activation = nn.Identity()  # MONAI's is tanh, on which a hinge would never be at rest
 
     @property
     def tokenizer(self) -> MSVQVAE:
@@ -197,6 +199,8 @@ class MIARTrainer(_StepTrainer):
         self.objective = objective
         self.optimizer = optimizer
         self.image_interval = image_interval
+        module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
+        self.add_event_handler(Events.STARTED, module.start)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         lr, hr = self.to_device(batchdata["image"]), self.to_device(batchdata["label"])
@@ -276,7 +280,9 @@ class TokenizerEvaluator(Evaluator):
 class EpochSeed:
     """Seeds everything random at the start of each epoch from the seed and the epoch's number.
 
-    A run that is resumed at an epoch's start then sees the same numbers as one that never stopped.
+    A run that is resumed at an epoch's start then sees the same numbers as one that never stopped, with worker
+    processes too: the data loader starts anew, and its workers take their seeds from here (``persistent_workers``
+    would keep the old ones).
 
     Args:
         seed: seed of the run; processes of one job add their rank.
@@ -290,12 +296,13 @@ class EpochSeed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Seed Python, NumPy, torch and the dataset's random transforms."""
+        """Seed Python, NumPy, torch and the dataset's random transforms, and start the data loader anew."""
         seed = self.seed + 1000 * engine.state.epoch + engine.state.rank
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         set_rnd(engine.data_loader.dataset, seed)
+        engine.set_data(engine.data_loader)
 
 
 class LossLogger:
@@ -400,7 +407,7 @@ def attach_checkpoints(
     found = sorted(directory.glob("checkpoint_*.pt"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
     if found and not resume:
         raise OutputError(
-            f"{directory} holds the checkpoint of another run ({found[-1].name}); add --resume true to continue it,"
+            f"{directory} holds the checkpoint of another run ({found[-1].name}); add --resume True to continue it,"
             " or choose another --output_dir."
         )
     to_save = {"trainer": trainer, **objects}
@@ -449,13 +456,8 @@ def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> Non
         name: (value.half() if half and name in parameters else value).cpu()
         for name, value in network.state_dict().items()
     }
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the file cannot be opened
-        raise OutputError(f"{path} cannot be written ({error}); choose another --output_dir.") from error
+    with whole_file(path, overwrite=True) as part:
+        torch.save(state, part)
 
 
 def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:

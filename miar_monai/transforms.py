@@ -111,7 +111,7 @@ class CentralSlices(Transform):
     dropped above, so that the choice does not depend on how the volume is stored.
 
     Args:
-        num_slices: how many slices to keep; None keeps all.
+        num_slices: how many slices to keep; None or 0 keeps all (a bundle's command line cannot say None).
 
     Example:
         >>> CentralSlices(4)(MetaTensor(torch.zeros(1, 5, 5, 7), affine=torch.eye(4))).affine[2, 3].item()
@@ -127,7 +127,7 @@ class CentralSlices(Transform):
         Raises:
             ImageError: if the volume has fewer slices.
         """
-        if self.num_slices is None:
+        if not self.num_slices:
             return image
         affine = np.asarray(image.affine, dtype=np.float64)
         axis = axial_axis(affine)
@@ -135,7 +135,7 @@ class CentralSlices(Transform):
         if surplus < 0:
             raise ImageError(
                 f"{_name(image)} has {image.shape[axis + 1]} axial slices and num_slices asks for the central "
-                f"{self.num_slices}: use a volume with more slices, or set num_slices lower or to null."
+                f"{self.num_slices}: use a volume with more slices, or set num_slices lower, or to 0 for all."
             )
         start = surplus // 2 if affine[2, axis] > 0 else surplus - surplus // 2
         shift = np.eye(4)

@@ -11,6 +11,7 @@ from torch import Tensor
 from miar_monai.decoding import Decoding, decode_tokens
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import MIAR
+from miar_monai.networks.miar import match_mean
 
 MODES = ("initialized", "shared", "light")
 
@@ -35,7 +36,7 @@ def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> Non
         features = network.lr_encoder(lr)
         context = network.transformer.context(features.f_lr)
         decoded = decode_tokens(network.transformer, network.quantizer, context, Decoding("greedy"))
-        maps = network.decode(network.quantizer.decode(decoded.tokens), lr, features)
+        maps = match_mean(network.decode(network.quantizer.decode(decoded.tokens), lr, features), lr)
     result = network.super_resolve(lr)
     assert torch.equal(network(lr), result.sr)
     assert torch.equal(result.tokens, decoded.tokens)
@@ -49,7 +50,7 @@ def test_fidelity_mixes_the_two_maps() -> None:
     network, lr = trained(), lr_images()
     perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
     features = network.lr_encoder(lr)
-    maps = network.decode(network.quantizer.decode(network.super_resolve(lr).tokens), lr, features)
+    maps = network.estimate(network.quantizer.decode(network.super_resolve(lr).tokens), lr, features)
     torch.testing.assert_close(perceptual, maps[:, :1])
     torch.testing.assert_close(faithful, maps[:, 1:])
     torch.testing.assert_close(half, (perceptual + faithful) / 2)
@@ -136,3 +137,20 @@ def test_training_mode_does_not_train_when_only_used() -> None:
     assert not sr.requires_grad
     assert torch.equal(sr, network.eval()(lr))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_mean_of_the_lr_image_is_kept_within_limits() -> None:
+    lr, images = lr_images() + 0.2, tiny_slices(3).double().expand(-1, 2, -1, -1) + 0.3
+    matched = match_mean(images, lr)
+    torch.testing.assert_close(matched.mean(dim=(2, 3)), lr.mean(dim=(2, 3)).expand(-1, 2), rtol=2e-2, atol=0)
+    torch.testing.assert_close(matched / images, (matched / images).mean(dim=(2, 3), keepdim=True).expand_as(images))
+    torch.testing.assert_close(match_mean(images, lr / 100), images / 2)
+    assert torch.equal(match_mean(torch.zeros_like(images), lr), torch.zeros_like(images))
+
+
+def test_the_result_has_the_mean_of_the_lr_image() -> None:
+    network, lr = trained(), lr_images() + 1.0
+    with torch.no_grad():
+        network.decoder.conv_out.bias.fill_(1.0)
+    sr = network.super_resolve(lr).sr
+    torch.testing.assert_close(sr.mean(dim=(1, 2, 3)), lr.mean(dim=(1, 2, 3)), rtol=2e-2, atol=0)

@@ -18,7 +18,7 @@ from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.networks.transformer import MIARTransformer
 
-__all__ = ["MIAR", "MIARResult"]
+__all__ = ["MIAR", "MIARResult", "match_mean"]
 
 
 class MIARResult(NamedTuple):
@@ -30,6 +30,30 @@ class MIARResult(NamedTuple):
     """(B, L), int64."""
     score: Tensor
     """Log-probability of the tokens: (B,)."""
+
+
+def match_mean(images: Tensor, lr: Tensor, limit: float = 2.0) -> Tensor:
+    """Scale images so that each has the mean of its LR image, which no blur and no downsampling changes.
+
+    Tokens say little about absolute intensity, and on contrasts that the network was not trained on the decoder may be
+    off by a tenth. A factor keeps an empty background empty, which an offset would not.
+
+    Args:
+        images: (B, N, H, W), not negative but for small ripples.
+        lr: (B, 1, h, w).
+        limit: largest factor, and one over the smallest.
+
+    Returns:
+        (B, N, H, W).
+
+    Example:
+        >>> match_mean(torch.full((1, 2, 4, 4), 0.5), torch.full((1, 1, 2, 2), 0.6)).mean().round(decimals=2)
+        tensor(0.6000)
+    """
+    floor = 0.01  # a nearly empty slice has no mean to speak of
+    wanted = lr.mean(dim=(2, 3), keepdim=True).clamp(min=0) + floor
+    found = images.mean(dim=(2, 3), keepdim=True).clamp(min=0) + floor
+    return images * (wanted / found).clamp(1 / limit, limit)
 
 
 class MIAR(nn.Module):
@@ -119,6 +143,10 @@ class MIAR(nn.Module):
         skips = {0: upsample_lr(lr, self.scale), self.scale.bit_length() - 1: features.skip}
         return self.decoder(f_hat, skips)
 
+    def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
+        """Return both output maps (B, 2, H, W), perceptual first, with the mean intensity of the LR images."""
+        return match_mean(self.decode(f_hat, lr, features).to(lr.dtype), lr)
+
     @torch.no_grad()
     def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:
         """Predict the tokens of LR images and decode them.
@@ -140,7 +168,7 @@ class MIAR(nn.Module):
         features = self.lr_encoder(lr)
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
-        perceptual, faithful = self.decode(decoded.f_hat, lr, features).split(1, dim=1)
+        perceptual, faithful = self.estimate(decoded.f_hat, lr, features).split(1, dim=1)
         return MIARResult(torch.lerp(perceptual, faithful, fidelity), decoded.tokens, decoded.score)
 
     def forward(self, lr: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,23 @@ from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.resampling import interpolation_matrix, resample
 
 __all__ = ["MultiScaleQuantizer", "QuantizerOutput"]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_autocast(method: Callable[P, R]) -> Callable[P, R]:
+    """Keep a method of a module out of mixed precision: a sum over ten scales must not be rounded to bfloat16."""
+
+    @wraps(method)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensor = args[1]
+        assert isinstance(tensor, Tensor)
+        with torch.autocast(tensor.device.type, enabled=False):
+            return method(*args, **kwargs)
+
+    return exact
 
 
 class ScaleStep(NamedTuple):
@@ -140,6 +158,7 @@ class MultiScaleQuantizer(nn.Module):
         """Return the φ convolution of scale k."""
         return self.phis[self.phi_of_scale[k]]
 
+    @without_autocast
     def add_scale(self, f_hat: Tensor, tokens: Tensor, k: int) -> Tensor:
         """Add the codes of one scale to the sum of the coarser ones: ``f_hat + φ_k(upsample(codebook[tokens]))``.
 
@@ -156,11 +175,13 @@ class MultiScaleQuantizer(nn.Module):
         up = self.get_buffer(f"up_{k}")
         return f_hat + self.phi(k)(resample(codes, up, up))
 
+    @without_autocast
     def to_scale(self, f: Tensor, k: int) -> Tensor:
         """Average a latent grid (B, C, G, G) down to scale k, as a row of positions (B, side_k², C)."""
         down = self.get_buffer(f"down_{k}")
         return resample(f, down, down).flatten(2).mT
 
+    @without_autocast
     def nearest(self, z: Tensor) -> Tensor:
         """Return the nearest code of each vector (..., C), in float32: (...), int64 (paper Eq. 2)."""
         flat = z.reshape(-1, z.shape[-1])
@@ -187,8 +208,7 @@ class MultiScaleQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, f: Tensor) -> Tensor:
         """Return the tokens (B, L) of latents (B, C, G, G). A read: it changes no buffer, in training mode either."""
-        with torch.autocast(f.device.type, enabled=False):
-            return torch.cat([step.tokens for step in self.residual_steps(f.to(self.codebook.dtype))], dim=1)
+        return torch.cat([step.tokens for step in self.residual_steps(f.to(self.codebook.dtype))], dim=1)
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
         """Sum the codes of tokens (B, L), of the first ``num_scales`` scales only if given: (B, C, G, G)."""
@@ -206,10 +226,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def forward(self, f: Tensor) -> QuantizerOutput:
         """Quantize latents (B, C, G, G); in training mode also learn the codebook and drop scales."""
-        with torch.autocast(f.device.type, enabled=False):
-            return self._quantize(f.to(self.codebook.dtype))
-
-    def _quantize(self, f: Tensor) -> QuantizerOutput:
+        f = f.to(self.codebook.dtype)
         kept = self._sample_prefix_lengths(len(f), f.device)  # (B,)
         quantized, loss = torch.zeros_like(f), f.new_zeros(())
         steps = []

@@ -1,0 +1,161 @@
+"""The inferer: slices, volumes, tiles, geometry, and nothing that depends on how the work is cut up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from tiny import tiny_miar
+from torch import Tensor, nn
+
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ConfigurationError
+from miar_monai.geometry import fov_corners, upscaled_affine
+from miar_monai.inferers import BeamSearchInferer
+
+TILE = 10  # of the tiny network
+
+
+class Nearest(nn.Module):
+    """A network whose result is known: every voxel four times as large along both axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=4, mode="nearest")
+
+
+class Linear(nn.Module):
+    """Bilinear upsampling, which depends on a voxel's neighborhood."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=4, mode="bilinear")
+
+
+def inferer(**options: object) -> BeamSearchInferer:
+    return BeamSearchInferer(**{"tile_size": TILE, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 37, 31, 7), (2, 1, 10, 10, 3), (1, 1, 7, 5, 2), (3, 1, 23, 9)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_a_network_that_repeats_voxels_gives_repeated_voxels(shape: tuple[int, ...], overlap: float) -> None:
+    x = torch.rand(shape)
+    wanted = x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    torch.testing.assert_close(inferer(overlap=overlap)(x, Nearest()), wanted)
+
+
+@pytest.mark.parametrize("network", [Linear(), tiny_miar().eval()])
+def test_the_result_does_not_depend_on_the_batch(network: nn.Module) -> None:
+    x = torch.rand(1, 1, 13, 11, 5, dtype=next((p.dtype for p in network.parameters()), torch.float32))
+    one, many = (inferer(sw_batch_size=n, lookahead_tokens=1)(x, network) for n in (1, 7))
+    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
+
+
+def test_slices_do_not_see_each_other() -> None:
+    network, x = tiny_miar().eval(), torch.rand(1, 1, 10, 10, 4).to(next(tiny_miar().parameters()))
+    volume = inferer()(x, network)
+    for z in range(4):
+        torch.testing.assert_close(inferer()(x[..., z], network), volume[..., z], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inferer()(x.flip(-1), network), volume.flip(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_of_a_constant_leave_no_seam() -> None:
+    x = torch.full((1, 1, 37, 31, 2), 0.7)
+    torch.testing.assert_close(inferer()(x, Linear()), torch.full((1, 1, 148, 124, 2), 0.7))
+
+
+def test_a_slice_without_contrast_stays_without_contrast() -> None:
+    network = tiny_miar().eval()
+    x = torch.rand(1, 1, 10, 10, 3).to(next(network.parameters()))
+    x[..., 1] = 0.25
+    result = inferer()(x, network)
+    assert (result[..., 1] == 0.25).all()
+    assert result[..., 0].std() > 0
+
+
+def test_calls_leave_nothing_behind() -> None:
+    network, decode = tiny_miar().eval(), inferer(strategy="top_k", top_k=3, seed=5)
+    x = torch.rand(1, 1, 12, 10).to(next(network.parameters()))
+    state = dict(vars(decode))
+    first = decode(x, network)
+    assert torch.equal(first, decode(x, network))
+    assert vars(decode) == state
+
+
+def test_the_settings_reach_the_network() -> None:
+    network = tiny_miar().eval()
+    x = torch.rand(2, 1, TILE, TILE).to(next(network.parameters()))
+    greedy = inferer(strategy="greedy")(x, network)
+    assert torch.equal(greedy, inferer(lookahead_tokens=0)(x, network))
+    torch.testing.assert_close(greedy, network(x))
+    assert not torch.equal(inferer(fidelity=0.0)(x, network), inferer(fidelity=1.0)(x, network))
+    assert not torch.equal(inferer(strategy="top_k", seed=1)(x, network), inferer(strategy="top_k", seed=2)(x, network))
+
+
+def test_other_networks_get_the_extra_arguments() -> None:
+    def network(x: Tensor, factor: float, offset: float = 0.0) -> Tensor:
+        return Nearest()(x) * factor + offset
+
+    x = torch.rand(1, 1, 10, 10)
+    torch.testing.assert_close(inferer()(x, network, 2.0, offset=1.0), Nearest()(x) * 2 + 1)
+
+
+def test_data_consistency_reproduces_the_input() -> None:
+    degradation = Degradation()
+    lr = degradation(torch.rand(1, 1, 64, 48)).double()
+    plain = inferer()(lr, Nearest())
+    consistent = inferer(degradation=degradation, damping=1e-9)(lr, Nearest())
+    torch.testing.assert_close(degradation(consistent), lr, rtol=0, atol=1e-6)
+    assert (degradation(plain) - lr).abs().max() > 0.01
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=12, max_size=12).filter(
+        lambda v: abs(np.linalg.det(np.array(v).reshape(3, 4)[:, :3])) > 0.1
+    )
+)
+def test_the_field_of_view_stays_where_it_is(entries: list[float]) -> None:
+    affine = np.vstack([np.array(entries).reshape(3, 4), [0, 0, 0, 1]])
+    x = MetaTensor(torch.rand(1, 7, 5, 3), affine=torch.from_numpy(affine))
+    for batch in (x[None], torch.stack([x, x])):
+        result = inferer()(batch, Nearest())
+        assert isinstance(result, MetaTensor)
+        for found in torch.as_tensor(result.affine).view(-1, 4, 4).numpy():
+            np.testing.assert_allclose(
+                fov_corners(found, result.shape[2:]), fov_corners(affine, x.shape[1:]), rtol=0, atol=1e-9
+            )
+    np.testing.assert_array_equal(x.affine.numpy(), affine)
+
+
+def test_slices_keep_their_metadata() -> None:
+    x = MetaTensor(torch.rand(1, 1, 7, 5), affine=torch.diag(torch.tensor([2.0, 3, 4, 1])), meta={"origin": "here"})
+    result = inferer()(x, Nearest())
+    assert result.meta["origin"] == "here"
+    np.testing.assert_allclose(result.affine.numpy(), upscaled_affine(np.diag([2.0, 3, 4, 1]), (4, 4, 1)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 3, 8, 8), (1, 1, 8, 8, 2, 2)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"but it takes \(B, 1, h, w\) or \(B, 1, h, w, D\)"):
+        inferer()(torch.rand(shape), Nearest())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fidelity", 1.5), ("overlap", 1.0), ("sw_batch_size", 0), ("damping", -1.0), ("lookahead_tokens", 99)],
+)
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is {value}, but it must lie between"):
+        BeamSearchInferer(**{name: value})  # type: ignore[arg-type]
+
+
+def test_progress_is_shown_on_stderr_only_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.rand(1, 1, 10, 10, 2)
+    inferer()(x, Nearest())
+    assert capsys.readouterr() == ("", "")
+    inferer(progress=True)(x, Nearest())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "super-resolving" in err
