@@ -38,6 +38,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+Losses = list[dict[str, Tensor]]
+"""Losses by name, in a list of one, as MONAI's handlers expect of a batch that was taken apart."""
+
 
 class _StepTrainer(Trainer):
     """What both stages share: mixed precision, clipped optimizer steps, losses by name in ``state.output``."""
@@ -135,7 +138,7 @@ class TokenizerTrainer(_StepTrainer):
         network: Any = getattr(self.network, "module", self.network)
         return network
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         images = self.to_device(batchdata["image"])
         self.network.train()
         adversarial = self.adversarial_weight > 0 and engine.state.epoch >= self.adversarial_start_epoch
@@ -164,7 +167,7 @@ class TokenizerTrainer(_StepTrainer):
                     + self._judge(reconstruction.detach(), target_is_real=False, for_discriminator=True)
                 )
             self.optimize(parts["discriminator_loss"], self.discriminator_optimizer)
-        return {name: part.detach() for name, part in parts.items()}
+        return [{name: part.detach() for name, part in parts.items()}]
 
     def _judge(self, images: Tensor, target_is_real: bool, for_discriminator: bool) -> Tensor:
         self.discriminator.requires_grad_(for_discriminator)
@@ -202,13 +205,13 @@ class MIARTrainer(_StepTrainer):
         module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
         self.add_event_handler(Events.STARTED, module.start)
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         lr, hr = self.to_device(batchdata["image"]), self.to_device(batchdata["label"])
         self.objective.train()
         with self.autocast():
             parts = self.objective(lr, hr, with_images=engine.state.iteration % self.image_interval == 0)
         self.optimize(parts["loss"], self.optimizer)
-        return {name: part.detach() for name, part in parts.items()}
+        return [{name: part.detach() for name, part in parts.items()}]
 
 
 class TokenizerEvaluator(Evaluator):
@@ -324,15 +327,18 @@ class LossLogger:
         """Attach to a trainer."""
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._writer = None
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
+
+    def _open(self, engine: Engine) -> None:
         if self.output_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.output_dir))
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
 
     def _add(self, engine: Any) -> None:
-        for name, value in engine.state.output.items():
+        for name, value in engine.state.output[0].items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1  # stays on the device: no synchronization
 

@@ -196,10 +196,12 @@ class _ScaleIntensity(InvertibleTransform):
 
 
 class ScaleIntensityRobust(_ScaleIntensity):
-    """Scale an MRI volume: its minimum becomes 0, a high percentile of the voxels above the minimum becomes 1.
+    """Scale an MRI volume: its background becomes 0, a high percentile of the voxels above the background becomes 1.
 
-    The background of a volume is not counted, so the size of the field of view does not change the scale.
-    Brighter voxels stay above 1. Invertible.
+    The background is 0 where at least a tenth of the voxels are exactly 0 (interpolation leaves a few negative voxels in
+    skull-stripped volumes, which must not lift it), and the minimum otherwise (standardized volumes). It is not counted,
+    so the size of the field of view does not change the scale. Darker voxels stay below 0, brighter ones above 1.
+    Invertible.
 
     Args:
         percentile: the percentile that becomes 1, in (0, 100].
@@ -213,17 +215,17 @@ class ScaleIntensityRobust(_ScaleIntensity):
         self.percentile = percentile
 
     def window(self, image: Tensor) -> tuple[float, float]:
-        """Return the minimum and the percentile.
+        """Return the background and the percentile.
 
         Raises:
             ImageError: if the volume is constant.
         """
         voxels = convert_to_tensor(image, track_meta=False).cpu().numpy()
-        low = float(voxels.min())
+        low = 0.0 if np.mean(voxels == 0) >= 0.1 else float(voxels.min())
         above = voxels[voxels > low]
         if not above.size:
             raise ImageError(
-                f"{_name(image)}: all {voxels.size} voxels are {low:g}; a volume with contrast is needed to scale "
+                f"{_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is needed to scale "
                 "its intensities: leave this volume out."
             )
         return low, float(np.percentile(above, self.percentile))

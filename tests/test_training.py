@@ -87,7 +87,7 @@ def losses(trainer: Any) -> list[dict[str, float]]:
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def _(engine: Any) -> None:
-        history.append({name: value.item() for name, value in engine.state.output.items()})
+        history.append({name: value.item() for name, value in engine.state.output[0].items()})
 
     return history
 
