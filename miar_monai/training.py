@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint, DiskSaver, EMAHandler
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.losses import PatchAdversarialLoss
@@ -31,6 +31,7 @@ __all__ = [
     "TokenizerTrainer",
     "WarmupCosine",
     "attach_checkpoints",
+    "attach_ema",
     "compile_networks",
     "load_weights",
     "save_weights",
@@ -326,7 +327,7 @@ class LossLogger:
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
-        self._writer = None
+        self._writer: Any = None
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
@@ -389,6 +390,21 @@ def compile_networks(enabled: bool, *networks: nn.Module) -> None:
     """Compile networks in place with `torch.compile`, if enabled; their state dicts keep their names."""
     for network in networks if enabled else ():
         network.compile()
+
+
+def attach_ema(ema: EMAHandler, trainer: Trainer) -> None:
+    """Attach a moving average to a trainer; its warm-up goes on where a resumed run stopped.
+
+    Args:
+        ema: the moving average; its network is saved by `attach_checkpoints`, its own count of iterations is not.
+        trainer: the trainer.
+    """
+    ema.attach(trainer)
+
+    @trainer.on(Events.STARTED)
+    def _() -> None:
+        if ema.momentum_scheduler is not None:
+            ema.momentum_scheduler.event_index = trainer.state.iteration
 
 
 def attach_checkpoints(

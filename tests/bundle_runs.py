@@ -158,5 +158,7 @@ def workflow(name: str, kind: str, **settings: Any) -> ConfigWorkflow:
         logging_file=False,
         **given,
     )
+    hook = sys.excepthook
     built.initialize()
+    sys.excepthook = hook  # the bundles' own is for processes of their own
     return built

@@ -11,8 +11,8 @@ from typing import Any
 import nibabel as nib
 import pytest
 import torch
-from bundle_runs import BUNDLES, NAMES, NETWORK, arguments, config, network, quick_command, tiny, tiny_checkpoint
-from monai.bundle import ConfigParser, ConfigWorkflow, download, load
+from bundle_runs import BUNDLES, NAMES, NETWORK, arguments, config, network, quick_command, tiny_checkpoint, workflow
+from monai.bundle import download, load
 from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 from phantoms import write_brats_folder, write_nifti_phantom
 
@@ -24,17 +24,12 @@ SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
 CONFIGS = sorted(path.name for path in (BUNDLES / NAMES[0] / "configs").glob("*.json"))
 # of MONAI, ITK and PyTorch, on what this project does not decide
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
     pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 WORKFLOWS = ("train", "train_stage1", "inference", "evaluate")
-
-
-@pytest.fixture(autouse=True)
-def _hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back what ``initialize`` does to the process."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 def read(name: str, file: str) -> dict[str, Any]:
@@ -75,7 +70,7 @@ def test_both_bundles_have_the_same_files_and_no_code() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_config_holds_the_same_networks(name: str) -> None:
-    configs = [read(name, f"{workflow}.json") for workflow in WORKFLOWS]
+    configs = [read(name, f"{kind}.json") for kind in WORKFLOWS]
     for key in ("network_def", "tokenizer_def"):
         definitions = [config[key] for config in configs if key in config]
         assert len(definitions) > 1
@@ -116,17 +111,8 @@ def test_properties_of_monai_bundles(name: str, kind: str, tmp_path: Path) -> No
     data = tmp_path
     if name == "miar_brats" and kind != "inference":
         data = write_brats_folder(tmp_path / "brats", 3, (20, 20, 3), ("t2",))
-    workflow = ConfigWorkflow(
-        config_file=config(name, kind),
-        workflow_type="infer" if kind == "inference" else "train",
-        logging_file=False,
-        bundle_root=str(BUNDLES / name),
-        dataset_dir=str(data),
-        output_dir=str(tmp_path / "out"),
-        **tiny(kind),
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
+    run = workflow(name, kind, dataset_dir=str(data), output_dir=str(tmp_path / "out"))
+    assert run.check_properties() == []
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +197,7 @@ def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
         bundle_files(tmp_path)
 
 
-def test_a_downloaded_bundle_works(tmp_path: Path) -> None:
+def test_a_downloaded_bundle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = build_zip(tiny_bundle(tmp_path), tmp_path)
     folder = tmp_path / "downloaded"
     download(name="miar_brats", bundle_dir=str(folder), url=archive.as_uri(), progress=False)
@@ -223,6 +209,7 @@ def test_a_downloaded_bundle_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert nib.load(tmp_path / "out" / "in_sr.nii.gz").shape == (80, 68, 2)
 
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # taken back at the end
     loaded = load("miar_brats", bundle_dir=str(folder), workflow_type="inference")
     expected = torch.load(folder / "miar_brats" / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
@@ -231,5 +218,5 @@ def test_a_downloaded_bundle_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["false", "true", 0, None])
 def test_switches_are_true_or_false(value: object) -> None:
-    with pytest.raises(ConfigurationError, match=r"^overwrite is .*, but it must be True or False; on the command line"):
+    with pytest.raises(ConfigurationError, match=r"^overwrite is .*, but it must be True or False; on the"):
         check_switches(amp=True, overwrite=value)

@@ -1,0 +1,198 @@
+"""What a user reads when something is wrong: one sentence, last on stderr; and nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import Finished, arguments, quick_command, tiny_checkpoint
+from phantoms import LPS_AFFINE, head, write_brats_folder, write_dicom_series, write_nifti_phantom
+
+from miar_monai.datasets import SliceDataset
+from miar_monai.errors import ImageError, find_miar_error
+
+SHAPE = (20, 18, 6)
+
+
+def check(done: Finished, *parts: str) -> None:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.sentence.startswith("error: ")
+    for part in parts:
+        assert part in done.sentence
+    assert done.sentence.endswith(".")
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(array, LPS_AFFINE), path)
+    return path
+
+
+def not_finite(folder: Path) -> Path:
+    array = head(SHAPE).astype(np.float32)
+    array[3, 4, 5] = np.nan
+    return write(folder / "nan.nii.gz", array)
+
+
+def truncated(folder: Path) -> Path:
+    path = write_nifti_phantom(folder / "cut.nii.gz", SHAPE)
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+def several_series(folder: Path) -> Path:
+    write_dicom_series(folder / "series", (16, 16, 3), series="1", prefix="a")
+    return write_dicom_series(folder / "series", (16, 16, 3), series="2", prefix="b")
+
+
+def missing_slices(folder: Path) -> Path:
+    path = write_dicom_series(folder / "series", (16, 16, 7))
+    sorted(path.iterdir())[3].unlink()
+    return path
+
+
+def colors(folder: Path) -> Path:
+    return write(folder / "rgb.nii.gz", np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]))
+
+
+def empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+VOLUMES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist: a NIfTI file or a folder"),
+    "empty folder": (empty, "holds neither NIfTI files"),
+    "4D": (lambda folder: write(folder / "t.nii.gz", np.ones((*SHAPE, 2), np.int16)), "has 4 dimensions (20 x 18 x 6"),
+    "RGB": (colors, "the voxels are RGB colors"),
+    "NaN": (not_finite, "1 voxels are NaN and 0 infinite"),
+    "constant": (lambda folder: write(folder / "c.nii.gz", np.full(SHAPE, 7, np.int16)), "all 2160 voxels are 7"),
+    "truncated": (truncated, "cut.nii.gz is truncated or damaged"),
+    "several series": (several_series, "holds 2 DICOM series"),
+    "missing slices": (missing_slices, "1 slices are missing"),
+}
+
+
+@pytest.mark.parametrize("case", VOLUMES)
+def test_volumes_that_cannot_be_used(case: str, tmp_path: Path) -> None:
+    make, sentence = VOLUMES[case]
+    done = quick_command(
+        *arguments(
+            "miar_lidc", "inference", tmp_path,
+            dataset_dir=make(tmp_path), output_dir=tmp_path / "out", checkpoint=tiny_checkpoint(tmp_path),
+        ),
+        folder=tmp_path,
+    )  # fmt: skip
+    check(done, sentence)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
+    volume = write_nifti_phantom(tmp_path / "in.nii.gz", SHAPE)
+    other = tmp_path / "other.pt"
+    torch.save({"weight": torch.zeros(2)}, other)
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(other.read_bytes()[:100])
+    sentences = {
+        tmp_path / "none.pt": f"there are no weights at {tmp_path}/none.pt; give --checkpoint, or train first",
+        other: "other.pt belongs to another network",
+        damaged: "damaged.pt is not a readable checkpoint",
+    }
+    for checkpoint, sentence in sentences.items():
+        done = quick_command(
+            *arguments(
+                "miar_lidc", "inference", tmp_path,
+                dataset_dir=volume, output_dir=tmp_path / "out", checkpoint=checkpoint,
+            ),
+            folder=tmp_path,
+        )  # fmt: skip
+        check(done, sentence)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["inference", "evaluate", "train_stage1", "train"])
+def test_output_folders_that_cannot_be_written(kind: str, tmp_path: Path) -> None:
+    data: Any = write_brats_folder(tmp_path / "data", 3, SHAPE, contrasts=("t2",))
+    data = next(data.glob("*/*.nii.gz")) if kind == "inference" else data
+    (tmp_path / "file").write_text("a file, not a folder")
+    settings = {} if kind.startswith("train") else {"checkpoint": tiny_checkpoint(tmp_path)}
+    done = quick_command(
+        *arguments("miar_brats", kind, tmp_path, dataset_dir=data, output_dir=tmp_path / "file" / "out", **settings),
+        folder=tmp_path,
+    )
+    check(done, f"results cannot be written to {tmp_path}/file/out: {tmp_path}/file is not a folder")
+    assert (tmp_path / "file").read_text() == "a file, not a folder"
+
+
+def test_results_are_not_replaced_unless_asked_for(tmp_path: Path) -> None:
+    volume = write_nifti_phantom(tmp_path / "in.nii.gz", SHAPE)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "in_sr.nii.gz").write_text("mine")
+    settings = {"dataset_dir": volume, "output_dir": out, "checkpoint": tiny_checkpoint(tmp_path)}
+    done = quick_command(*arguments("miar_brats", "inference", tmp_path, **settings), folder=tmp_path)
+    check(done, "in_sr.nii.gz exists already and is left as it is")
+    parts = arguments("miar_brats", "inference", tmp_path, overwrite="false", **settings)
+    check(quick_command(*parts, folder=tmp_path), "overwrite is 'false', but it must be True or False")
+    assert [path.name for path in out.iterdir()] == ["in_sr.nii.gz"]
+    assert (out / "in_sr.nii.gz").read_text() == "mine"
+    done = quick_command(*arguments("miar_brats", "inference", tmp_path, overwrite=True, **settings), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert nib.load(out / "in_sr.nii.gz").shape == (80, 72, 6)
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "train_stage1"])
+def test_volumes_with_fewer_slices_than_asked_for(kind: str, tmp_path: Path) -> None:
+    data = write_brats_folder(tmp_path / "data", 3, SHAPE, contrasts=("t2",))
+    settings = {"num_slices": 40} | ({"checkpoint": tiny_checkpoint(tmp_path)} if kind == "evaluate" else {})
+    done = quick_command(
+        *arguments("miar_brats", kind, tmp_path, dataset_dir=data, output_dir=tmp_path / "o", **settings),
+        folder=tmp_path,
+    )
+    check(done, "has 6 axial slices and num_slices asks for the central 40")
+    assert not (tmp_path / "o").exists()
+
+
+def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("miar_brats", "miar_lidc"):
+        for folder, sentence in (("nowhere", "nowhere is not a folder"), ("empty", "holds")):
+            done = quick_command(
+                *arguments(name, "train_stage1", tmp_path, dataset_dir=tmp_path / folder, output_dir=tmp_path / "out"),
+                folder=tmp_path,
+            )
+            check(done, f"{tmp_path / folder}", sentence)
+    assert not (tmp_path / "out").exists()
+
+
+def test_miar_needs_a_tokenizer(tmp_path: Path) -> None:
+    data = write_brats_folder(tmp_path / "data", 3, SHAPE, contrasts=("t2",))
+    done = quick_command(
+        *arguments("miar_brats", "train", tmp_path, dataset_dir=data, output_dir=tmp_path / "out"), folder=tmp_path
+    )
+    check(done, "train the tokenizer first: python -m monai.bundle run training --config_file", "train_stage1.json")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_leaves_no_thread_behind() -> None:
+    """A thread that is in C++ code while the process exits aborts it, behind the sentence."""
+
+    def load(item: dict[str, str]) -> dict[str, torch.Tensor]:
+        if item["image"] == "bad":
+            raise ImageError("bad: all voxels are 7.")
+        time.sleep(0.5)
+        return {"image": torch.rand(1, 4, 4, 2)}
+
+    items = [{"image": name} for name in ("bad", "a", "b", "c", "d", "e", "f")]
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError) as caught:
+        SliceDataset(items, load, num_workers=4)
+    assert str(find_miar_error(caught.value)) == "bad: all voxels are 7."
+    assert not {thread for thread in threading.enumerate() if "TMonitor" not in repr(thread)} - before
