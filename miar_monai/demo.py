@@ -21,12 +21,12 @@ from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop, Compose
 from torch import Tensor, nn
 
+from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.figures import side_by_side
 from miar_monai.io import write_nifti
-from miar_monai.training import load_weights
 from miar_monai.transforms import (
     CentralSlices,
     InvertSuperResolutiond,

@@ -1,25 +1,23 @@
-"""The two trainers, what they report, and how a run survives being killed."""
+"""The two trainers, what they report, and what goes on around them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, EMAHandler
+from ignite.handlers import EMAHandler
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
-from miar_monai.errors import CheckpointError, OutputError
-from miar_monai.files import whole_file
 from miar_monai.losses import ReconstructionLoss, adaptive_weight
 from miar_monai.networks import MSVQVAE
 
@@ -30,11 +28,8 @@ __all__ = [
     "TokenizerEvaluator",
     "TokenizerTrainer",
     "WarmupCosine",
-    "attach_checkpoints",
     "attach_ema",
     "compile_networks",
-    "load_weights",
-    "save_weights",
 ]
 
 logger = logging.getLogger(__name__)
@@ -405,110 +400,3 @@ def attach_ema(ema: EMAHandler, trainer: Trainer) -> None:
     def _() -> None:
         if ema.momentum_scheduler is not None:
             ema.momentum_scheduler.event_index = trainer.state.iteration
-
-
-def attach_checkpoints(
-    trainer: Trainer, objects: Mapping[str, Any], directory: str | Path, resume: bool = False, interval: int = 1
-) -> None:
-    """Save a training run every ``interval`` epochs, and continue one if asked.
-
-    Files are written under a temporary name and renamed; the newest two are kept.
-
-    Args:
-        trainer: the trainer; its epoch and iteration are part of the checkpoint.
-        objects: everything with a state: networks, optimizers, schedulers, moving averages.
-        directory: folder of the checkpoints, made if needed.
-        resume: continue from the newest checkpoint in the folder; start anew where there is none.
-        interval: number of epochs between two checkpoints.
-
-    Raises:
-        OutputError: if the folder holds a run and ``resume`` is false, or cannot be written.
-        CheckpointError: if the newest checkpoint does not fit.
-    """
-    directory = Path(directory)
-    found = sorted(directory.glob("checkpoint_*.pt"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
-    if found and not resume:
-        raise OutputError(
-            f"{directory} holds the checkpoint of another run ({found[-1].name}); add --resume True to continue it,"
-            " or choose another --output_dir."
-        )
-    to_save = {"trainer": trainer, **objects}
-    if found:
-        max_epochs = trainer.state.max_epochs
-        try:
-            # a checkpoint of our own run holds the optimizer's state, tensors and numbers only
-            Checkpoint.load_objects(to_save, torch.load(found[-1], map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise CheckpointError(
-                f"{found[-1]} cannot be continued ({_first_line(error)}); it belongs to another configuration or is"
-                " damaged: use the configuration it was made with, or delete it."
-            ) from error
-        trainer.state.max_epochs = max_epochs
-        logger.info("continuing after epoch %d of %s", trainer.state.epoch, found[-1])
-    try:
-        saver = DiskSaver(str(directory), create_dir=True, require_empty=False)
-    except OSError as error:
-        raise OutputError(f"{directory} cannot be written ({error}); choose another --output_dir.") from error
-    checkpoint = Checkpoint(
-        to_save,
-        saver,
-        filename_prefix="checkpoint",
-        filename_pattern="{filename_prefix}_{global_step}.{ext}",
-        n_saved=2,
-        global_step_transform=lambda engine, _: engine.state.epoch,
-    )
-    checkpoint.load_state_dict({"_saved": [(int(path.stem.rsplit("_", 1)[1]), path.name) for path in found[-2:]]})
-    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, checkpoint)
-
-
-def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> None:
-    """Write the state dict of a network under a temporary name that is then renamed.
-
-    Args:
-        network: the network, perhaps wrapped for several GPUs.
-        path: file to write; its folder is made if needed.
-        half: write parameters in half precision. Buffers stay as they are: the codebook's sums would overflow.
-
-    Raises:
-        OutputError: if the file cannot be written.
-    """
-    path, network = Path(path), getattr(network, "module", network)
-    parameters = {name for name, _ in network.named_parameters()}
-    state = {
-        name: (value.half() if half and name in parameters else value).cpu()
-        for name, value in network.state_dict().items()
-    }
-    with whole_file(path, overwrite=True) as part:
-        torch.save(state, part)
-
-
-def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:
-    """Load a state dict into a network and return the network.
-
-    Args:
-        network: receives the weights.
-        path: file written by `save_weights`.
-        hint: what to do when the file is missing, for the user.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, or belongs to another network.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there are no weights at {path}; {hint}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint ({_first_line(error)}); {hint}") from error
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} belongs to another network ({_first_line(error)}); use the configuration it was made with, or"
-            f" {hint}"
-        ) from error
-    return network
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(":")

@@ -6,7 +6,7 @@ Images are channel-first: volumes (1, X, Y, Z), slices (1, X, Y). X and Y are th
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor
 from torch import Tensor
 
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ImageError
+from miar_monai.errors import ImageError, OutputError
+from miar_monai.files import refuse_to_overwrite
 from miar_monai.geometry import axial_axis, downscaled_affine, upscaled_affine
 from miar_monai.io import check_output_folder, read_volume, volume_stem, write_nifti
 
@@ -39,6 +40,8 @@ __all__ = [
     "ScaleIntensityRobustd",
     "SimulateLowResolution",
     "SimulateLowResolutiond",
+    "check_results",
+    "result_path",
 ]
 
 _DTYPE_KEY = "original_dtype"
@@ -73,6 +76,46 @@ class LoadVolume(Transform):
         )
 
 
+def result_path(source: str | os.PathLike[str], output_dir: str | os.PathLike[str], postfix: str = "sr") -> Path:
+    """Return where the result of an input goes.
+
+    Example:
+        >>> result_path("scans/case.nii.gz", "output").as_posix()
+        'output/case_sr.nii.gz'
+    """
+    return Path(output_dir, f"{volume_stem(source)}_{postfix}.nii.gz")
+
+
+def check_results(
+    items: Sequence[Mapping[str, str]],
+    output_dir: str | os.PathLike[str],
+    postfix: str = "sr",
+    overwrite: bool = False,
+    key: str = "image",
+) -> None:
+    """Check, before hours of work, that each input has a result of its own and replaces none.
+
+    Args:
+        items: the inputs, ``key`` holding the path.
+        output_dir, postfix, overwrite: see `SaveVolume`.
+        key: of the path.
+
+    Raises:
+        OutputError: if two inputs would be written to the same file, or a result exists and ``overwrite`` is False.
+    """
+    taken: dict[Path, str] = {}
+    for item in items:
+        path = result_path(item[key], output_dir, postfix)
+        if path in taken:
+            raise OutputError(
+                f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with an "
+                "output folder of its own."
+            )
+        taken[path] = item[key]
+        if not overwrite:
+            refuse_to_overwrite(path)
+
+
 class SaveVolume(Transform):
     """Write a volume as ``<output_dir>/<input stem>_<postfix>.nii.gz``, in the dtype of its input.
 
@@ -97,10 +140,10 @@ class SaveVolume(Transform):
         Raises:
             OutputError: if the file exists or cannot be written.
         """
-        name = f"{volume_stem(image.meta[ImageMetaKey.FILENAME_OR_OBJ])}_{self.postfix}.nii.gz"
+        path = result_path(image.meta[ImageMetaKey.FILENAME_OR_OBJ], self.output_dir, self.postfix)
         array = image.as_tensor()[0].cpu().float().numpy()
         dtype = image.meta.get(_DTYPE_KEY, "float32")
-        write_nifti(self.output_dir / name, array, np.asarray(image.affine), dtype, self.overwrite)
+        write_nifti(path, array, np.asarray(image.affine), dtype, self.overwrite)
         return image
 
 
@@ -198,10 +241,10 @@ class _ScaleIntensity(InvertibleTransform):
 class ScaleIntensityRobust(_ScaleIntensity):
     """Scale an MRI volume: its background becomes 0, a high percentile of the voxels above the background becomes 1.
 
-    The background is 0 where at least a tenth of the voxels are exactly 0 (interpolation leaves a few negative voxels in
-    skull-stripped volumes, which must not lift it), and the minimum otherwise (standardized volumes). It is not counted,
-    so the size of the field of view does not change the scale. Darker voxels stay below 0, brighter ones above 1.
-    Invertible.
+    The background is 0 where at least a tenth of the voxels are exactly 0 (interpolation leaves a few negative voxels
+    in skull-stripped volumes, which must not lift it), and the minimum otherwise (standardized volumes). It is not
+    counted, so the size of the field of view does not change the scale. Darker voxels stay below 0, brighter ones above
+    1. Invertible.
 
     Args:
         percentile: the percentile that becomes 1, in (0, 100].
@@ -225,8 +268,8 @@ class ScaleIntensityRobust(_ScaleIntensity):
         above = voxels[voxels > low]
         if not above.size:
             raise ImageError(
-                f"{_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is needed to scale "
-                "its intensities: leave this volume out."
+                f"{_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is needed "
+                "to scale its intensities: leave this volume out."
             )
         return low, float(np.percentile(above, self.percentile))
 

@@ -15,8 +15,8 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import nn
 
+from miar_monai.checkpoints import save_weights
 from miar_monai.networks import MSVQVAE
-from miar_monai.training import save_weights
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 NAMES = ("miar_brats", "miar_lidc")

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import DataLoader
 from monai.transforms import Compose, MapTransform, Orientationd, RandFlipd
+from phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 
 from miar_monai.datasets import SliceDataset, brats_datalist, lidc_datalist, split_by_patient, volume_datalist
 from miar_monai.errors import DatasetError
 from miar_monai.transforms import CentralSlicesd, LoadVolumed, ScaleIntensityRobustd
-from tests.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from phantoms import head
 
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
-from tests.phantoms import head
 
 DEGRADATIONS = [Degradation(), Degradation(blur_on="hr"), Degradation(sigma=0), Degradation(scale=2, sigma=0.8)]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.dicom import dicom_files, dicom_tag
 from miar_monai.errors import GeometryError, ImageError, OutputError
 from miar_monai.geometry import fov_corners
 from miar_monai.io import check_output_folder, read_volume, volume_stem, write_nifti
-from tests.phantoms import head, write_dicom_series, write_nifti_phantom
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")

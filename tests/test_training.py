@@ -20,6 +20,7 @@ from tiny import TOKENIZER, tiny_miar, tiny_slices, tiny_tokenizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from miar_monai.checkpoints import attach_checkpoints, load_weights, save_weights
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.losses import MIARObjective, ReconstructionLoss, adaptive_weight
 from miar_monai.networks import MSVQVAE
@@ -30,9 +31,6 @@ from miar_monai.training import (
     TokenizerEvaluator,
     TokenizerTrainer,
     WarmupCosine,
-    attach_checkpoints,
-    load_weights,
-    save_weights,
 )
 
 HR = tiny_slices()

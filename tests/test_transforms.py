@@ -9,13 +9,13 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Flip, Invertd, Orientationd, Transform
+from phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 
 import miar_monai.transforms as T
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, OutputError, find_miar_error
 from miar_monai.geometry import axial_axis, fov_corners, upscaled_affine
 from miar_monai.io import read_volume
-from tests.phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -155,7 +155,7 @@ def test_a_few_negative_voxels_do_not_lift_the_background() -> None:
     torch.testing.assert_close(T.ScaleIntensityRobust()(standardized), T.ScaleIntensityRobust()(image))
 
 
-@pytest.mark.parametrize("transform", [T.ScaleIntensityRobust(), T.ScaleIntensityHU(-160, 240)], ids=str)
+@pytest.mark.parametrize("transform", [T.ScaleIntensityRobust(), T.ScaleIntensityHU(-160, 240)], ids=["robust", "HU"])
 def test_scales_are_inverted(transform: T.ScaleIntensityRobust | T.ScaleIntensityHU) -> None:
     image = (3000 * volume() - 1000).float()
     before = image.as_tensor().clone()
@@ -169,7 +169,7 @@ def test_scales_are_inverted(transform: T.ScaleIntensityRobust | T.ScaleIntensit
 
 def test_a_constant_volume_has_no_scale() -> None:
     image = MetaTensor(torch.full((1, 2, 3, 4), 7.0), meta={"filename_or_obj": "flat.nii"})
-    with pytest.raises(ImageError, match=r"^flat\.nii: none of the 24 voxels is above 7; a volume with contrast is needed"):
+    with pytest.raises(ImageError, match=r"^flat\.nii: none of the 24 voxels is above 7; a volume with contrast"):
         T.ScaleIntensityRobust()(image)
     with pytest.raises(ImageError, match=r"^the volume: none of the 24 voxels"):
         T.ScaleIntensityRobust()(image.as_tensor())
@@ -234,7 +234,9 @@ def nearest_network(lr: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("affine", [LPS_AFFINE, SAGITTAL, np.diag([1.0, -2, 3, 1])], ids=["LPS", "sagittal", "RAI"])
 @pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("scale", [T.ScaleIntensityRobustd("image"), T.ScaleIntensityHUd("image", -200, 900)], ids=str)
+@pytest.mark.parametrize(
+    "scale", [T.ScaleIntensityRobustd("image"), T.ScaleIntensityHUd("image", -200, 900)], ids=["robust", "HU"]
+)
 def test_prediction_returns_to_the_input(tmp_path: Path, affine: np.ndarray, batched: bool, scale: Transform) -> None:
     path = write_nifti_phantom(tmp_path / "case.nii.gz", SHAPE, affine)
     preprocessing = Compose([T.LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None), scale])
@@ -310,3 +312,14 @@ def test_dictionary_versions_have_the_settings_of_the_array_versions(name: str) 
 
 def test_missing_predictions_are_passed_over_on_demand() -> None:
     assert T.InvertSuperResolutiond("pred", Compose([]), allow_missing_keys=True)({"image": 1}) == {"image": 1}
+
+
+def test_results_are_refused_before_the_work_begins(tmp_path: Path) -> None:
+    items = [{"image": f"{folder}/case.nii.gz"} for folder in ("a", "b")]
+    T.check_results(items[:1], tmp_path)
+    (tmp_path / "case_sr.nii.gz").touch()
+    with pytest.raises(OutputError, match=r"case_sr\.nii\.gz exists already and is left as it is"):
+        T.check_results(items[:1], tmp_path)
+    T.check_results(items[:1], tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match=r"^a/case\.nii\.gz and b/case\.nii\.gz would both be written to "):
+        T.check_results(items, tmp_path, overwrite=True)
