@@ -97,7 +97,9 @@ def check_results(
 
     Args:
         items: the inputs, ``key`` holding the path.
-        output_dir, postfix, overwrite: see `SaveVolume`.
+        output_dir: folder of the results.
+        postfix: ending of their names.
+        overwrite: whether existing results may be replaced.
         key: of the path.
 
     Raises:
