@@ -187,6 +187,7 @@ def write_nifti(
         OutputError: if the file exists and ``overwrite`` is False, or if the folder cannot be written to.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = write_nifti(folder + "/a.nii.gz", np.arange(8.0).reshape(2, 2, 2), np.eye(4), np.int16)
         ...     read_volume(path).dtype
