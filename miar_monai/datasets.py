@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def lidc_datalist(dataset_dir: Paths) -> list[Item]:
 
     Returns:
         Dictionaries with ``"image"`` (path of the file or of the series folder) and ``"subject"``: the PatientID of a
-        DICOM series (where it is empty, the name of the uppermost folder), the stem of a NIfTI file.
+        DICOM series, else the name of the uppermost folder, else the stem of a NIfTI file that lies in no folder.
 
     Raises:
         DatasetError: if a folder is missing or holds no volume.
@@ -109,12 +110,13 @@ def lidc_datalist(dataset_dir: Paths) -> list[Item]:
 
 
 def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
+    inside = folder.relative_to(root).parts
     for path in sorted(folder.iterdir()):
         if is_nifti(path):
-            yield {"image": str(path), "subject": volume_stem(path)}
+            yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
     series = dicom_files(folder)
     if series and dicom_tag(series[0], "0008|0060") == "CT":
-        uppermost = (*folder.relative_to(root).parts, folder.name)[0]
+        uppermost = (*inside, folder.name)[0]
         yield {"image": str(folder), "subject": dicom_tag(series[0], "0010|0020") or uppermost}
 
 
@@ -201,12 +203,21 @@ def _shuffled(subjects: Sequence[str], ratios: Sequence[float], seed: int) -> di
 def _read_split(path: str | os.PathLike[str]) -> dict[str, Sequence[str]]:
     try:
         content = json.loads(Path(path).read_text())
-        return {section: [Path(name).name for name in content[section]] for section in _SECTIONS}
+        split: dict[str, Sequence[str]] = {
+            section: [Path(name).name for name in content[section]] for section in _SECTIONS
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"the split file {path} cannot be used ({type(error).__name__}: {error}): a JSON file with lists of "
             "subjects for 'training', 'validation' and 'test' is needed; correct it or leave split_file out."
         ) from error
+    for a, b in combinations(_SECTIONS, 2):
+        if both := sorted(set(split[a]) & set(split[b])):
+            raise DatasetError(
+                f"the split file {path} lists {', '.join(both)} for {a} and for {b}: results on patients that were "
+                "trained on mean nothing; list each patient once."
+            )
+    return split
 
 
 class SliceDataset(torch.utils.data.Dataset):

@@ -72,6 +72,11 @@ class Decoding:
                     f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)};"
                     " correct the setting."
                 )
+        for name in ("lookahead_tokens", "top_k", "seed"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}, but it must be a whole number; correct the setting."
+                )
         for name, low, high in (
             ("lookahead_tokens", 0, 8),
             ("alpha", 0, float("inf")),

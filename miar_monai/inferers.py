@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -109,10 +110,10 @@ class BeamSearchInferer(Inferer):
         Raises:
             ConfigurationError: if ``inputs`` has another number of axes.
         """
-        if inputs.ndim not in (4, 5) or inputs.shape[1] != 1:
+        if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
                 f"the inferer got a tensor of shape {tuple(inputs.shape)}, but it takes (B, 1, h, w) or"
-                " (B, 1, h, w, D); give it one channel and two or three spatial axes."
+                " (B, 1, h, w, D), not empty; give it one channel and two or three spatial axes."
             )
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
@@ -127,8 +128,13 @@ class BeamSearchInferer(Inferer):
         module = getattr(network, "module", network)  # without a wrapper for several GPUs
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
         if isinstance(module, MIAR):
-            decode = partial(module.super_resolve, decoding=self.decoding, fidelity=self.fidelity)
-            return lambda tiles: decode(tiles.to(device)).sr
+            batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
+
+            def decode(tiles: Tensor) -> Tensor:
+                decoding = replace(self.decoding, seed=next(batches))
+                return module.super_resolve(tiles.to(device), decoding, self.fidelity).sr
+
+            return decode
         return lambda tiles: network(tiles.to(device), *args, **kwargs)
 
     def _stream(self, slices: Tensor, predictor: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

@@ -42,13 +42,14 @@ class Volume(NamedTuple):
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the name of a NIfTI file.
+    """Return whether a path has the name of a NIfTI file; hidden files, such as macOS puts beside each, have not.
 
     Example:
-        >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm")
-        (True, False)
+        >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm"), is_nifti("._case_t2.nii.gz")
+        (True, False, False)
     """
-    return str(path).lower().endswith((".nii", ".nii.gz"))
+    name = Path(path).name.lower()
+    return name.endswith((".nii", ".nii.gz")) and not name.startswith(".")
 
 
 def volume_stem(path: str | os.PathLike[str]) -> str:

@@ -243,10 +243,10 @@ class _ScaleIntensity(InvertibleTransform):
 class ScaleIntensityRobust(_ScaleIntensity):
     """Scale an MRI volume: its background becomes 0, a high percentile of the voxels above the background becomes 1.
 
-    The background is 0 where at least a tenth of the voxels are exactly 0 (interpolation leaves a few negative voxels
-    in skull-stripped volumes, which must not lift it), and the minimum otherwise (standardized volumes). It is not
-    counted, so the size of the field of view does not change the scale. Darker voxels stay below 0, brighter ones above
-    1. Invertible.
+    The background is 0 where at least a tenth of the voxels are exactly 0 and fewer than a hundredth below
+    (interpolation leaves a few negative voxels in skull-stripped volumes, which must not lift it), and the minimum
+    otherwise (standardized volumes). It is not counted, so the size of the field of view does not change the scale.
+    Darker voxels stay below 0, brighter ones above 1. Invertible.
 
     Args:
         percentile: the percentile that becomes 1, in (0, 100].
@@ -266,7 +266,8 @@ class ScaleIntensityRobust(_ScaleIntensity):
             ImageError: if the volume is constant.
         """
         voxels = convert_to_tensor(image, track_meta=False).cpu().numpy()
-        low = 0.0 if np.mean(voxels == 0) >= 0.1 else float(voxels.min())
+        zero_is_background = np.mean(voxels == 0) >= 0.1 and np.mean(voxels < 0) < 0.01
+        low = 0.0 if zero_is_background else float(voxels.min())
         above = voxels[voxels > low]
         if not above.size:
             raise ImageError(

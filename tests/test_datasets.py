@@ -72,7 +72,7 @@ def test_lidc_folder(tmp_path: Path) -> None:
     (tmp_path / "INDEX.csv").write_text("a,b")
     assert lidc_datalist(tmp_path) == [
         {"image": str(series), "subject": "LIDC-IDRI-0007"},
-        {"image": str(nifti), "subject": "case"},
+        {"image": str(nifti), "subject": "nifti"},
         {"image": str(anonymous), "subject": "patient-8"},
     ]
     assert lidc_datalist([anonymous]) == [{"image": str(anonymous), "subject": "ct"}]
@@ -296,3 +296,11 @@ def test_volumes_of_different_sizes(tmp_path: Path, transform: Compose) -> None:
         (1, 11, 13),
     }
     assert np.isfinite(torch.cat([s.flatten() for s in dataset.slices]).numpy()).all()
+
+
+def test_a_patient_in_two_sections_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"training": ["a", "b"], "validation": ["c"], "test": ["d", "folder/b"]}))
+    items = [{"image": name, "subject": name} for name in "abcd"]
+    with pytest.raises(DatasetError, match=r"split\.json lists b for training and for test: .* list each patient"):
+        split_by_patient(items, "test", split_file=file)

@@ -219,3 +219,9 @@ def test_wrong_settings_are_named(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Decoding(**settings)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("name", ["lookahead_tokens", "top_k", "seed"])
+def test_counts_are_whole_numbers(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{name} is 1\.5, but it must be a whole number; correct"):
+        Decoding(**{name: 1.5})  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ def test_slices_keep_their_metadata() -> None:
     np.testing.assert_allclose(result.affine.numpy(), upscaled_affine(np.diag([2.0, 3, 4, 1]), (4, 4, 1)))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 3, 8, 8), (1, 1, 8, 8, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 3, 8, 8), (1, 1, 8, 8, 2, 2), (1, 1, 8, 8, 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigurationError, match=r"but it takes \(B, 1, h, w\) or \(B, 1, h, w, D\)"):
         inferer()(torch.rand(shape), Nearest())
@@ -159,3 +159,10 @@ def test_progress_is_shown_on_stderr_only_if_asked(capsys: pytest.CaptureFixture
     out, err = capsys.readouterr()
     assert out == ""
     assert "super-resolving" in err
+
+
+def test_sampling_draws_anew_for_each_batch_of_tiles() -> None:
+    network = tiny_miar().eval()
+    x = torch.rand(1, 1, TILE, TILE, 1).to(next(network.parameters())).expand(-1, -1, -1, -1, 2)
+    result = inferer(strategy="top_k", sw_batch_size=1)(x, network)
+    assert not torch.equal(result[..., 0], result[..., 1])

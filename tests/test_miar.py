@@ -146,3 +146,8 @@ def test_the_mean_of_the_lr_image_is_kept_within_limits() -> None:
     torch.testing.assert_close(matched / images, (matched / images).mean(dim=(2, 3), keepdim=True).expand_as(images))
     torch.testing.assert_close(match_mean(images, lr / 100), images / 2)
     assert torch.equal(match_mean(torch.zeros_like(images), lr), torch.zeros_like(images))
+
+
+def test_a_scale_without_a_level_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="scale is 3, but it must be a power of two below"):
+        tiny_miar(scale=3)

@@ -98,6 +98,10 @@ class MIAR(nn.Module):
         scale: int = 4,
     ) -> None:
         super().__init__()
+        if scale not in [2**level for level in range(len(channels))]:
+            raise ConfigurationError(
+                f"scale is {scale}, but it must be a power of two below 2^{len(channels)}; correct the setting."
+            )
         self.scale = scale
         self.lr_encoder: LightLREncoder | TokenizerLREncoder
         if lr_encoder == "light":
