@@ -40,7 +40,7 @@ def attach_checkpoints(
         CheckpointError: if the newest checkpoint does not fit.
     """
     directory = Path(directory)
-    found = sorted(directory.glob("checkpoint_*.pt"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+    found = sorted(directory.glob("checkpoint_*.pt"), key=_epoch)
     if found and not resume:
         raise OutputError(
             f"{directory} holds the checkpoint of another run ({found[-1].name}); add --resume True to continue it,"
@@ -71,7 +71,7 @@ def attach_checkpoints(
         n_saved=2,
         global_step_transform=lambda engine, _: engine.state.epoch,
     )
-    checkpoint.load_state_dict({"_saved": [(int(path.stem.rsplit("_", 1)[1]), path.name) for path in found[-2:]]})
+    checkpoint.load_state_dict({"_saved": [(_epoch(path), path.name) for path in found[-2:]]})
     trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, checkpoint)
 
 
@@ -122,6 +122,11 @@ def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:
             f" {hint}"
         ) from error
     return network
+
+
+def _epoch(path: Path) -> int:
+    """Return the epoch in the name of a checkpoint, checkpoint_<epoch>.pt."""
+    return int(path.stem.rsplit("_", 1)[1])
 
 
 def _first_line(error: Exception) -> str:

@@ -19,9 +19,27 @@ if TYPE_CHECKING:  # the networks import this module
     from miar_monai.networks.quantizer import MultiScaleQuantizer
     from miar_monai.networks.transformer import Context, MIARTransformer
 
-__all__ = ["Decoded", "Decoding", "candidate_maps", "decode_tokens", "sample_tokens", "uncertain_positions"]
+__all__ = [
+    "Decoded",
+    "Decoding",
+    "candidate_maps",
+    "check_range",
+    "decode_tokens",
+    "sample_tokens",
+    "uncertain_positions",
+]
 
 STRATEGIES = ("greedy", "beam", "top_k", "top_p")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Check a setting.
+
+    Raises:
+        ConfigurationError: if ``value`` is not within [low, high].
+    """
+    if not low <= value <= high:
+        raise ConfigurationError(f"{name} is {value}, but it must lie between {low} and {high}; correct the setting.")
 
 
 @dataclass(frozen=True)
@@ -84,10 +102,7 @@ class Decoding:
             ("top_p", 1e-6, 1),
             ("temperature", 1e-6, float("inf")),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)}, but it must lie between {low} and {high}; correct the setting."
-                )
+            check_range(name, getattr(self, name), low, high)
 
     @property
     def num_branching(self) -> int:

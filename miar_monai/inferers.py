@@ -13,7 +13,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from miar_monai.decoding import Decoding
+from miar_monai.decoding import Decoding, check_range
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import upscaled_affine
@@ -85,8 +85,7 @@ class BeamSearchInferer(Inferer):
             ("sw_batch_size", sw_batch_size, 1, float("inf")),
             ("damping", damping, 0, float("inf")),
         ):
-            if not low <= value <= high:
-                raise ConfigurationError(f"{name} is {value}, but it must lie between {low} and {high}.")
+            check_range(name, value, low, high)
         self.fidelity = fidelity
         self.degradation = degradation
         self.damping = damping

@@ -103,6 +103,7 @@ class MIAR(nn.Module):
                 f"scale is {scale}, but it must be a power of two below 2^{len(channels)}; correct the setting."
             )
         self.scale = scale
+        self.skip_level = scale.bit_length() - 1  # of the decoder that lies on the grid of the LR image
         self.lr_encoder: LightLREncoder | TokenizerLREncoder
         if lr_encoder == "light":
             self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks)
@@ -119,7 +120,7 @@ class MIAR(nn.Module):
         )
         self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels).requires_grad_(False)
         skip_channels = [0] * len(channels)
-        skip_channels[0], skip_channels[scale.bit_length() - 1] = 1, self.lr_encoder.skip_channels
+        skip_channels[0], skip_channels[self.skip_level] = 1, self.lr_encoder.skip_channels
         self.decoder = Decoder(2, latent_channels, channels, num_res_blocks, skip_channels)
 
     @property
@@ -144,7 +145,7 @@ class MIAR(nn.Module):
 
     def decode(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
-        skips = {0: upsample_lr(lr, self.scale), self.scale.bit_length() - 1: features.skip}
+        skips = {0: upsample_lr(lr, self.scale), self.skip_level: features.skip}
         return self.decoder(f_hat, skips)
 
     def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
