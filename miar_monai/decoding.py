@@ -116,7 +116,7 @@ class Decoded(NamedTuple):
     f_hat: Tensor
     """Latents: (B, C, G, G)."""
     tokens: Tensor
-    """(B, L), int64."""
+    """(B, L · S), int64."""
     score: Tensor
     """Log-probability of all tokens under the network: (B,)."""
 
@@ -168,13 +168,13 @@ def candidate_maps(logits: Tensor, decoding: Decoding) -> Tensor:
     return torch.where(flips, second, first)
 
 
-def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator | None = None) -> Tensor:
     """Draw tokens from the ``top_k`` most probable codes, or from the fewest that hold ``top_p`` of the probability.
 
     Args:
         logits: (B, n, V).
         decoding: settings.
-        generator: source of randomness.
+        generator: source of randomness; torch's own by default.
 
     Returns:
         (B, n), int64.
@@ -222,12 +222,13 @@ def decode_tokens(
     """
     batch_size, side = len(context.start), quantizer.schedule.latent_side
     f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
-    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed)
+    is_sampling = decoding.strategy in ("top_k", "top_p")
+    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if is_sampling else None
     logits, cache = transformer.step(None, 0, context, None)
     score, chosen = logits.new_zeros(batch_size, dtype=torch.float32), []
     for k in range(quantizer.schedule.num_scales):
         is_last = k + 1 == quantizer.schedule.num_scales
-        if decoding.strategy in ("top_k", "top_p"):
+        if is_sampling:
             maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, M, n_k)
         elif is_last:
             maps = logits.argmax(dim=-1)[:, None]

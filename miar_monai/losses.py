@@ -91,24 +91,26 @@ def corrupt_tokens(tokens: Tensor, neighbors: Tensor, max_rate: float) -> Tensor
     """Replace a random share of tokens by codes that lie near theirs.
 
     Args:
-        tokens: (B, n), int64.
-        neighbors: near codes of each code, (V, N); see `MultiScaleQuantizer.neighbors`.
+        tokens: of n positions, (B, n · S), int64.
+        neighbors: near codes of each code, (S, V, N); see `MultiScaleQuantizer.neighbors`.
         max_rate: each sample draws its share uniformly from [0, max_rate].
 
     Returns:
-        (B, n), int64.
+        (B, n · S), int64.
 
     Example:
-        >>> corrupt_tokens(torch.tensor([[0, 1]]), torch.tensor([[1], [0]]), max_rate=0.0)
+        >>> corrupt_tokens(torch.tensor([[0, 1]]), torch.tensor([[[1], [0]]]), max_rate=0.0)
         tensor([[0, 1]])
     """
     rate = max_rate * torch.rand(len(tokens), 1, device=tokens.device)
-    choice = torch.randint(neighbors.shape[1], tokens.shape, device=tokens.device)
-    return torch.where(torch.rand(tokens.shape, device=tokens.device) < rate, neighbors[tokens, choice], tokens)
+    choice = torch.randint(neighbors.shape[2], tokens.shape, device=tokens.device)
+    books = torch.arange(tokens.shape[1], device=tokens.device) % len(neighbors)
+    wrong = neighbors[books, tokens, choice]
+    return torch.where(torch.rand(tokens.shape, device=tokens.device) < rate, wrong, tokens)
 
 
 def token_loss(logits: Tensor, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy of tokens (B, L) under logits (B, L, V), tokens weighted by ``weight`` (L,)."""
+    """Return the mean cross-entropy of tokens (B, n) under logits (B, n, V), tokens weighted by ``weight`` (n,)."""
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
     return loss.mean() if weight is None else (loss * weight).mean() / weight.mean()
 
@@ -118,7 +120,7 @@ class MIARObjective(nn.Module):
 
     The tokenizer is frozen and turns the truth into tokens. The transformer sees sums of scales in which some tokens
     were replaced, while the tokens asked of it repair the damage (self-correction). The decoder learns from what the
-    transformer really predicts, on a part of the batch, so that it knows the mistakes it will meet.
+    transformer really predicts, so that it knows the mistakes it will meet.
 
     Args:
         network: the network to train.
@@ -129,7 +131,6 @@ class MIARObjective(nn.Module):
         scale_weight_power: weight of a token of scale k is (L_K / L_k)^power: 0 treats all tokens alike, 0.5 protects
             the early scales (Infinity).
         image_weight: weight of both image losses.
-        image_samples: samples of a batch that the image losses look at.
 
     Reference:
         Paper Sec. 3.1–3.2; Han et al., Infinity, 2024, Sec. 3.4 (bitwise self-correction).
@@ -146,8 +147,7 @@ class MIARObjective(nn.Module):
         self_correction: float = 0.3,
         num_neighbors: int = 100,
         scale_weight_power: float = 0.0,
-        image_weight: float = 10.0,
-        image_samples: int = 8,
+        image_weight: float = 30.0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -156,10 +156,10 @@ class MIARObjective(nn.Module):
         self.self_correction = self_correction
         self.num_neighbors = num_neighbors
         self.image_weight = image_weight
-        self.image_samples = image_samples
         lengths = torch.tensor([side**2 for side in tokenizer.schedule.sides], dtype=torch.float32)
         weight = (lengths[-1] / lengths) ** scale_weight_power
-        self.register_buffer("scale_weight", weight[tokenizer.schedule.levels()], persistent=False)
+        weight = weight[tokenizer.schedule.levels()].repeat_interleave(tokenizer.quantizer.num_codebooks)  # (L · S,)
+        self.register_buffer("scale_weight", weight, persistent=False)
         self.register_buffer("neighbors", tokenizer.quantizer.neighbors(num_neighbors), persistent=False)
 
     def start(self) -> None:
@@ -184,7 +184,7 @@ class MIARObjective(nn.Module):
 
     @torch.no_grad()
     def teach(self, hr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, L) of the truth and the transformer's inputs (B, L - 1, C)."""
+        """Return tokens (B, L · S) of the truth and the transformer's inputs (B, L - 1, C)."""
         quantizer = self.network.quantizer
         corrupt = None
         if self.training and self.self_correction > 0:
@@ -195,27 +195,18 @@ class MIARObjective(nn.Module):
         inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
         return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1)
 
-    def forward(self, lr: Tensor, hr: Tensor, with_images: bool = True) -> dict[str, Tensor]:
-        """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum.
-
-        Decoding takes as long as the rest, so the trainer asks for the image losses only every few iterations.
-        """
+    def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum."""
         tokens, inputs = self.teach(hr)
         features = self.network.lr_encoder(lr)
         context = self.network.transformer.context(features.f_lr)
-        logits = self.network.transformer(inputs, context)  # (B, L, V)
+        logits = self.network.transformer(inputs, context)  # (B, L · S, V)
         parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
         parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
-        parts["loss"] = parts["token_loss"]
-        if with_images:
-            n = self.image_samples
-            with torch.no_grad():
-                predicted = decode_tokens(
-                    self.network.transformer, self.network.quantizer, context.first(n), Decoding()
-                )
-            images = self.network.estimate(predicted.f_hat, lr[:n], features.first(n)).float()
-            perceptual, faithful = images.split(1, dim=1)
-            parts["faithful_loss"] = F.l1_loss(faithful, hr[:n])
-            parts["perceptual_loss"] = self.reconstruction(perceptual, hr[:n])
-            parts["loss"] = parts["loss"] + self.image_weight * (parts["faithful_loss"] + parts["perceptual_loss"])
-        return parts
+        with torch.no_grad():
+            predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
+        perceptual, faithful = self.network.estimate(predicted.f_hat, lr, features).float().split(1, dim=1)
+        parts["faithful_loss"] = F.l1_loss(faithful, hr)
+        parts["perceptual_loss"] = self.reconstruction(perceptual, hr)
+        image_loss = parts["faithful_loss"] + parts["perceptual_loss"]
+        return parts | {"loss": parts["token_loss"] + self.image_weight * image_loss}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -18,13 +21,21 @@ from monai.engines import Evaluator, Trainer
 from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
+from miar_monai.decoding import check_range
+from miar_monai.errors import ConfigurationError
+from miar_monai.graphs import CUDAGraphed
 from miar_monai.losses import ReconstructionLoss, adaptive_weight
 from miar_monai.networks import MSVQVAE
+from miar_monai.networks.autoencoder import ResidualBlock
+from miar_monai.networks.lr_encoder import PlainBlock
+from miar_monai.networks.transformer import MIARBlock
 
 __all__ = [
+    "EMA",
     "EpochSeed",
     "LossLogger",
     "MIARTrainer",
+    "TimeBudget",
     "TokenizerEvaluator",
     "TokenizerTrainer",
     "WarmupCosine",
@@ -36,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 Losses = list[dict[str, Tensor]]
 """Losses by name, in a list of one, as MONAI's handlers expect of a batch that was taken apart."""
+
+Step = Callable[..., dict[str, Tensor]]
+"""A training step: tensors of a batch in, losses by name out."""
 
 
 class _StepTrainer(Trainer):
@@ -50,6 +64,7 @@ class _StepTrainer(Trainer):
         epoch_length: int | None = None,
         amp: bool = False,
         max_grad_norm: float = 1.0,
+        cuda_graphs: bool = False,
         key_train_metric: dict | None = None,
     ) -> None:
         super().__init__(
@@ -64,6 +79,11 @@ class _StepTrainer(Trainer):
         )
         self.bfloat16 = amp
         self.max_grad_norm = max_grad_norm
+        self.cuda_graphs = cuda_graphs
+
+    def graphed(self, step: Step) -> Step:
+        """Return the step, to be replayed as one CUDA graph if the settings say so."""
+        return CUDAGraphed(step) if self.cuda_graphs else step
 
     def run(self) -> None:  # type: ignore[override]  # as MONAI's Trainer
         """Train up to ``max_epochs``; nothing is left to do for a run that was resumed at its end."""
@@ -98,6 +118,8 @@ class TokenizerTrainer(_StepTrainer):
         adversarial_weight: weight of the adversarial loss, on top of the adaptive one.
         adversarial_start_epoch: first epoch, from 1, in which the discriminator takes part.
         train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
+        cuda_graphs: replay a step as one CUDA graph (`CUDAGraphed`). Batches must be of one size, the optimizers
+            ``capturable``, and their learning rates tensors on the GPU.
 
     Reference:
         Paper Sec. 4.1.2; Esser et al., Taming Transformers, 2021 (losses).
@@ -127,6 +149,8 @@ class TokenizerTrainer(_StepTrainer):
         self.adversarial_start_epoch = adversarial_start_epoch
         self.adversarial_loss = PatchAdversarialLoss(criterion="hinge")
         self.adversarial_loss.activation = nn.Identity()  # MONAI's is tanh, on which a hinge would never be at rest
+        self.reconstruct = self.graphed(partial(self._step, adversarial=False))
+        self.reconstruct_and_compete = self.graphed(partial(self._step, adversarial=True))
 
     @property
     def tokenizer(self) -> MSVQVAE:
@@ -137,11 +161,14 @@ class TokenizerTrainer(_StepTrainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         images = self.to_device(batchdata["image"])
         self.network.train()
+        if engine.state.iteration == 1:
+            with torch.no_grad(), self.autocast():
+                self.tokenizer.quantizer.initialize_codebook(self.tokenizer.encoder(images))
         adversarial = self.adversarial_weight > 0 and engine.state.epoch >= self.adversarial_start_epoch
+        return [self.reconstruct_and_compete(images) if adversarial else self.reconstruct(images)]
+
+    def _step(self, images: Tensor, adversarial: bool) -> dict[str, Tensor]:
         with self.autocast():
-            if engine.state.iteration == 1:
-                with torch.no_grad():
-                    self.tokenizer.quantizer.initialize_codebook(self.tokenizer.encoder(images))
             output = self.network(images)
             reconstruction = output.reconstruction.float()
             parts = {
@@ -163,7 +190,7 @@ class TokenizerTrainer(_StepTrainer):
                     + self._judge(reconstruction.detach(), target_is_real=False, for_discriminator=True)
                 )
             self.optimize(parts["discriminator_loss"], self.discriminator_optimizer)
-        return [{name: part.detach() for name, part in parts.items()}]
+        return {name: part.detach() for name, part in parts.items()}
 
     def _judge(self, images: Tensor, target_is_real: bool, for_discriminator: bool) -> Tensor:
         self.discriminator.requires_grad_(for_discriminator)
@@ -180,8 +207,8 @@ class MIARTrainer(_StepTrainer):
         train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), and ``"label"``, HR slices (B, 1, H, W).
         objective: the objective, perhaps wrapped for several GPUs.
         optimizer: of the network's trainable parameters.
-        image_interval: iterations from one image loss to the next.
         train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
+        cuda_graphs: as for `TokenizerTrainer`.
     """
 
     def __init__(
@@ -191,30 +218,32 @@ class MIARTrainer(_StepTrainer):
         train_data_loader: Iterable,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
-        image_interval: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(device, max_epochs, train_data_loader, **options)
         self.objective = objective
         self.optimizer = optimizer
-        self.image_interval = image_interval
+        self.learn = self.graphed(self._step)
         module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
         self.add_event_handler(Events.STARTED, module.start)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         lr, hr = self.to_device(batchdata["image"]), self.to_device(batchdata["label"])
         self.objective.train()
+        return [self.learn(lr, hr)]
+
+    def _step(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         with self.autocast():
-            parts = self.objective(lr, hr, with_images=engine.state.iteration % self.image_interval == 0)
+            parts = self.objective(lr, hr)
         self.optimize(parts["loss"], self.optimizer)
-        return [{name: part.detach() for name, part in parts.items()}]
+        return {name: part.detach() for name, part in parts.items()}
 
 
 class TokenizerEvaluator(Evaluator):
     """Validates a tokenizer: PSNR of each prefix of scales and with the quantizer bypassed, codes in use at each scale.
 
     Results are in ``state.metrics``: ``psnr`` (all scales; also the key metric), ``psnr_prefix_<k>``,
-    ``psnr_unquantized``, ``codes_scale_<k>`` (distinct codes seen), ``codes_used`` (share of the codebook).
+    ``psnr_unquantized``, ``codes_scale_<k>`` (distinct codes seen), ``codes_used`` (share of all codes).
 
     Args:
         device: where to run.
@@ -243,11 +272,8 @@ class TokenizerEvaluator(Evaluator):
         self._register_handlers(val_handlers or [])
 
     def _start(self) -> None:
-        schedule = self.network.schedule
         self._squared_errors: dict[str, list[Tensor]] = {}
-        self._seen = torch.zeros(
-            schedule.num_scales, self.network.quantizer.num_codes, dtype=torch.bool, device=self.state.device
-        )
+        self._usage: Tensor | int = 0
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batchdata["image"].to(self.state.device)
@@ -260,8 +286,7 @@ class TokenizerEvaluator(Evaluator):
         for name, image in decoded.items():
             error = (image.float().clamp(0, 1) - images.clamp(0, 1)).square().mean(dim=(1, 2, 3))
             self._squared_errors.setdefault(name, []).append(error)
-        for k, tokens_k in enumerate(schedule.split(tokens)):
-            self._seen[k, tokens_k.flatten()] = True
+        self._usage = self._usage + network.quantizer.usage(tokens)
         return {"image": images, "pred": decoded["psnr"].float(), "label": images}
 
     def _summarize(self) -> None:
@@ -269,8 +294,9 @@ class TokenizerEvaluator(Evaluator):
             name: (-10 * torch.cat(errors).clamp(min=1e-12).log10()).mean().item()
             for name, errors in self._squared_errors.items()
         }
-        metrics |= {f"codes_scale_{k}": int(n) for k, n in enumerate(self._seen.sum(dim=1))}
-        metrics["codes_used"] = self._seen.any(dim=0).float().mean().item()
+        seen = torch.as_tensor(self._usage) > 0  # (K, S, V)
+        metrics |= {f"codes_scale_{k}": int(n) for k, n in enumerate(seen.sum(dim=(1, 2)))}
+        metrics["codes_used"] = seen.any(dim=0).float().mean().item()
         self.state.metrics |= metrics
         if metrics["psnr"] > self.state.best_metric:
             self.state.best_metric, self.state.best_metric_epoch = metrics["psnr"], self.state.epoch
@@ -313,11 +339,15 @@ class LossLogger:
     Args:
         interval: iterations between two reports.
         output_dir: folder of the TensorBoard files; none are written without it.
+        validator: an evaluator whose metrics belong into these files, at the trainer's iterations.
     """
 
-    def __init__(self, interval: int = 50, output_dir: str | Path | None = None) -> None:
+    def __init__(
+        self, interval: int = 50, output_dir: str | Path | None = None, validator: Engine | None = None
+    ) -> None:
         self.interval = interval
         self.output_dir = output_dir
+        self.validator = validator
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -326,6 +356,10 @@ class LossLogger:
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
+        if self.validator is not None:
+            self.validator.add_event_handler(
+                Events.COMPLETED, lambda evaluator: self._write(evaluator.state.metrics, engine.state.iteration)
+            )
 
     def _open(self, engine: Engine) -> None:
         if self.output_dir is not None:
@@ -347,10 +381,63 @@ class LossLogger:
         state = engine.state
         text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         logger.info("epoch %d/%d, iteration %d: %s", state.epoch, state.max_epochs, state.iteration, text)
+        self._write(means, state.iteration)
+
+    def _write(self, values: Mapping[str, float], iteration: int) -> None:
         if self._writer is not None:
-            for name, value in means.items():
-                self._writer.add_scalar(name, value, state.iteration)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
             self._writer.flush()
+
+
+class TimeBudget:
+    """Ends a training after some minutes, with its last epoch's validation and checkpoint, as borrowed GPUs demand.
+
+    `WarmupCosine` follows the clock, so that the learning rate has come down by then. Two networks that are compared
+    can so be given the same time instead of the same number of steps.
+
+    Args:
+        minutes: of training, validations included; None for no limit. The first ``free_iterations`` do not count: they
+            may compile networks.
+        free_iterations: number of iterations before the clock starts.
+
+    Raises:
+        ConfigurationError: if the minutes are not positive, or if several processes train together: their clocks would
+            not agree on the last step.
+    """
+
+    def __init__(self, minutes: float | None = None, free_iterations: int = 10) -> None:
+        if minutes is not None:
+            check_range("max_minutes", minutes, 1e-3, float("inf"))
+            if idist.get_world_size() > 1:
+                raise ConfigurationError(
+                    "max_minutes is set, but several processes train together, whose clocks would not agree on the last"
+                    " step; set max_epochs and epoch_length instead."
+                )
+        self.minutes = minutes
+        self.free_iterations = free_iterations
+        self._start: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the time that is used up: 0 before the clock starts and without a limit."""
+        if self.minutes is None or self._start is None:
+            return 0.0
+        return (time.monotonic() - self._start) / (60 * self.minutes)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        self._start, self._iterations = None, 0
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Start the clock, or end the training."""
+        self._iterations += 1
+        if self._iterations == self.free_iterations:
+            self._start = time.monotonic()
+        if self.progress >= 1:
+            engine.state.max_epochs = engine.state.epoch
+            engine.terminate_epoch()
 
 
 class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
@@ -363,6 +450,7 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
         warmup_steps: iterations of the warm-up.
         total_steps: iterations of the whole run.
         final_lr: rate at the end.
+        budget: if it has a limit, the rate is at its end when the time is up, if not before.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -370,11 +458,19 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
         [0.1]
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int, final_lr: float) -> None:
-        lowest = final_lr / optimizer.param_groups[0]["lr"]
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        warmup_steps: int,
+        total_steps: int,
+        final_lr: float,
+        budget: TimeBudget | None = None,
+    ) -> None:
+        lowest = final_lr / float(optimizer.param_groups[0]["lr"])
 
         def factor(step: int) -> float:
-            progress = min(max(step - warmup_steps, 0) / max(total_steps - warmup_steps, 1), 1.0)
+            progress = max(step - warmup_steps, 0) / max(total_steps - warmup_steps, 1)
+            progress = min(max(progress, budget.progress if budget else 0.0), 1.0)
             cosine = lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
             return min((step + 1) / max(warmup_steps, 1), cosine)
 
@@ -382,9 +478,31 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
 
 
 def compile_networks(enabled: bool, *networks: nn.Module) -> None:
-    """Compile networks in place with `torch.compile`, if enabled; their state dicts keep their names."""
+    """Compile the blocks of networks in place with `torch.compile`, if enabled; state dicts keep their names.
+
+    Blocks of the same shape are compiled once, which takes a fraction of the time that whole networks take.
+    """
+    if enabled:
+        torch._dynamo.config.recompile_limit = 64  # blocks of different widths share their code
     for network in networks if enabled else ():
-        network.compile()
+        for module in network.modules():
+            if isinstance(module, ResidualBlock | PlainBlock | MIARBlock):
+                module.compile()
+
+
+class EMA(EMAHandler):
+    """ignite's moving average of the weights, with one kernel for all of them instead of two for each.
+
+    Buffers are those of the network itself, as with ``handle_buffers="copy"``.
+    """
+
+    @torch.no_grad()
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        averages: list[Tensor] = [*self.ema_model.parameters()]
+        weights: list[Tensor] = [*self.model.parameters()]
+        torch._foreach_lerp_(averages, weights, getattr(engine.state, name))
+        for shared, buffer in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
+            shared.data = buffer.data
 
 
 def attach_ema(ema: EMAHandler, trainer: Trainer) -> None:

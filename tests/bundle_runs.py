@@ -22,7 +22,8 @@ BUNDLES = Path(__file__).parents[1] / "bundles"
 NAMES = ("miar_brats", "miar_lidc")
 TOKENIZER: dict[str, Any] = {
     "scales": [1, 2, 4, 32],
-    "channels": [8, 8, 8, 16],
+    "channels": [8, 8, 16],
+    "patch_size": 2,
     "num_res_blocks": 1,
     "latent_channels": 8,
     "num_codes": 16,
@@ -75,7 +76,7 @@ def tiny(workflow: str) -> dict[str, Any]:
     return {
         "inference": {"device": "cpu", **networks},
         "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **networks},
-        "train": {**ONE_STEP, "image_interval": 1, **tokenizers, **networks},
+        "train": {**ONE_STEP, **tokenizers, **networks},
         "train_stage1": {**ONE_STEP, "discriminator_def#channels": 8, "adversarial_start_epoch": 1, **tokenizers},
     }[workflow]
 

@@ -41,21 +41,21 @@ def test_residual_block_is_its_shortcut_where_its_last_layer_is_zero(out_channel
 
 
 def test_encoder_and_decoder_mirror_their_grids_and_every_parameter_learns() -> None:
-    encoder, decoder = Encoder(1, 4, CHANNELS, 1).double(), Decoder(2, 4, CHANNELS, 1, (1, 8, 0)).double()
-    x = images(2, 1, 12, 20)  # not square
+    encoder, decoder = Encoder(1, 4, CHANNELS, 1).double(), Decoder(2, 4, CHANNELS, 1, 2, (4, 8, 0)).double()
+    x = images(2, 1, 24, 40)  # not square
     maps = encoder.features(x)
     assert [tuple(h.shape[1:]) for h in maps] == [(8, 12, 20), (8, 6, 10), (16, 3, 5)]
     f = encoder(x)
     torch.testing.assert_close(f, encoder.latent(maps[-1]))
-    y = decoder(f, {0: x, 1: maps[1]})
-    assert y.shape == (2, 2, 12, 20)
+    y = decoder(f, {0: nn.functional.pixel_unshuffle(x, 2), 1: maps[1]})
+    assert y.shape == (2, 2, 24, 40)
     (y * torch.randn_like(y)).sum().backward()
     assert not silent(encoder)
     assert not silent(decoder)
 
 
 def test_new_skips_change_nothing_until_they_have_learned() -> None:
-    plain, skipping = Decoder(1, 4, CHANNELS, 1).double(), Decoder(1, 4, CHANNELS, 1, (1, 0, 5)).double()
+    plain, skipping = Decoder(1, 4, CHANNELS, 1).double(), Decoder(1, 4, CHANNELS, 1, 2, (1, 0, 5)).double()
     missing, unexpected = skipping.load_state_dict(plain.state_dict(), strict=False)
     assert all(name.startswith("skips") for name in missing)
     assert not unexpected
@@ -64,6 +64,14 @@ def test_new_skips_change_nothing_until_they_have_learned() -> None:
     nn.init.ones_(skipping.skips["2"].weight)
     assert not torch.allclose(skipping(f, skips), plain(f))
     torch.testing.assert_close(skipping(f), plain(f))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_patches_make_the_stride_and_come_back_as_pixels(patch_size: int) -> None:
+    encoder, decoder = Encoder(1, 4, CHANNELS, 1, patch_size), Decoder(1, 4, CHANNELS, 1, patch_size)
+    x = torch.randn(1, 1, 4 * patch_size * 3, 4 * patch_size * 5)
+    assert encoder(x).shape == (1, 4, 3, 5)
+    assert decoder(encoder(x)).shape == x.shape
 
 
 def test_samples_of_a_batch_do_not_mix() -> None:
@@ -81,12 +89,12 @@ def test_lr_images_are_upsampled_on_the_cell_centered_grid() -> None:
 
 
 def test_tokenizer_lr_encoder_is_the_tokenizer_s_encoder_on_the_upsampled_image() -> None:
-    encoder = Encoder(1, 4, (8, 8, 16, 16), 1).double()
+    encoder = Encoder(1, 4, (8, 16, 16), 1).double()
     lr = images(2, 1, 6, 10)
     f_lr, skip = TokenizerLREncoder(encoder, scale=4)(lr)
     up = upsample_lr(lr, 4)
     torch.testing.assert_close(f_lr, encoder(up))
-    torch.testing.assert_close(skip, encoder.features(up)[2])
+    torch.testing.assert_close(skip, encoder.features(up)[1])
     assert skip.shape[2:] == lr.shape[2:]
 
 

@@ -18,9 +18,10 @@ from miar_monai.networks.quantizer import MultiScaleQuantizer
 NETWORKS = tuple[MIARTransformer, MultiScaleQuantizer]
 
 
-@pytest.fixture
-def networks() -> NETWORKS:
-    return tiny_transformer().requires_grad_(False), tiny_quantizer().eval().requires_grad_(False)
+@pytest.fixture(params=[1, 2], ids=["one codebook", "two codebooks"])
+def networks(request: pytest.FixtureRequest) -> NETWORKS:
+    transformer, quantizer = (make(num_codebooks=request.param) for make in (tiny_transformer, tiny_quantizer))
+    return transformer.requires_grad_(False), quantizer.eval().requires_grad_(False)
 
 
 def features(batch_size: int = 3) -> Tensor:
@@ -45,12 +46,12 @@ def inputs_of(quantizer: MultiScaleQuantizer, maps: list[Tensor]) -> Tensor:
 
 
 def naive_lookahead(networks: NETWORKS, f_lr: Tensor, decoding: Decoding) -> Tensor:
-    """Decode one sample, candidate by candidate, every candidate through the whole masked transformer: (L,)."""
+    """Decode one sample, candidate by candidate, every candidate through the whole masked transformer: (L · S,)."""
     transformer, quantizer = networks
 
     def log_probabilities(maps: list[Tensor]) -> Tensor:
         logits = transformer(inputs_of(quantizer, maps), transformer.context(f_lr))
-        return logits[0, slice(*transformer.schedule.bounds[len(maps)])].log_softmax(dim=-1)
+        return quantizer.split(logits)[len(maps)][0].log_softmax(dim=-1)
 
     chosen: list[Tensor] = []
     for _ in SCALES[:-1]:
@@ -89,7 +90,7 @@ def test_batched_lookahead_is_algorithm_1(
 def test_greedy_takes_the_most_probable_code_at_every_step(networks: NETWORKS) -> None:
     found = decode(networks, features(2)).tokens
     for tokens, f_lr in zip(found, features(2), strict=True):
-        maps = list(networks[1].schedule.split(tokens, dim=0))
+        maps = [tokens_k[0] for tokens_k in networks[1].split(tokens[None])]
         logits = networks[0](inputs_of(networks[1], maps), networks[0].context(f_lr[None]))
         assert torch.equal(tokens, logits[0].argmax(dim=-1))
 
@@ -120,7 +121,7 @@ def test_score_and_latents_are_those_of_the_tokens(networks: NETWORKS, settings:
     found = decode(networks, features(), **settings)
     torch.testing.assert_close(found.f_hat, quantizer.decode(found.tokens))
     for tokens, score, f_lr in zip(found.tokens, found.score, features(), strict=True):
-        maps = list(quantizer.schedule.split(tokens, dim=0))
+        maps = [tokens_k[0] for tokens_k in quantizer.split(tokens[None])]
         logits = transformer(inputs_of(quantizer, maps), transformer.context(f_lr[None]))[0]
         expected = logits.log_softmax(dim=-1).gather(1, tokens[:, None]).sum()
         torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=0)
@@ -156,7 +157,8 @@ def test_every_scale_goes_through_the_network_once(
 
     monkeypatch.setattr(networks[0], "step", counted)
     decode(networks, features(3), strategy="beam", lookahead_tokens=lookahead_tokens)
-    sizes = [3, *(3 * 2 ** min(lookahead_tokens, side * side) for side in SCALES[:-1])]
+    books = networks[1].num_codebooks
+    sizes = [3, *(3 * 2 ** min(lookahead_tokens, side * side * books) for side in SCALES[:-1])]
     assert calls == [(k, sizes[k], networks[0].schedule.bounds[k][0]) for k in range(len(SCALES))]
 
 

@@ -149,5 +149,7 @@ def test_the_mean_of_the_lr_image_is_kept_within_limits() -> None:
 
 
 def test_a_scale_without_a_level_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="scale is 3, but it must be a power of two below"):
+    with pytest.raises(ConfigurationError, match="scale is 3, but it must be patch_size = 2 times a power of two"):
         tiny_miar(scale=3)
+    with pytest.raises(ConfigurationError, match="scale is 16, but 3 levels of channels reach 8 at most"):
+        tiny_miar(scale=16)

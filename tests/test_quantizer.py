@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tiny import CHANNELS, CODES, SCALES, tiny_quantizer
 from torch import Tensor
 
+from miar_monai.errors import ConfigurationError
 from miar_monai.networks.quantizer import MultiScaleQuantizer, nearest_tick
 
 
@@ -196,7 +197,7 @@ def test_codebook_starts_from_the_data() -> None:
 def test_neighbors_are_the_others_by_distance() -> None:
     quantizer = tiny_quantizer()
     for count in (1, 5, CODES, 100):
-        neighbors = quantizer.neighbors(count)
+        (neighbors,) = quantizer.neighbors(count)
         for code, near in enumerate(neighbors):
             distance = (quantizer.codebook - quantizer.codebook[code]).square().sum(dim=1)
             others = [c for c in distance.argsort().tolist() if c != code]
@@ -239,3 +240,63 @@ def test_two_processes_learn_the_codebook_of_one(tmp_path: Path, monkeypatch: py
     whole.ema_sum.copy_(whole.codebook)
     whole(f)
     torch.testing.assert_close(torch.load(tmp_path / "plain_0.pt")["codebook"], whole.codebook, rtol=0, atol=1e-12)
+
+
+def test_codebooks_share_the_channels() -> None:
+    """Several codebooks are one quantizer each on their channels, as far as convolutions and averages leave them."""
+    quantizer = tiny_quantizer(num_codebooks=3).eval()
+    z = torch.randn(2, 7, CHANNELS, dtype=torch.float64)
+    tokens = quantizer.nearest(z)
+    assert tokens.shape == (2, 21)
+    length = CHANNELS // 3
+    for book, codes in enumerate(quantizer.codes()):
+        own = slice(book * length, (book + 1) * length)
+        assert torch.equal(codes, quantizer.codebook[:, own])
+        distance = (z[..., None, own] - codes).square().sum(dim=-1)
+        assert torch.equal(tokens[:, book::3], distance.argmin(dim=-1))
+        assert torch.equal(quantizer.lookup(tokens)[..., own], codes[tokens[:, book::3]])
+    f = latents()
+    assert quantizer.encode(f).shape == (3, 3 * quantizer.schedule.num_tokens)
+    torch.testing.assert_close(quantizer(f).f_hat, quantizer.decode(quantizer.encode(f)))
+
+
+def test_several_codebooks_learn_like_separate_ones() -> None:
+    quantizer, f = tiny_quantizer(restart_below=0.0, dropout=0.0, num_codebooks=2), latents(4)
+    steps = list(quantizer.residual_steps(f))
+    z = torch.cat([step.residual for step in steps], dim=1).flatten(0, 1)
+    tokens = torch.cat([step.tokens for step in steps], dim=1).view(-1, 2)
+    old, decay = quantizer.codes().clone(), 2 / 11
+    quantizer(f)
+    for book, own in enumerate((slice(0, 3), slice(3, 6))):
+        for code in range(CODES):
+            mine = z[tokens[:, book] == code][:, own]
+            count = decay + (1 - decay) * len(mine)
+            expected = (decay * old[book, code] + (1 - decay) * mine.sum(dim=0)) / count
+            torch.testing.assert_close(quantizer.codes()[book, code], expected, rtol=0, atol=1e-6)
+
+
+def test_more_codebooks_explain_more() -> None:
+    f = latents(32)
+    errors = []
+    for books in (1, 2, 6):
+        torch.manual_seed(0)
+        quantizer = tiny_quantizer(num_codebooks=books, dropout=0.0)
+        quantizer.initialize_codebook(f)
+        for _ in range(20):
+            quantizer(f)
+        errors.append((quantizer.eval()(f).f_hat - f).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_usage_counts_codes_by_scale_and_codebook() -> None:
+    quantizer = tiny_quantizer(num_codebooks=2)
+    tokens = quantizer.encode(latents())
+    usage = quantizer.usage(tokens)
+    for k, tokens_k in enumerate(quantizer.split(tokens)):
+        for book in range(2):
+            assert torch.equal(usage[k, book], tokens_k[:, book::2].flatten().bincount(minlength=CODES))
+
+
+def test_codebooks_that_cannot_share_the_channels_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="num_codebooks is 4, but it must divide the 6 latent_channels"):
+        tiny_quantizer(num_codebooks=4)

@@ -13,7 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from ignite.engine import Events
+from ignite.handlers import EMAHandler
 from monai.data import DataLoader, Dataset
+from monai.handlers import ValidationHandler
 from monai.networks.nets import PatchDiscriminator
 from monai.transforms import Compose, EnsureTyped, RandFlipd, RandGaussianNoised
 from tiny import TOKENIZER, tiny_miar, tiny_slices, tiny_tokenizer
@@ -25,9 +27,11 @@ from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.losses import MIARObjective, ReconstructionLoss, adaptive_weight
 from miar_monai.networks import MSVQVAE
 from miar_monai.training import (
+    EMA,
     EpochSeed,
     LossLogger,
     MIARTrainer,
+    TimeBudget,
     TokenizerEvaluator,
     TokenizerTrainer,
     WarmupCosine,
@@ -62,7 +66,7 @@ def tokenizer_trainer(network: MSVQVAE, loader: DataLoader, max_epochs: int, **o
     )
 
 
-def miar_trainer(loader: DataLoader, max_epochs: int, image_interval: int = 1, **options: Any) -> MIARTrainer:
+def miar_trainer(loader: DataLoader, max_epochs: int, **options: Any) -> MIARTrainer:
     tokenizer = tiny_tokenizer().eval()
     tokenizer.quantizer.initialize_codebook(tokenizer.encoder(HR))
     network = tiny_miar()
@@ -70,7 +74,7 @@ def miar_trainer(loader: DataLoader, max_epochs: int, image_interval: int = 1, *
     objective = MIARObjective(network, tokenizer, RECONSTRUCTION, num_neighbors=3, **options)
     learning = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=3e-3)
-    return MIARTrainer("cpu", max_epochs, loader, objective, optimizer, image_interval)
+    return MIARTrainer("cpu", max_epochs, loader, objective, optimizer)
 
 
 def psnr(network: MSVQVAE) -> float:
@@ -108,7 +112,7 @@ def test_tokenizer_learns_four_slices_by_heart() -> None:
 
 
 def test_miar_learns_four_slices_by_heart() -> None:
-    trainer = miar_trainer(batches(LR, HR), max_epochs=120, self_correction=0.0, image_samples=4)
+    trainer = miar_trainer(batches(LR, HR), max_epochs=120, self_correction=0.0)
     network = trainer.objective.network
 
     def error() -> float:
@@ -157,13 +161,6 @@ def test_each_player_is_moved_by_its_own_loss_alone() -> None:
     for expected, trained in ((network, trainer.network), (discriminator, trainer.discriminator)):
         for p, q in zip(expected.parameters(), trained.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad)
-
-
-def test_image_losses_come_at_their_interval() -> None:
-    trainer = miar_trainer(batches(LR, HR, batch_size=1), max_epochs=1, image_interval=2, image_samples=1)
-    history = losses(trainer)
-    trainer.run()
-    assert ["perceptual_loss" in parts for parts in history] == [False, True, False, True]
 
 
 def test_gradients_are_clipped() -> None:
@@ -235,7 +232,7 @@ def stage_one(max_epochs: int) -> tuple[TokenizerTrainer, dict[str, Any]]:
 def stage_two(max_epochs: int) -> tuple[MIARTrainer, dict[str, Any]]:
     torch.manual_seed(1)  # a tokenizer comes from its file, equal in every run
     loader = batches(LR, HR, augment=True, batch_size=2)
-    trainer = miar_trainer(loader, max_epochs, self_correction=0.5, image_samples=1)
+    trainer = miar_trainer(loader, max_epochs, self_correction=0.5)
     return trainer, {"network": trainer.objective.network, "optimizer": trainer.optimizer}
 
 
@@ -308,8 +305,8 @@ def _train_on(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     stage1 = tokenizer_trainer(tiny_tokenizer(), batches(HR[rank::2]), max_epochs=2, adversarial_start_epoch=2)
     stage1.network, stage1.discriminator = DDP(stage1.network), DDP(stage1.discriminator)
-    stage2 = miar_trainer(batches(LR[rank::2], HR[rank::2]), max_epochs=3, image_interval=2, image_samples=1)
-    stage2.objective = DDP(stage2.objective, find_unused_parameters=True)  # the decoder rests in between
+    stage2 = miar_trainer(batches(LR[rank::2], HR[rank::2]), max_epochs=3)
+    stage2.objective = DDP(stage2.objective)
     for trainer in (stage1, stage2):
         EpochSeed(7).attach(trainer)
         trainer.run()
@@ -456,3 +453,88 @@ def test_rate_warms_up_and_falls_to_its_end() -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[12] == pytest.approx(1.25)  # half way
     assert rates[20:] == pytest.approx([0.5] * 5)
+
+
+def test_time_budget_ends_within_an_epoch_and_keeps_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = miar_trainer(batches(LR, HR, batch_size=1), max_epochs=50)
+    budget = TimeBudget(minutes=1.0, free_iterations=2)
+    clock, ended, rates = [0.0], [], []
+    monkeypatch.setattr("miar_monai.training.time.monotonic", lambda: clock[0])
+    schedule = WarmupCosine(trainer.optimizer, warmup_steps=1, total_steps=10**6, final_lr=1e-4, budget=budget)
+    budget.attach(trainer)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def _(engine: Any) -> None:
+        clock[0] += 10.0
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: ended.append(engine.state.iteration))
+    trainer.run()
+    # ten seconds an iteration, the first two free: the minute is over at the eighth, and the epoch of four as well
+    assert trainer.state.iteration == 8
+    assert ended == [4, 8]
+    assert trainer.state.max_epochs == 2
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_without_a_limit_the_budget_leaves_the_steps_alone() -> None:
+    trainer = miar_trainer(batches(LR, HR), max_epochs=3)
+    budget = TimeBudget()
+    budget.attach(trainer)
+    trainer.run()
+    assert trainer.state.iteration == 3
+    assert budget.progress == 0
+
+
+def test_a_budget_of_no_time_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_minutes is 0, but it must lie between"):
+        TimeBudget(0)
+
+
+def test_moving_average_is_that_of_ignite() -> None:
+    network = tiny_tokenizer(dropout=0.0)
+    averages = [handler(network, momentum=0.1) for handler in (EMA, EMAHandler)]
+    trainer = tokenizer_trainer(network, batches(HR), max_epochs=5)
+    for name, ema in zip(("ours", "theirs"), averages, strict=True):
+        ema.attach(trainer, name=name)
+    trainer.run()
+    ours, theirs = (ema.ema_model.state_dict() for ema in averages)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+    assert not torch.equal(ours["decoder.conv_out.weight"], network.decoder.conv_out.weight)
+    assert torch.equal(ours["quantizer.codebook"], network.quantizer.codebook)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_step_learns_as_a_launched_one_does() -> None:
+    histories = []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        trainer = miar_trainer(batches(LR, HR), max_epochs=8, self_correction=0.0)
+        trainer.objective.cuda()
+        trainer.optimizer.param_groups[0].update(capturable=True, lr=torch.tensor(1e-3, device="cuda"))
+        trainer.state.device, trainer.cuda_graphs = torch.device("cuda"), graphs
+        trainer.learn = trainer.graphed(trainer._step)
+        history = losses(trainer)
+        trainer.run()
+        histories.append([parts["loss"] for parts in history])
+    assert histories[1] == pytest.approx(histories[0], rel=2e-2)
+    assert histories[1][-1] < histories[1][0]
+
+
+def test_validation_goes_into_the_same_files(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    network = tiny_tokenizer()
+    evaluator = TokenizerEvaluator("cpu", batches(HR), network)
+    trainer = tokenizer_trainer(network, batches(HR, batch_size=2), max_epochs=2, adversarial_weight=0.0)
+    ValidationHandler(1, evaluator).attach(trainer)
+    LossLogger(1, tmp_path, evaluator).attach(trainer)
+    trainer.run()
+    found = EventAccumulator(str(tmp_path)).Reload().Scalars("psnr")
+    assert [event.step for event in found] == [2, 4]
+    assert found[-1].value == pytest.approx(evaluator.state.metrics["psnr"])

@@ -14,7 +14,7 @@ SCALES = (1, 2, 3, 5)
 CODES, CHANNELS, CONTEXT = 12, 6, 5
 TOKENIZER: dict[str, Any] = {
     "scales": SCALES,
-    "channels": (8, 8, 8, 16),
+    "channels": (8, 8, 16),
     "num_res_blocks": 1,
     "latent_channels": CHANNELS,
     "num_codes": CODES,
@@ -25,8 +25,8 @@ def tiny_quantizer(**options: Any) -> MultiScaleQuantizer:
     return MultiScaleQuantizer(SCALES, CODES, CHANNELS, **options).double()
 
 
-def tiny_transformer(scales: tuple[int, ...] = SCALES) -> MIARTransformer:
-    transformer = MIARTransformer(scales, CODES, CHANNELS, CONTEXT, dim=16, depth=2, num_heads=2).double()
+def tiny_transformer(scales: tuple[int, ...] = SCALES, **options: Any) -> MIARTransformer:
+    transformer = MIARTransformer(scales, CODES, CHANNELS, CONTEXT, dim=16, depth=2, num_heads=2, **options).double()
     return spread(transformer).eval()
 
 

@@ -1,4 +1,8 @@
-"""The convolutional encoder and decoder around the latent grid (LDM's VQ convnet, as VAR uses it, with f = 8)."""
+"""The convolutional encoder and decoder around the latent grid: LDM's VQ convnet, as VAR uses it, with f = 8.
+
+The finest level works on patches of 2 × 2 pixels as channels: at full resolution normalization and activation cost more
+than the arithmetic, and sub-pixel convolutions lose nothing (ESPCN, EDSR).
+"""
 
 from __future__ import annotations
 
@@ -73,20 +77,21 @@ def middle(channels: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Image to latent grid, a factor of two for each level after the first.
+    """Image to latent grid: patches become channels, then a factor of two for each level after the first.
 
     Args:
         in_channels: channels of the image.
         latent_channels: C, channels of the latent grid.
-        channels: width of each level, fine to coarse; four levels give f = 8.
+        channels: width of each level, fine to coarse.
         num_res_blocks: residual blocks on each level.
+        patch_size: side of the patches; f = patch_size · 2^(levels - 1) is the stride of the latent grid.
 
     Example:
         >>> import torch
         >>> encoder = Encoder(1, 4, channels=(8, 8, 16), num_res_blocks=1)
-        >>> encoder(torch.zeros(1, 1, 16, 16)).shape
+        >>> encoder(torch.zeros(1, 1, 32, 32)).shape
         torch.Size([1, 4, 4, 4])
-        >>> [tuple(h.shape[1:]) for h in encoder.features(torch.zeros(1, 1, 16, 16))]
+        >>> [tuple(h.shape[1:]) for h in encoder.features(torch.zeros(1, 1, 32, 32))]
         [(8, 16, 16), (8, 8, 8), (16, 4, 4)]
     """
 
@@ -94,12 +99,14 @@ class Encoder(nn.Module):
         self,
         in_channels: int = 1,
         latent_channels: int = 32,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = (64, 128, 256),
         num_res_blocks: int = 2,
+        patch_size: int = 2,
     ) -> None:
         super().__init__()
         self.channels = tuple(channels)
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.to_patches = nn.PixelUnshuffle(patch_size)
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], 3, padding=1)
         self.levels = nn.ModuleList()
         width = channels[0]
         for level, level_channels in enumerate(channels):
@@ -116,9 +123,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the feature map of each level, fine to coarse: (B, channels[i], H / 2^i, W / 2^i)."""
+        """Return the feature map of each level, fine to coarse: (B, channels[i], H / (patch_size · 2^i), …)."""
         maps = []
-        h = self.conv_in(x)
+        h = self.conv_in(self.to_patches(x))  # (B, channels[0], H / patch_size, W / patch_size)
         for level in self.levels:
             h = level(h)
             maps.append(h)
@@ -144,21 +151,23 @@ class Decoder(nn.Module):
         latent_channels: C, channels of the latent grid.
         channels: width of each level, fine to coarse, as for the encoder.
         num_res_blocks: residual blocks on each level.
+        patch_size: side of the patches of pixels that the finest level works on.
         skip_channels: channels of the skip of each level, fine to coarse; 0 for none.
 
     Example:
         >>> import torch
         >>> decoder = Decoder(1, 4, channels=(8, 8, 16), num_res_blocks=1, skip_channels=(1, 0, 0))
         >>> decoder(torch.zeros(1, 4, 4, 4), {0: torch.zeros(1, 1, 16, 16)}).shape
-        torch.Size([1, 1, 16, 16])
+        torch.Size([1, 1, 32, 32])
     """
 
     def __init__(
         self,
         out_channels: int = 1,
         latent_channels: int = 32,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = (64, 128, 256),
         num_res_blocks: int = 2,
+        patch_size: int = 2,
         skip_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -178,23 +187,25 @@ class Decoder(nn.Module):
             if level_skip > 0:
                 self.skips[str(level)] = zero_conv(level_skip, channels[level])
         self.norm_out = group_norm(width)
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
+        self.to_pixels = nn.PixelShuffle(patch_size)
 
     def forward(self, f: Tensor, skips: dict[int, Tensor] | None = None) -> Tensor:
         """Map latents (B, C, H / f, W / f) to images (B, out_channels, H, W).
 
         Args:
             f: latents.
-            skips: for each level with a skip (0 is the finest), its features (B, skip_channels[i], H / 2^i, W / 2^i).
+            skips: for each level with a skip (0 is the finest), its features, (B, skip_channels[i], h_i, w_i) with
+                h_i = H / (patch_size · 2^i).
         """
         h = self.middle(self.conv_in(f))
         finest_last = reversed(range(len(self.levels)))
         for level, upsample, blocks in zip(finest_last, self.upsamplers, self.levels, strict=True):
-            h = upsample(h)  # (B, channels[level], H / 2^level, W / 2^level)
+            h = upsample(h)  # (B, channels[level], h_level, w_level)
             if skips is not None and level in skips:
                 h = h + self.skips[str(level)](skips[level])
             h = blocks(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.to_pixels(self.conv_out(F.silu(self.norm_out(h))))  # (B, out_channels, H, W)
 
 
 def zero_conv(in_channels: int, out_channels: int) -> nn.Conv2d:

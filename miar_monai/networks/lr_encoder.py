@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Encoder, ResidualBlock, group_norm, middle, zero_conv
 
 __all__ = ["LRFeatures", "LightLREncoder", "TokenizerLREncoder", "upsample_lr"]
@@ -31,6 +32,20 @@ def upsample_lr(lr: Tensor, scale: int) -> Tensor:
     return F.interpolate(lr, scale_factor=float(scale), mode="bicubic", align_corners=False)
 
 
+def level_of_lr(scale: int, patch_size: int) -> int:
+    """Return the level of an encoder or a decoder (0 is the finest) that lies on the grid of the LR image.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    level = (scale // patch_size).bit_length() - 1
+    if level < 0 or patch_size * 2**level != scale:
+        raise ConfigurationError(
+            f"scale is {scale}, but it must be patch_size = {patch_size} times a power of two; correct the settings."
+        )
+    return level
+
+
 class TokenizerLREncoder(nn.Module):
     """The tokenizer's encoder, applied to the LR image upsampled to the HR grid (paper Sec. 3.2).
 
@@ -40,7 +55,7 @@ class TokenizerLREncoder(nn.Module):
 
     Example:
         >>> import torch
-        >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 8, 16, 16), num_res_blocks=1), scale=4)
+        >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 16, 16), num_res_blocks=1), scale=4)
         >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 8, 8))]
         [(1, 8, 4, 4), (1, 16, 8, 8)]
     """
@@ -49,7 +64,7 @@ class TokenizerLREncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.scale = scale
-        self.skip_level = scale.bit_length() - 1
+        self.skip_level = level_of_lr(scale, encoder.to_patches.downscale_factor)
         self.skip_channels = encoder.channels[self.skip_level]
 
     def forward(self, lr: Tensor) -> LRFeatures:
@@ -89,7 +104,7 @@ class LightLREncoder(nn.Module):
     def __init__(
         self,
         context_channels: int = 32,
-        channels: Sequence[int] = (96, 192),
+        channels: Sequence[int] = (128, 192),
         num_blocks: int = 12,
         in_channels: int = 1,
     ) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.decoding import Decoding, decode_tokens
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Decoder, Encoder
-from miar_monai.networks.lr_encoder import LightLREncoder, LRFeatures, TokenizerLREncoder, upsample_lr
+from miar_monai.networks.lr_encoder import LightLREncoder, LRFeatures, TokenizerLREncoder, level_of_lr, upsample_lr
 from miar_monai.networks.msvqvae import MSVQVAE
 from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.schedule import ScaleSchedule
@@ -27,7 +28,7 @@ class MIARResult(NamedTuple):
     sr: Tensor
     """(B, 1, 4h, 4w)."""
     tokens: Tensor
-    """(B, L), int64."""
+    """(B, L · S), int64."""
     score: Tensor
     """Log-probability of the tokens: (B,)."""
 
@@ -63,7 +64,8 @@ class MIAR(nn.Module):
     faithful estimate; ``fidelity`` mixes them.
 
     Args:
-        scales, channels, num_res_blocks, latent_channels, num_codes: of the tokenizer; see `MSVQVAE`.
+        scales, channels, num_res_blocks, patch_size, latent_channels, num_codes, num_codebooks: of the
+            tokenizer; see `MSVQVAE`.
         lr_encoder: ``"initialized"`` (a copy of the tokenizer's encoder, the paper's), ``"shared"`` (that encoder,
             frozen) or ``"light"`` (a small network on the LR grid).
         context_channels: channels of f_LR (32 with a tokenizer encoder).
@@ -75,7 +77,7 @@ class MIAR(nn.Module):
         Paper Sec. 3, Fig. 1.
 
     Example:
-        >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
+        >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
         ...     dim=16, depth=1, num_heads=2).eval()
         >>> network(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 1, 32, 32])
@@ -84,44 +86,52 @@ class MIAR(nn.Module):
     def __init__(
         self,
         scales: Sequence[int] = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = (64, 128, 256),
         num_res_blocks: int = 2,
+        patch_size: int = 2,
         latent_channels: int = 32,
         num_codes: int = 4096,
         lr_encoder: str = "initialized",
         context_channels: int = 32,
-        lr_channels: Sequence[int] = (96, 192),
+        lr_channels: Sequence[int] = (128, 192),
         lr_blocks: int = 12,
         dim: int = 256,
         depth: int = 4,
         num_heads: int = 4,
         scale: int = 4,
+        num_codebooks: int = 1,
     ) -> None:
         super().__init__()
-        if scale not in [2**level for level in range(len(channels))]:
-            raise ConfigurationError(
-                f"scale is {scale}, but it must be a power of two below 2^{len(channels)}; correct the setting."
-            )
         self.scale = scale
-        self.skip_level = scale.bit_length() - 1  # of the decoder that lies on the grid of the LR image
+        self.patch_size = patch_size
+        self.skip_level = level_of_lr(scale, patch_size)
+        if self.skip_level >= len(channels):
+            raise ConfigurationError(
+                f"scale is {scale}, but {len(channels)} levels of channels reach"
+                f" {patch_size * 2 ** (len(channels) - 1)} at most; give more channels or a smaller scale."
+            )
         self.lr_encoder: LightLREncoder | TokenizerLREncoder
         if lr_encoder == "light":
             self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks)
         elif lr_encoder in ("initialized", "shared"):
             context_channels = latent_channels
-            self.lr_encoder = TokenizerLREncoder(Encoder(1, latent_channels, channels, num_res_blocks), scale)
+            self.lr_encoder = TokenizerLREncoder(
+                Encoder(1, latent_channels, channels, num_res_blocks, patch_size), scale
+            )
             self.lr_encoder.requires_grad_(lr_encoder == "initialized")
         else:
             raise ConfigurationError(
                 f"lr_encoder is {lr_encoder!r}, but it must be 'initialized', 'shared' or 'light'; correct the setting."
             )
         self.transformer = MIARTransformer(
-            scales, num_codes, latent_channels, context_channels, dim, depth, num_heads
+            scales, num_codes, latent_channels, context_channels, dim, depth, num_heads, num_codebooks
         )
-        self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels).requires_grad_(False)
+        self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels, num_codebooks=num_codebooks)
+        self.quantizer.requires_grad_(False)
         skip_channels = [0] * len(channels)
-        skip_channels[0], skip_channels[self.skip_level] = 1, self.lr_encoder.skip_channels
-        self.decoder = Decoder(2, latent_channels, channels, num_res_blocks, skip_channels)
+        skip_channels[0] = patch_size**2  # the upsampled LR image
+        skip_channels[self.skip_level] = self.lr_encoder.skip_channels
+        self.decoder = Decoder(2, latent_channels, channels, num_res_blocks, patch_size, skip_channels)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -129,9 +139,14 @@ class MIAR(nn.Module):
         return self.quantizer.schedule
 
     @property
+    def stride(self) -> int:
+        """f, pixels of the image for each cell of the latent grid."""
+        return self.patch_size * 2 ** (len(self.decoder.levels) - 1)
+
+    @property
     def lr_side(self) -> int:
         """Side of the LR images that `forward` takes: 64 for the paper's schedule."""
-        return self.schedule.latent_side * 2 ** (len(self.decoder.levels) - 1) // self.scale
+        return self.schedule.latent_side * self.stride // self.scale
 
     def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
         """Take over a trained tokenizer: codebook and φ, decoder (its image becomes both output maps), encoder."""
@@ -145,7 +160,8 @@ class MIAR(nn.Module):
 
     def decode(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
-        skips = {0: upsample_lr(lr, self.scale), self.skip_level: features.skip}
+        upsampled = F.pixel_unshuffle(upsample_lr(lr, self.scale), self.patch_size)  # (B, patch_size², …)
+        skips = {0: upsampled, self.skip_level: features.skip}
         return self.decoder(f_hat, skips)
 
     def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:

@@ -23,7 +23,7 @@ class MSVQVAEOutput(NamedTuple):
     quantizer_loss: Tensor
     """Commitment and φ loss: scalar."""
     tokens: Tensor
-    """(B, L), int64."""
+    """(B, L · S), int64."""
 
 
 class MSVQVAE(nn.Module):
@@ -32,30 +32,32 @@ class MSVQVAE(nn.Module):
     The defaults are the paper's: f = 8, 4096 codes of 32 channels, ten scales up to 32 × 32 for 256 × 256 images.
 
     Args:
-        scales: sides of the token maps, coarse to fine; images have side ``scales[-1] * 2 ** (len(channels) - 1)``.
+        scales: sides of the token maps, coarse to fine; images have side f · scales[-1].
         channels: width of each level of the encoder and the decoder, fine to coarse.
         num_res_blocks: residual blocks on each level.
+        patch_size: side of the patches of pixels on the finest level; f = patch_size · 2^(levels - 1).
         latent_channels: C, length of a code.
-        num_codes: V, size of the codebook.
+        num_codes: V, size of a codebook.
         in_channels: channels of the image.
-        decay, restart_below, dropout, dropout_start: see `MultiScaleQuantizer`.
+        decay, restart_below, dropout, dropout_start, num_codebooks: see `MultiScaleQuantizer`.
 
     Reference:
         Paper Sec. 3.1 and appendix A; Tian et al., Visual Autoregressive Modeling, 2024, Sec. 3.2.
 
     Example:
         >>> tokenizer = MSVQVAE(scales=(1, 2, 4), channels=(8, 16), latent_channels=8, num_codes=16).eval()
-        >>> x = torch.rand(2, 1, 8, 8)
+        >>> x = torch.rand(2, 1, 16, 16)
         >>> tokens = tokenizer.encode(x)
         >>> tokens.shape, tokenizer.decode(tokens).shape
-        (torch.Size([2, 21]), torch.Size([2, 1, 8, 8]))
+        (torch.Size([2, 21]), torch.Size([2, 1, 16, 16]))
     """
 
     def __init__(
         self,
         scales: Sequence[int] = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-        channels: Sequence[int] = (32, 64, 128, 256),
+        channels: Sequence[int] = (64, 128, 256),
         num_res_blocks: int = 2,
+        patch_size: int = 2,
         latent_channels: int = 32,
         num_codes: int = 4096,
         in_channels: int = 1,
@@ -63,9 +65,10 @@ class MSVQVAE(nn.Module):
         restart_below: float = 0.03,
         dropout: float = 0.1,
         dropout_start: int = 3,
+        num_codebooks: int = 1,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, latent_channels, channels, num_res_blocks)
+        self.encoder = Encoder(in_channels, latent_channels, channels, num_res_blocks, patch_size)
         self.quantizer = MultiScaleQuantizer(
             scales,
             num_codes,
@@ -74,8 +77,9 @@ class MSVQVAE(nn.Module):
             restart_below=restart_below,
             dropout=dropout,
             dropout_start=dropout_start,
+            num_codebooks=num_codebooks,
         )
-        self.decoder = Decoder(in_channels, latent_channels, channels, num_res_blocks)
+        self.decoder = Decoder(in_channels, latent_channels, channels, num_res_blocks, patch_size)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -84,11 +88,11 @@ class MSVQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, L) of images (B, 1, H, W); changes no buffer."""
+        """Return the tokens (B, L · S) of images (B, 1, H, W); changes no buffer."""
         return self.quantizer.encode(self.encoder(x))
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
-        """Return the images (B, 1, H, W) of tokens (B, L), from the first ``num_scales`` scales only if given."""
+        """Return the images (B, 1, H, W) of tokens (B, L · S), from the first ``num_scales`` scales only if given."""
         return self.decoder(self.quantizer.decode(tokens, num_scales))
 
     def forward(self, x: Tensor) -> MSVQVAEOutput:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from miar_monai.errors import ConfigurationError
 from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.resampling import interpolation_matrix, resample
 
@@ -44,7 +45,7 @@ class ScaleStep(NamedTuple):
     residual: Tensor
     """What is left to explain, seen at this scale: (B, side_k², C)."""
     tokens: Tensor
-    """The nearest codes: (B, side_k²), int64."""
+    """The nearest codes: (B, side_k² · S), int64."""
     f_hat: Tensor
     """Sum of all scales so far: (B, C, G, G)."""
 
@@ -57,7 +58,7 @@ class QuantizerOutput(NamedTuple):
     loss: Tensor
     """Commitment loss plus the loss of the φ convolutions: scalar."""
     tokens: Tensor
-    """Tokens of all scales: (B, L), int64."""
+    """Tokens of all scales: (B, L · S), int64."""
 
 
 class Phi(nn.Module):
@@ -88,7 +89,11 @@ def nearest_tick(k: int, num_scales: int, num_ticks: int) -> int:
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Shared codebook over all scales, learned by moving averages, with φ convolutions and prefix dropout.
+    """Codebooks shared by all scales, learned by moving averages, with φ convolutions and prefix dropout.
+
+    With several codebooks (product quantization) each gives a code for its share of the channels, and a position of a
+    scale has one token of each, side by side: S tokens for S codebooks. The paper has one of 4096 codes, 12 bits a
+    position; four of 256 codes carry 32 bits and cost a quarter of the logits.
 
     The codebook starts from residuals of the first batch, follows the mean of what is assigned to each code, and gives
     codes that nobody uses to residuals of the current batch. VAR's released quantizer, learned by gradient, collapses
@@ -96,17 +101,22 @@ class MultiScaleQuantizer(nn.Module):
 
     Args:
         scales: sides of the token maps, coarse to fine; the last is the latent grid's.
-        num_codes: V, size of the codebook.
-        latent_channels: C, length of a code.
+        num_codes: V, size of a codebook.
+        latent_channels: C, channels of the latent grid, which the codebooks share evenly.
         num_phi: number of φ convolutions, shared by neighboring scales.
         commitment: weight β of the loss that pulls the encoder to the codes.
         decay: decay of the moving averages, reached after a warm-up of about ``10 / (1 - decay)`` steps.
         restart_below: a code whose moving average of uses per step falls below this is restarted.
         dropout: probability p that a training sample keeps only its first n scales ("scale-aware dropout").
         dropout_start: smallest n.
+        num_codebooks: S.
+
+    Raises:
+        ConfigurationError: if the codebooks cannot share the channels evenly.
 
     Reference:
-        Paper Eq. 1-2 and Sec. 4.4.2; Tian et al., Visual Autoregressive Modeling, 2024, Algorithms 1-2.
+        Paper Eq. 1-2 and Sec. 4.4.2; Tian et al., Visual Autoregressive Modeling, 2024, Algorithms 1-2; Jégou et al.,
+        Product Quantization for Nearest Neighbor Search, 2011.
 
     Example:
         >>> quantizer = MultiScaleQuantizer((1, 2, 4), num_codes=16, latent_channels=8)
@@ -132,8 +142,15 @@ class MultiScaleQuantizer(nn.Module):
         restart_below: float = 0.03,
         dropout: float = 0.1,
         dropout_start: int = 3,
+        num_codebooks: int = 1,
     ) -> None:
         super().__init__()
+        if num_codebooks < 1 or latent_channels % num_codebooks:
+            raise ConfigurationError(
+                f"num_codebooks is {num_codebooks}, but it must divide the {latent_channels} latent_channels; correct"
+                " the settings."
+            )
+        self.num_codebooks = num_codebooks
         self.schedule = ScaleSchedule(scales)
         self.num_codes = num_codes
         self.latent_channels = latent_channels
@@ -142,8 +159,8 @@ class MultiScaleQuantizer(nn.Module):
         self.restart_below = restart_below
         self.dropout = dropout
         self.dropout_start = min(dropout_start, self.schedule.num_scales)
-        self.register_buffer("codebook", torch.randn(num_codes, latent_channels))
-        self.register_buffer("ema_count", torch.ones(num_codes))
+        self.register_buffer("codebook", torch.randn(num_codes, latent_channels))  # code v of each book, side by side
+        self.register_buffer("ema_count", torch.ones(num_codes * num_codebooks))
         self.register_buffer("ema_sum", self.codebook.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.phis = nn.ModuleList(Phi(latent_channels) for _ in range(num_phi))
@@ -153,6 +170,29 @@ class MultiScaleQuantizer(nn.Module):
         for k, p in enumerate(self.schedule.sides):
             self.register_buffer(f"down_{k}", interpolation_matrix(side, p, "area").float(), persistent=False)
             self.register_buffer(f"up_{k}", interpolation_matrix(p, side, "bicubic").float(), persistent=False)
+
+    def codes(self) -> Tensor:
+        """Return the codes by codebook: (S, V, C / S)."""
+        return self.codebook.unflatten(1, (self.num_codebooks, -1)).transpose(0, 1)
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Return the codes (B, n, C) of the tokens (B, n · S) of n positions."""
+        books = torch.arange(self.num_codebooks, device=tokens.device)
+        return self.codes()[books, tokens.unflatten(1, (-1, self.num_codebooks))].flatten(2)
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Cut tokens (B, L · S) into those of each scale, (B, side_k² · S)."""
+        return tokens.split([side * side * self.num_codebooks for side in self.schedule.sides], dim=1)
+
+    def usage(self, tokens: Tensor) -> Tensor:
+        """Count how often each code of each codebook occurs at each scale among tokens (B, L · S): (K, S, V), int64."""
+        index = tokens.unflatten(1, (-1, self.num_codebooks))  # (B, L, S)
+        levels = self.schedule.levels().to(tokens.device)[:, None]  # (L, 1)
+        books = torch.arange(self.num_codebooks, device=tokens.device)
+        index = (levels * self.num_codebooks + books) * self.num_codes + index
+        shape = (self.schedule.num_scales, self.num_codebooks, self.num_codes)
+        size = self.schedule.num_scales * self.num_codebooks * self.num_codes
+        return index.flatten().bincount(minlength=size).view(shape)
 
     def phi(self, k: int) -> nn.Module:
         """Return the φ convolution of scale k."""
@@ -164,14 +204,14 @@ class MultiScaleQuantizer(nn.Module):
 
         Args:
             f_hat: sum of the scales before k, (B, C, G, G).
-            tokens: tokens of scale k, (B, side_k²).
+            tokens: tokens of scale k, (B, side_k² · S).
             k: scale, from 0.
 
         Returns:
             Sum of the scales up to k, (B, C, G, G).
         """
         side = self.schedule.sides[k]
-        codes = self.codebook[tokens].mT.unflatten(-1, (side, side))  # (B, C, side, side)
+        codes = self.lookup(tokens).mT.unflatten(-1, (side, side))  # (B, C, side, side)
         up = self.get_buffer(f"up_{k}")
         return f_hat + self.phi(k)(resample(codes, up, up))
 
@@ -183,10 +223,11 @@ class MultiScaleQuantizer(nn.Module):
 
     @without_autocast
     def nearest(self, z: Tensor) -> Tensor:
-        """Return the nearest code of each vector (..., C), in float32: (...), int64 (paper Eq. 2)."""
-        flat = z.reshape(-1, z.shape[-1])
-        distance = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.mT, alpha=-2)  # (N, V)
-        return distance.argmin(1).view(z.shape[:-1])
+        """Return the nearest codes of vectors (B, n, C), in float32: (B, n · S), int64 (paper Eq. 2)."""
+        codes, parts = self.codes(), z.unflatten(2, (self.num_codebooks, -1)).movedim(2, 0)  # (S, B, n, C / S)
+        norms = codes.square().sum(2)[:, None]  # (S, 1, V)
+        distance = torch.baddbmm(norms, parts.flatten(1, 2), codes.mT, alpha=-2)  # (S, B · n, V)
+        return distance.argmin(2).view(parts.shape[:-1]).movedim(0, 2).flatten(1)
 
     def residual_steps(self, f: Tensor, corrupt: Callable[[Tensor], Tensor] | None = None) -> Iterator[ScaleStep]:
         """Walk through the scales: quantize what is left, add it, go on with the rest (paper Eq. 1).
@@ -200,28 +241,30 @@ class MultiScaleQuantizer(nn.Module):
         for k in range(self.schedule.num_scales):
             with torch.no_grad():
                 residual = self.to_scale(f - f_hat, k)  # (B, side_k², C)
-                tokens = self.nearest(residual)  # (B, side_k²)
+                tokens = self.nearest(residual)  # (B, side_k² · S)
                 summed = tokens if corrupt is None else corrupt(tokens)
             f_hat = self.add_scale(f_hat, summed, k)
             yield ScaleStep(residual, tokens, f_hat)
 
     @torch.no_grad()
     def encode(self, f: Tensor) -> Tensor:
-        """Return the tokens (B, L) of latents (B, C, G, G). A read: it changes no buffer, in training mode either."""
+        """Return the tokens (B, L · S) of latents (B, C, G, G); changes no buffer, in training mode either."""
         return torch.cat([step.tokens for step in self.residual_steps(f.to(self.codebook.dtype))], dim=1)
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
-        """Sum the codes of tokens (B, L), of the first ``num_scales`` scales only if given: (B, C, G, G)."""
+        """Sum the codes of tokens (B, L · S), of the first ``num_scales`` scales only if given: (B, C, G, G)."""
         side = self.schedule.latent_side
         f_hat = self.codebook.new_zeros(len(tokens), self.latent_channels, side, side)
-        for k, tokens_k in enumerate(self.schedule.split(tokens)[:num_scales]):
+        for k, tokens_k in enumerate(self.split(tokens)[:num_scales]):
             f_hat = self.add_scale(f_hat, tokens_k, k)
         return f_hat
 
     @torch.no_grad()
     def neighbors(self, count: int) -> Tensor:
-        """Return the ``count`` codes nearest to each code, itself left out, nearest first: (V, count), int64."""
-        distance = torch.cdist(self.codebook, self.codebook).fill_diagonal_(torch.inf)
+        """Return the ``count`` codes nearest to each code, itself left out, nearest first: (S, V, count), int64."""
+        codes = self.codes()
+        distance = torch.cdist(codes, codes)  # (S, V, V)
+        distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
         return distance.topk(min(count, self.num_codes - 1), largest=False).indices
 
     def forward(self, f: Tensor) -> QuantizerOutput:
@@ -273,9 +316,11 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update_codebook(self, z: Tensor, tokens: Tensor) -> None:
-        """Move each code to the mean of its vectors (N, C), given their tokens (N,); restart what is hardly used."""
-        count = torch.zeros_like(self.ema_count).index_add_(0, tokens, torch.ones_like(z[:, 0]))
-        total = torch.zeros_like(self.ema_sum).index_add_(0, tokens, z)
+        """Move each code to the mean of its vectors, of (N, C) with tokens (N · S,); restart what is hardly used."""
+        rows = tokens.view(len(z), -1) * self.num_codebooks + torch.arange(self.num_codebooks, device=z.device)
+        rows, parts = rows.flatten(), z.reshape(rows.numel(), -1)  # row v · S + s: code v of codebook s
+        count = torch.zeros_like(self.ema_count).index_add_(0, rows, torch.ones_like(parts[:, 0]))
+        total = torch.zeros_like(self.ema_sum.view(len(count), -1)).index_add_(0, rows, parts).view_as(self.ema_sum)
         fresh = z[torch.randint(len(z), (self.num_codes,), device=z.device)]
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
@@ -287,8 +332,10 @@ class MultiScaleQuantizer(nn.Module):
         self.ema_sum.lerp_(total, 1 - decay)
         dead = self.ema_count < self.restart_below
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
-        self.ema_sum.copy_(torch.where(dead[:, None], fresh, self.ema_sum))
-        self.codebook.copy_(self.ema_sum / self.ema_count[:, None])
+        length = self.latent_channels // self.num_codebooks
+        dead, count = (x.view(self.num_codes, -1).repeat_interleave(length, dim=1) for x in (dead, self.ema_count))
+        self.ema_sum.copy_(torch.where(dead, fresh, self.ema_sum))  # (V, C)
+        self.codebook.copy_(self.ema_sum / count)
 
     @staticmethod
     def _broadcast(x: Tensor) -> None:

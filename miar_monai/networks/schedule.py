@@ -1,7 +1,8 @@
 """The scales of a latent grid: how many tokens each has, and where they lie.
 
 Glossary of shapes: B batch; C latent channels; D width of the transformer; H, W high-resolution size; h, w
-low-resolution size; K number of scales; side_k side of scale k; L tokens of all scales; V codebook size.
+low-resolution size; K number of scales; side_k side of scale k; L positions of all scales; S codebooks, with one
+token each at every position; V codes of a codebook.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["ScaleSchedule"]
 class ScaleSchedule:
     """Sides of the token maps, coarse to fine; the last one is the side of the latent grid.
 
-    Tokens of all scales are kept in one row of length ``num_tokens``: scale 0 first, each scale row by row.
+    Positions of all scales are kept in one row of length ``num_tokens``: scale 0 first, each scale row by row.
 
     Args:
         sides: strictly increasing sides, such as VAR's (1, 2, 3, 4, 6, 9, 13, 18, 24, 32) for a latent of side 32.

@@ -74,12 +74,13 @@ class MIARTransformer(nn.Module):
 
     Args:
         scales: sides of the token maps, coarse to fine.
-        num_codes: V, size of the codebook.
+        num_codes: V, size of a codebook.
         latent_channels: C, length of a code.
         context_channels: channels of the LR features.
         dim: D, width.
         depth: number of blocks.
         num_heads: number of heads; dim / num_heads must be a multiple of 4.
+        num_codebooks: S; the tokens of a position are predicted together, independent of each other.
 
     Reference:
         Paper Sec. 3.2, Fig. 1B and appendix A.
@@ -106,8 +107,10 @@ class MIARTransformer(nn.Module):
         dim: int = 256,
         depth: int = 4,
         num_heads: int = 4,
+        num_codebooks: int = 1,
     ) -> None:
         super().__init__()
+        self.num_codebooks = num_codebooks
         self.schedule = ScaleSchedule(scales)
         self.context_norm = nn.LayerNorm(context_channels)
         self.start = nn.Linear(context_channels, dim)  # its bias is the learned start token
@@ -116,7 +119,7 @@ class MIARTransformer(nn.Module):
         blocks = [MIARBlock(dim, num_heads, context_channels) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # mypy cannot see what a ModuleList holds
         self.norm_out = nn.RMSNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, num_codes)
+        self.head = nn.Linear(dim, num_codes * num_codebooks)
         levels = self.schedule.levels()
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("mask", levels[:, None] >= levels[None, :], persistent=False)
@@ -148,7 +151,7 @@ class MIARTransformer(nn.Module):
         )
 
     def forward(self, inputs: Tensor, context: Context) -> Tensor:
-        """Return the logits (B, L, V) of all scales, each from the scales before it.
+        """Return the logits (B, L · S, V) of all scales, each from the scales before it.
 
         Args:
             inputs: for scales 1 to K - 1 the sum of all coarser scales, averaged down to them: (B, L - 1, C).
@@ -157,12 +160,16 @@ class MIARTransformer(nn.Module):
         x = torch.cat([context.start, self.embed(inputs)], dim=1) + self.level_embedding(self.levels)  # (B, L, D)
         for block, key_value in zip(self.blocks, context.blocks, strict=True):
             x, _ = block(x, self.table, key_value, mask=self.mask)
-        return self.head(self.norm_out(x))
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map the last block's output (B, n, D) to the logits (B, n · S, V) of the tokens of all codebooks."""
+        return self.head(self.norm_out(x)).unflatten(2, (self.num_codebooks, -1)).flatten(1, 2)
 
     def step(
         self, inputs: Tensor | None, k: int, context: Context, cache: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Return the logits (B, side_k², V) of scale k and the keys and values it adds to the cache.
+        """Return the logits (B, side_k² · S, V) of scale k and the keys and values it adds to the cache.
 
         Args:
             inputs: the sum of all coarser scales, averaged down to scale k: (B, side_k², C); None for scale 0.
@@ -177,4 +184,4 @@ class MIARTransformer(nn.Module):
         for i, (block, key_value) in enumerate(zip(self.blocks, context.blocks, strict=True)):
             x, own = block(x, table, key_value, cache=cache[i] if cache else None)
             added.append(own)
-        return self.head(self.norm_out(x)), added
+        return self.logits(x), added

@@ -1,0 +1,79 @@
+"""CUDA graphs: a function of many small kernels, launched as one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["CUDAGraphed"]
+
+
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    outputs: dict[str, Tensor]
+
+
+class CUDAGraphed:
+    """Record a function of tensors once for each set of shapes, and replay the recording from then on.
+
+    Quantization and decoding go through ten scales of small kernels each, and a training step has thousands of them:
+    launching them one by one takes longer than running them. On a CPU the function itself is called.
+
+    What the function does to tensors in place, it does in each replay; what it does in Python happens only while it is
+    recorded. Weights that change in place take effect, weights that are replaced do not. Random numbers are new each
+    time.
+
+    Args:
+        function: tensors in, named tensors out. It must not look at the values of tensors on the host, nor depend on
+            an autocast outside of it, whose cached casts would never be renewed.
+
+    Example:
+        >>> double = CUDAGraphed(lambda x: {"y": 2 * x})
+        >>> double(torch.ones(2))
+        {'y': tensor([2., 2.])}
+    """
+
+    warm_up_calls = 3  # libraries choose algorithms and allocate, and compilers compile, in the first calls
+
+    def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
+        self.function = function
+        self._calls: Counter[Hashable] = Counter()
+        self._recordings: dict[Hashable, _Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Call the function; the results are copies that later calls leave alone."""
+        if not inputs[0].is_cuda:
+            return self.function(*inputs)
+        key = tuple((x.shape, x.dtype) for x in inputs)
+        if key not in self._recordings:
+            self._calls[key] += 1
+            if self._calls[key] <= self.warm_up_calls:
+                return self._call_aside(inputs)
+            self._recordings[key] = self._record(inputs)
+        recording = self._recordings[key]
+        for static, x in zip(recording.inputs, inputs, strict=True):
+            static.copy_(x, non_blocking=True)
+        recording.graph.replay()
+        return {name: output.clone() for name, output in recording.outputs.items()}
+
+    def _call_aside(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Call the function on a stream of its own, as PyTorch asks of calls before a recording."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            outputs = self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        return outputs
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> _Recording:
+        static = tuple(x.detach().clone() for x in inputs)
+        graph = torch.cuda.CUDAGraph()
+        # a thread of the data loader pins memory meanwhile, which only this thread must not do
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = self.function(*static)
+        return _Recording(graph, static, outputs)
