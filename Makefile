@@ -3,16 +3,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := metrics,train,tracking,demo,test,dev
+EXTRAS := metrics,train,tracking,demo,bench,test,dev
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test bundles clean
+BUNDLE ?= brats
+OUTPUT ?= runs/table_$(BUNDLE)
+
+.PHONY: help install demo test bundles table figures clean
 
 help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
 	@echo "make test     lint, types, tests and doctests: what continuous integration runs"
 	@echo "make bundles  build the bundles' zip files in dist/"
 	@echo "make clean    remove what the commands above made, the environment too"
+	@echo "make table    measure a bundle beside its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
+	@echo "              default] [PEERS=<folder of swinir.pt, rcan.pt, ldm.pt>] [OUTPUT=<folder>, runs/table_<BUNDLE> by"
+	@echo "              default] [ARGS='<more options of benchmarks/table.py, such as --contrasts t1,t2>']"
+	@echo "make figures  draw the pictures of the documents in docs/images/: DATA, SPLIT, BUNDLE, PEERS as for make table,"
+	@echo "              [ARGS='<more options of benchmarks/figures.py, such as --slice 20>']"
 
 install: $(INSTALLED)
 
@@ -33,6 +41,16 @@ test: $(INSTALLED)
 
 bundles: $(INSTALLED)
 	@$(BIN)/python -m miar_monai.bundles build
+
+table: $(INSTALLED)
+	@$(if $(and $(DATA),$(SPLIT)),,$(error make table needs DATA=<dataset folder> SPLIT=<json>; see make help))
+	@$(BIN)/python -m benchmarks.table --bundle bundles/miar_$(BUNDLE) --dataset_dir "$(DATA)" --split_file "$(SPLIT)" \
+		--output_dir "$(OUTPUT)" $(if $(PEERS),--peers_dir "$(PEERS)") $(ARGS)
+
+figures: $(INSTALLED)
+	@$(if $(and $(DATA),$(SPLIT)),,$(error make figures needs DATA=<dataset folder> SPLIT=<json>; see make help))
+	@$(BIN)/python -m benchmarks.figures all --bundle bundles/miar_$(BUNDLE) --dataset_dir "$(DATA)" \
+		--split_file "$(SPLIT)" --overwrite True $(if $(PEERS),--peers_dir "$(PEERS)") $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

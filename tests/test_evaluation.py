@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, OutputError
-from miar_monai.evaluation import EvaluationHandler, SuperResolutionEvaluation
+from miar_monai.evaluation import EvaluationHandler, SuperResolutionEvaluation, by_contrast
 from miar_monai.metrics import psnr
 
 METRICS = ["PSNR", "SSIM", "PSNR body"]
@@ -136,7 +136,7 @@ def run(hr: Tensor, output_dir: Path, names: list[dict[str, str]]) -> SuperResol
         copy = label.clone()
         copy.meta["filename_or_obj"] = name["file"]
         lr = MetaTensor(Degradation()(hr).movedim(0, -1))
-        items.append({"image": lr, "label": copy} | ({"subject": name["subject"]} if "subject" in name else {}))
+        items.append({"image": lr, "label": copy} | {key: name[key] for key in ("subject", "contrast") if key in name})
     measure = evaluation()
     loader = DataLoader(Dataset(items), batch_size=1, num_workers=0)
     handler = EvaluationHandler(measure, output_dir)
@@ -158,6 +158,13 @@ def test_the_handler_evaluates_every_slice_and_logs_the_table(
     assert all(row["ms per slice"] > 0 for row in measure.rows if row["method"] == "MIAR")
 
 
+def test_the_handler_keeps_the_contrasts_of_a_patient_apart(hr: Tensor, tmp_path: Path) -> None:
+    both = [{"file": f"a_{contrast}.nii.gz", "subject": "a", "contrast": contrast} for contrast in ("t1", "t2")]
+    measure = run(hr, tmp_path, both)
+    keys = [(row["contrast"], row["slice"], row["method"]) for row in measure.rows]
+    assert len(set(keys)) == len(keys) == 2 * 7 * len(METHODS)
+
+
 def test_the_handler_stops_before_the_work_if_results_are_in_the_way(hr: Tensor, tmp_path: Path) -> None:
     (tmp_path / "metrics.md").write_text("mine")
     with pytest.raises(OutputError, match=r"metrics\.md exists already"):
@@ -170,3 +177,57 @@ def test_data_consistency_brings_an_estimate_closer_to_the_truth(hr: Tensor) -> 
     measure(Degradation()(hr), 0.9 * hr, hr, "a", range(7))
     mean = {m: np.mean([row["PSNR"] for row in measure.rows if row["method"] == m]) for m in METHODS}
     assert mean["MIAR, data-consistent"] > mean["MIAR"] + 1
+
+
+def two_contrasts(hr: Tensor) -> SuperResolutionEvaluation:
+    """Measure one patient whose T1 is off by 0.1 and whose T2 is off by 0.01."""
+    measure = evaluation(["PSNR"])
+    for contrast, error in (("t1", 0.1), ("t2", 0.01)):
+        truth = torch.full_like(hr, 0.5)
+        measure.add({"shifted": truth + error}, truth, "a", range(7), contrast)
+    return measure
+
+
+def test_contrasts_have_tables_of_their_own_and_one_together(hr: Tensor) -> None:
+    sections = two_contrasts(hr).table().split("### ")
+    assert [section.split("\n")[0] for section in sections] == ["", "t1", "t2", "all contrasts"]
+    assert [cells(section)["shifted"][0].split(" ± ")[0] for section in sections[1:]] == ["20.00", "40.00", "30.00"]
+    counts = [section.split("\n")[2].split(";")[0] for section in sections[1:]]
+    assert counts == ["7 slices of 1 patient, t1", "7 slices of 1 patient, t2", "14 slices of 1 patient, t1, t2"]
+
+
+def test_two_volumes_of_a_patient_count_as_twice_the_slices(hr: Tensor) -> None:
+    measure = evaluation(["PSNR"])
+    for _ in range(2):
+        measure.add({"truth": hr, "darker": 0.9 * hr}, hr, "a", range(7))
+    assert measure.table().startswith("14 slices of 1 patient; mean")
+
+
+def test_the_column_of_contrasts_is_there_where_they_are_given(hr: Tensor, tmp_path: Path) -> None:
+    with two_contrasts(hr).write_rows(tmp_path / "two.csv").open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert [row["contrast"] for row in read] == ["t1"] * 7 + ["t2"] * 7
+    measure = evaluation(["PSNR"])
+    measure.add({"truth": hr}, hr, "a", range(7))
+    header = measure.write_rows(tmp_path / "none.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header == "subject,slice,method,PSNR,ms per slice"
+
+
+def test_rows_of_one_contrast_are_not_listed_twice(hr: Tensor) -> None:
+    rows = two_contrasts(hr).rows
+    assert list(by_contrast(rows[:7])) == ["t1"]
+    assert [len(found) for found in by_contrast(rows).values()] == [7, 7, 14]
+
+
+def test_times_are_medians_of_the_method_that_has_them(hr: Tensor) -> None:
+    measure = evaluation(["PSNR"])
+    for subject, milliseconds in (("a", 1000.0), ("b", 2.0), ("c", 3.0)):  # the first call warms the device up
+        measure.add({"timed": 0.9 * hr, "not": 0.8 * hr}, hr, subject, range(7), milliseconds={"timed": milliseconds})
+    assert [cells(measure.table())[method][-1] for method in ("method", "timed", "not")] == ["ms per slice", "3.0", "–"]
+
+
+def test_estimates_of_another_size_are_refused(hr: Tensor) -> None:
+    with pytest.raises(ConfigurationError, match=r"a: half has slices \(7, 1, 20, 44\), the truth \(7, 1, 40, 44\)"):
+        evaluation().add({"half": hr[:, :, :20]}, hr, "a", range(7))
+    with pytest.raises(ConfigurationError, match="6 are named"):
+        evaluation().add({"all": hr}, hr, "a", range(6))

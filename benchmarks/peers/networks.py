@@ -1,0 +1,217 @@
+"""The trained peers of the comparison table; each maps LR slices (B, 1, h, w) to SR slices (B, 1, 4h, 4w).
+
+    python -m benchmarks.peers.networks [--bundle bundles/miar_brats]
+
+prints what they cost, in the sizes that the overlays in this folder train. They need the extra bench.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import LatentDiffusionInferer
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from miar_monai.networks import MSVQVAE
+
+__all__ = ["Denoiser", "LatentDiffusion", "costs", "rcan", "swinir"]
+
+PEERS = ("swinir", "rcan", "ldm")
+NOISE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "schedule": "scaled_linear_beta",
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "prediction_type": "v_prediction",
+    "clip_sample": False,  # latents have no bounds
+}
+
+
+def swinir(embed_dim: int = 180, depths: Sequence[int] = (6,) * 6, num_heads: Sequence[int] = (6,) * 6) -> nn.Module:
+    """Return SwinIR for one channel and a scale of 4, SwinIR-M by default; the implementation is spandrel's.
+
+    Args:
+        embed_dim: channels of the transformer.
+        depths: Swin blocks of each residual group.
+        num_heads: attention heads of each residual group.
+
+    Reference:
+        Liang et al., SwinIR: Image Restoration Using Swin Transformer, 2021 ("classical image SR, middle size").
+    """
+    from spandrel.architectures.SwinIR import SwinIR
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.meshgrid")  # which spandrel calls in an old way
+        return SwinIR(
+            img_size=64,  # of the LR slices: for this size the attention masks are computed once and kept
+            in_chans=1,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=8,
+            mlp_ratio=2,
+            upscale=4,
+            upsampler="pixelshuffle",
+        )
+
+
+def rcan(num_groups: int = 5, num_blocks: int = 10, channels: int = 64) -> nn.Module:
+    """Return RCAN for one channel and a scale of 4, a quarter as deep as the paper's; spandrel's implementation.
+
+    Args:
+        num_groups: residual groups.
+        num_blocks: blocks of a convolution, a second one and channel attention in each group.
+        channels: width.
+
+    Reference:
+        Zhang et al., Image Super-Resolution Using Very Deep Residual Channel Attention Networks, 2018.
+    """
+    from spandrel.architectures.RCAN import RCAN
+
+    # the mean that norm would take off is that of three-channel photographs
+    return RCAN(scale=4, n_resgroups=num_groups, n_resblocks=num_blocks, n_feats=channels, n_colors=1, norm=False)
+
+
+class Denoiser(nn.Module):
+    """What a latent diffusion model learns: MONAI's `DiffusionModelUNet`, and the scale of the latents it works on.
+
+    Attention is on all levels but the first.
+
+    Args:
+        latent_channels: C, channels of the latents.
+        condition_channels: channels of the condition, which is concatenated to the noisy latents.
+        channels: width of each level, fine to coarse, multiples of 32.
+        num_res_blocks: residual blocks on each level.
+        head_channels: channels of an attention head.
+    """
+
+    scale_factor: Tensor
+
+    def __init__(
+        self,
+        latent_channels: int = 32,
+        condition_channels: int = 4,
+        channels: Sequence[int] = (128, 192, 256),
+        num_res_blocks: int = 2,
+        head_channels: int = 64,
+    ) -> None:
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.unet = DiffusionModelUNet(
+            spatial_dims=2,
+            in_channels=latent_channels + condition_channels,
+            out_channels=latent_channels,
+            channels=channels,
+            num_res_blocks=num_res_blocks,
+            attention_levels=[level > 0 for level in range(len(channels))],
+            num_head_channels=head_channels,
+            use_flash_attention=True,
+        )
+        self.register_buffer("scale_factor", torch.tensor(float("nan")))  # until it is measured
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
+        """Predict the velocity (B, C, G, G) in noisy latents with their condition (B, C + condition_channels, G, G)."""
+        return self.unet(x, timesteps, context)
+
+
+class LatentDiffusion(nn.Module):
+    """LDM-SR: diffusion in the continuous latents of MIAR's tokenizer, given the LR slice; the tokenizer is frozen.
+
+    `measure_scale` or loaded weights give the denoiser its scale of latents before anything else is asked of it.
+
+    Args:
+        tokenizer: trained tokenizer with images of twice its latents' side in LR pixels (f = 8); its quantizer is not
+            used.
+        denoiser: what is trained, and all that is saved.
+        sampling_steps: DDIM steps of `forward`.
+        seed: of the noise that `forward` begins with, the same for all slices.
+
+    Reference:
+        Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022, Sec. 4.4 (LR image
+        concatenated); Salimans & Ho, Progressive Distillation, 2022 (velocity); Song et al., DDIM, 2021.
+    """
+
+    def __init__(self, tokenizer: MSVQVAE, denoiser: Denoiser, sampling_steps: int = 100, seed: int = 0) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.denoiser = denoiser
+        self.sampling_steps = sampling_steps
+        self.seed = seed
+        self.noise_schedule = DDPMScheduler(**NOISE)
+
+    @torch.no_grad()
+    def measure_scale(self, hr: Tensor) -> None:
+        """Let latents have unit variance over these HR images (B, 1, H, W)."""
+        self.denoiser.scale_factor.copy_(1 / self.tokenizer.encoder(hr).float().std())
+
+    @torch.no_grad()
+    def encode(self, hr: Tensor) -> Tensor:
+        """Return the scaled latents (B, C, H / 8, W / 8) of HR images (B, 1, H, W), float32 under autocast too."""
+        # float32, since MONAI's schedulers round their own tables to the type of what they are given
+        return self.tokenizer.encoder(hr).float() * self.denoiser.scale_factor
+
+    def decode_stage_2_outputs(self, latents: Tensor) -> Tensor:
+        """Return the images of unscaled latents; the name is what MONAI's inferer calls an autoencoder by."""
+        return self.tokenizer.decoder(latents)
+
+    def condition(self, lr: Tensor) -> Tensor:
+        """Bring LR images (B, 1, h, w) to the latent grid: (B, 4, h / 2, w / 2)."""
+        return F.pixel_unshuffle(lr, 2)
+
+    @torch.no_grad()
+    def forward(self, lr: Tensor) -> Tensor:
+        """Sample SR images (B, 1, 4h, 4w) for LR images (B, 1, h, w).
+
+        A slice gets the same result in each call and in any batch.
+        """
+        condition = self.condition(lr)
+        # drawn on the CPU, since every kind of device has random numbers of its own
+        noise = torch.randn(
+            1, self.denoiser.latent_channels, *condition.shape[2:], generator=torch.Generator().manual_seed(self.seed)
+        )
+        scheduler = DDIMScheduler(**NOISE)
+        scheduler.set_timesteps(self.sampling_steps)
+        scale_factor: Any = self.denoiser.scale_factor  # a tensor, which MONAI annotates as a number
+        inferer: Any = LatentDiffusionInferer(scheduler, scale_factor)  # annotated for MONAI's own networks
+        return inferer.sample(
+            input_noise=noise.to(lr).expand(len(lr), -1, -1, -1),
+            autoencoder_model=self,
+            diffusion_model=self.denoiser,
+            conditioning=condition,
+            mode="concat",
+            verbose=False,
+        )
+
+
+def costs(bundle: str = "bundles/miar_brats") -> str:
+    """Return a Markdown table of parameters and operations of the peers as the overlays train them.
+
+    Args:
+        bundle: folder of the bundle whose tokenizer the latent diffusion model uses.
+    """
+    from monai.bundle import ConfigParser
+    from torch.utils.flop_counter import FlopCounterMode
+
+    lines = ["| peer | parameters (M) | GFLOP per slice |", "|---|---|---|"]
+    for peer in PEERS:
+        parser = ConfigParser()
+        parser.read_config([f"{bundle}/configs/train.json", str(Path(__file__).with_name(f"{peer}.json"))])
+        network = parser.get_parsed_content("network_def").to("meta")  # shapes only, nothing is computed
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty(1, 1, 64, 64, device="meta"))
+        lines.append(f"| {peer} | {trained / 1e6:.1f} | {counter.get_total_flops() / 1e9:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import fire
+
+    fire.Fire(costs)

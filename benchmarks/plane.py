@@ -1,0 +1,109 @@
+"""The perception-distortion plane: fidelity against perceptual quality, a point for each method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from miar_monai.evaluation import Row, by_contrast
+from miar_monai.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["perception_distortion"]
+
+Points = Mapping[str, tuple[float, float]]
+"""PSNR and LPIPS by method."""
+
+UNTRAINED = ("nearest", "bicubic", "linear inverse")
+
+
+def perception_distortion(
+    rows: Sequence[Row], path: str | os.PathLike[str], sweeps: Sequence[Sequence[str]] = (), overwrite: bool = False
+) -> Path:
+    """Draw mean PSNR against mean LPIPS of each method, and what was trained enlarged; each contrast has a column.
+
+    The points are numbered, those that are drawn twice where they are enlarged, and the legend names them. MIAR is red,
+    what learns nothing gray, all else blue; hollow points are data-consistent. The best place is lower right.
+
+    Args:
+        rows: of a `miar_monai.evaluation.SuperResolutionEvaluation`, with PSNR and LPIPS.
+        path: the picture, .png or another format of matplotlib. Its folder is made if needed.
+        sweeps: methods that are connected by a line, in this order.
+        overwrite: replace an existing file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
+
+    Reference:
+        Blau & Michaeli, The Perception-Distortion Tradeoff, 2018.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sections = by_contrast(rows)
+    numbers = {method: i for i, method in enumerate(dict.fromkeys(row["method"] for row in rows), 1)}
+    with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "savefig.dpi": 200}):
+        figure = Figure(figsize=(4.5 * len(sections) + 3, 7), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(2, len(sections), squeeze=False)
+        numbered = []
+        for (whole, enlarged), (contrast, found) in zip(axes.T, sections.items(), strict=True):
+            points = {method: (_mean(found, method, "PSNR"), _mean(found, method, "LPIPS")) for method in numbers}
+            trained = {method: point for method, point in points.items() if method not in UNTRAINED}
+            untrained = {method: point for method, point in points.items() if method in UNTRAINED}
+            numbered += [(whole, untrained), (enlarged, trained)]
+            for ax, some, title in ((whole, points, contrast), (enlarged, trained, "enlarged: what was trained")):
+                _draw(ax, some, numbers, sweeps)
+                ax.set(title=title, xlabel="PSNR (dB), higher is better", ylabel="LPIPS, lower is better")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+        figure.draw_without_rendering()  # from here on it is known where on the page the points lie
+        for ax, some in numbered:
+            _number(ax, some, numbers)
+        with whole_file(path, overwrite) as part:
+            figure.savefig(part)
+    return Path(path)
+
+
+def _draw(ax: Axes, points: Points, numbers: Mapping[str, int], sweeps: Sequence[Sequence[str]]) -> None:
+    """Draw the points of one panel, and the lines below them."""
+    for sweep in sweeps:
+        ax.plot(*zip(*(points[method] for method in sweep), strict=True), color="tab:red", linewidth=1, zorder=1)
+    for method, point in points.items():
+        color = "tab:red" if method.startswith("MIAR") else "tab:gray" if method in UNTRAINED else "tab:blue"
+        face = "white" if method.endswith("data-consistent") else color
+        label = f"{numbers[method]:>2}  {method}"
+        ax.scatter(*point, s=24, facecolor=face, edgecolor=color, label=label, zorder=2)
+    ax.margins(0.1)
+    ax.grid(alpha=0.3)
+
+
+def _number(ax: Axes, points: Points, numbers: Mapping[str, int], nearby: float = 20) -> None:
+    """Write the numbers beside the points; points within ``nearby`` pixels of a number share its place."""
+    places: list[tuple[np.ndarray, list[str]]] = []
+    for method, point in points.items():
+        where, number = ax.transData.transform(point), str(numbers[method])
+        shared = [found for place, found in places if np.linalg.norm(place - where) < nearby]
+        if shared:
+            shared[0].append(number)
+        elif np.isfinite(where).all():
+            places.append((where, [number]))
+    for where, found in places:
+        x, y = ax.transData.inverted().transform(where)
+        ax.annotate(", ".join(found), (x, y), (4, 4), textcoords="offset points", fontsize=7)
+
+
+def _mean(rows: Sequence[Row], method: str, metric: str) -> float:
+    values = np.array([row[metric] for row in rows if row["method"] == method], dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
