@@ -50,8 +50,9 @@ def attach_checkpoints(
     if found:
         max_epochs = trainer.state.max_epochs
         try:
-            # a checkpoint of our own run holds the optimizer's state, tensors and numbers only
-            Checkpoint.load_objects(to_save, torch.load(found[-1], map_location="cpu", weights_only=True))
+            # tensors and numbers only; a step that is a CUDA graph needs its learning rate on the device
+            state = torch.load(found[-1], map_location=trainer.state.device, weights_only=True)
+            Checkpoint.load_objects(to_save, state)
         except Exception as error:
             raise CheckpointError(
                 f"{found[-1]} cannot be continued ({_first_line(error)}); it belongs to another configuration or is"

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import CHANNELS, CODES, CONTEXT, SCALES, tiny_transformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from miar_monai.errors import ConfigurationError
 from miar_monai.networks import MIARTransformer
 from miar_monai.networks.schedule import ScaleSchedule
 
@@ -19,8 +20,12 @@ def features(batch_size: int = 2) -> Tensor:
     return normal(batch_size, CONTEXT, SCALES[-1], SCALES[-1])
 
 
-def test_cached_steps_equal_the_masked_forward() -> None:
-    transformer, inputs = tiny_transformer(), normal(2, TOKENS - 1, CHANNELS)
+POSITIONS = pytest.mark.parametrize("positions", ["rotary", "learned"])
+
+
+@POSITIONS
+def test_cached_steps_equal_the_masked_forward(positions: str) -> None:
+    transformer, inputs = tiny_transformer(positions=positions), normal(2, TOKENS - 1, CHANNELS)
     context = transformer.context(features())
     masked = transformer(inputs, context)
     cache, steps = None, []
@@ -56,12 +61,38 @@ def test_every_scale_sees_the_whole_lr_image_and_no_other_sample() -> None:
     assert (jacobian[:, 1] == 0).all()
 
 
-def test_every_parameter_learns() -> None:
-    transformer = tiny_transformer()
+@POSITIONS
+def test_every_parameter_learns(positions: str) -> None:
+    transformer = tiny_transformer(positions=positions)
     logits = transformer(normal(2, TOKENS - 1, CHANNELS), transformer.context(features()))
     (logits * torch.randn_like(logits)).sum().backward()
     still = [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
+
+
+@POSITIONS
+def test_places_are_told_apart(positions: str) -> None:
+    transformer, f_lr = tiny_transformer(positions=positions), features(1)
+    inputs = normal(1, 1, CHANNELS).expand(1, TOKENS - 1, CHANNELS)  # the same everywhere
+    last = transformer(inputs, transformer.context(f_lr))[0, transformer.levels == len(SCALES) - 1]
+    assert torch.cdist(last, last).fill_diagonal_(1).min() > 1e-6
+
+
+def test_without_rotation_or_vectors_places_would_be_alike() -> None:
+    transformer, f_lr = tiny_transformer(positions="learned"), features(1)
+    assert (transformer.table[0] == 1).all()
+    assert (transformer.table[1] == 0).all()
+    for embedding in (transformer.token_positions, transformer.context_positions):
+        assert embedding is not None
+        nn.init.zeros_(embedding.weight)
+    inputs = normal(1, 1, CHANNELS).expand(1, TOKENS - 1, CHANNELS)
+    last = transformer(inputs, transformer.context(f_lr))[0, transformer.levels == len(SCALES) - 1]
+    torch.testing.assert_close(last, last[:1].expand_as(last))
+
+
+def test_unknown_positions_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="positions is 'x', but it must be 'rotary' or 'learned'; correct"):
+        tiny_transformer(positions="x")
 
 
 def test_levels_are_told_apart() -> None:

@@ -70,7 +70,7 @@ class MIAR(nn.Module):
             frozen) or ``"light"`` (a small network on the LR grid).
         context_channels: channels of f_LR (32 with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
-        dim, depth, num_heads: of the transformer; see `MIARTransformer`.
+        dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
         scale: super-resolution factor.
 
     Reference:
@@ -100,6 +100,7 @@ class MIAR(nn.Module):
         num_heads: int = 4,
         scale: int = 4,
         num_codebooks: int = 1,
+        positions: str = "rotary",
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -124,7 +125,7 @@ class MIAR(nn.Module):
                 f"lr_encoder is {lr_encoder!r}, but it must be 'initialized', 'shared' or 'light'; correct the setting."
             )
         self.transformer = MIARTransformer(
-            scales, num_codes, latent_channels, context_channels, dim, depth, num_heads, num_codebooks
+            scales, num_codes, latent_channels, context_channels, dim, depth, num_heads, num_codebooks, positions
         )
         self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels, num_codebooks=num_codebooks)
         self.quantizer.requires_grad_(False)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from miar_monai.errors import ConfigurationError
 from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table
 from miar_monai.networks.schedule import ScaleSchedule
 
@@ -81,6 +82,11 @@ class MIARTransformer(nn.Module):
         depth: number of blocks.
         num_heads: number of heads; dim / num_heads must be a multiple of 4.
         num_codebooks: S; the tokens of a position are predicted together, independent of each other.
+        positions: ``"rotary"`` (the paper's scale-aligned 2D rotation of queries and keys) or ``"learned"`` (a vector
+            for each position of each scale and of the LR features, as in VAR; for the ablation).
+
+    Raises:
+        ConfigurationError: if ``positions`` is neither.
 
     Reference:
         Paper Sec. 3.2, Fig. 1B and appendix A.
@@ -108,8 +114,13 @@ class MIARTransformer(nn.Module):
         depth: int = 4,
         num_heads: int = 4,
         num_codebooks: int = 1,
+        positions: str = "rotary",
     ) -> None:
         super().__init__()
+        if positions not in ("rotary", "learned"):
+            raise ConfigurationError(
+                f"positions is {positions!r}, but it must be 'rotary' or 'learned'; correct the setting."
+            )
         self.num_codebooks = num_codebooks
         self.schedule = ScaleSchedule(scales)
         self.context_norm = nn.LayerNorm(context_channels)
@@ -123,7 +134,13 @@ class MIARTransformer(nn.Module):
         levels = self.schedule.levels()
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("mask", levels[:, None] >= levels[None, :], persistent=False)
-        self.register_buffer("table", rotary_table(self.schedule.positions(), dim // num_heads), persistent=False)
+        places = self.schedule.positions()
+        self.token_positions = self.context_positions = None
+        if positions == "learned":
+            places = torch.zeros_like(places)  # nothing turns
+            self.token_positions = nn.Embedding(len(places), dim)
+            self.context_positions = nn.Embedding(self.schedule.latent_side**2, context_channels)
+        self.register_buffer("table", rotary_table(places, dim // num_heads), persistent=False)
         self._initialize(dim, depth)
 
     def _initialize(self, dim: int, depth: int) -> None:
@@ -143,6 +160,8 @@ class MIARTransformer(nn.Module):
     def context(self, f_lr: Tensor) -> Context:
         """Prepare LR features (B, context_channels, G, G), which lie on the grid of the last scale."""
         features = self.context_norm(f_lr.flatten(2).mT)  # (B, G², context_channels)
+        if self.context_positions is not None:
+            features = features + self.context_positions.weight
         first, last = self.schedule.bounds[-1]
         table = self.table[:, first:last]
         return Context(
@@ -158,6 +177,8 @@ class MIARTransformer(nn.Module):
             context: of the LR images.
         """
         x = torch.cat([context.start, self.embed(inputs)], dim=1) + self.level_embedding(self.levels)  # (B, L, D)
+        if self.token_positions is not None:
+            x = x + self.token_positions.weight
         for block, key_value in zip(self.blocks, context.blocks, strict=True):
             x, _ = block(x, self.table, key_value, mask=self.mask)
         return self.logits(x)
@@ -180,6 +201,8 @@ class MIARTransformer(nn.Module):
         first, last = self.schedule.bounds[k]
         x = context.start if inputs is None else self.embed(inputs)
         x = x + self.level_embedding.weight[k]  # (B, side_k², D)
+        if self.token_positions is not None:
+            x = x + self.token_positions.weight[first:last]
         table, added = self.table[:, first:last], []
         for i, (block, key_value) in enumerate(zip(self.blocks, context.blocks, strict=True)):
             x, own = block(x, table, key_value, cache=cache[i] if cache else None)
