@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Train a bundle and the peers of its table as the shipped weights were trained, each by the clock:
+#
+#   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan ldm
+#
+# Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
+# WORKERS (7) loads data; EXTRA is added to every command.
+set -euo pipefail
+bundle=$1 data=$2 split=$3 output=$4
+shift 4
+export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}.
+
+common=(
+  --bundle_root "bundles/miar_$bundle" --dataset_dir "$data" --split_file "$split" --output_dir "$output"
+  --num_slices 0 --num_workers "${WORKERS:-7}" --batch_size 32 --max_minutes "${MINUTES:-10}"
+  --max_epochs 1000 --epoch_length 500 --val_interval 4 --checkpoint_interval 4 --log_interval 250
+  --warmup_steps 200 --ema_momentum 0.002
+)
+if [ "$bundle" = brats ]; then common+=(--datalist#contrasts "['t1','t2']"); else common+=(--val_num_slices 0); fi
+
+train() { # configs, separated by commas, and options
+  local configs=$1
+  shift
+  # shellcheck disable=SC2086  # EXTRA is several words
+  python3 -m monai.bundle run training --config_file "[$configs]" "${common[@]}" "$@" ${EXTRA:-}
+}
+
+stage1="'bundles/miar_$bundle/configs/train_stage1.json'" stage2="'bundles/miar_$bundle/configs/train.json'"
+for what in "$@"; do
+  case $what in
+    tokenizer) train "$stage1" --lr 5e-4 --final_lr 1e-5 --adversarial_weight 0 ;;
+    miar) train "$stage2" --lr 5e-4 --final_lr 5e-6 ;;
+    *) train "$stage2,'benchmarks/peers/$what.json'" ;;
+  esac
+done
