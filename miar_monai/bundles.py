@@ -1,26 +1,97 @@
-"""What the bundles need around their configs: checks of their switches, and the zip files that are given away.
+"""What the bundles need around their configs: where they are, checks of their switches, and their zip files.
 
 ``python -m miar_monai.bundles build`` makes one zip file a bundle, as MONAI's model zoo does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from miar_monai.errors import CheckpointError, ConfigurationError, report_errors_in_one_sentence
 from miar_monai.files import whole_file
 
-__all__ = ["build", "build_zip", "bundle_files", "check_switches"]
+__all__ = [
+    "MODELS",
+    "build",
+    "build_zip",
+    "bundle_files",
+    "check_switches",
+    "find_bundle",
+    "metadata",
+    "weights_path",
+    "weights_sha256",
+]
 
 logger = logging.getLogger(__name__)
 
 _TIMESTAMP = (2022, 5, 20, 0, 0, 0)  # the model zoo's: equal contents give equal bytes
 _SHIPPED = ("LICENSE", "configs/*", "docs/*", "models/model.pt")
+
+MODELS = ("brats", "lidc")
+"""Short names of the bundles ``miar_brats`` and ``miar_lidc``."""
+
+
+def find_bundle(model: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle.
+
+    Bundles do not travel inside the wheel. A short name is looked for in the folder that the environment variable
+    ``MIAR_BUNDLES`` names and, without that variable, in ``bundles/`` beside the package, where a clone of the
+    repository has it.
+
+    Args:
+        model: a short name among `MODELS`, or the folder of a bundle (``./brats`` if its name is a short name too).
+            The configs of a bundle hold Python expressions: use bundles that you trust.
+
+    Raises:
+        ConfigurationError: if there is no bundle.
+    """
+    if str(model) not in MODELS:
+        folder, advice = Path(model), f"give the folder of a bundle, or a name among {', '.join(MODELS)}."
+    else:
+        home = os.environ.get("MIAR_BUNDLES") or Path(__file__).parents[1] / "bundles"
+        folder = Path(home, f"miar_{model}")
+        advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
+    config = folder / "configs" / "inference.json"
+    if not config.is_file():
+        raise ConfigurationError(f"{config} does not exist: the folder of a bundle is needed; {advice}")
+    return folder
+
+
+def weights_path(bundle: Path) -> Path:
+    """Return where a bundle keeps its weights."""
+    return bundle / "models" / "model.pt"
+
+
+def weights_sha256(bundle: Path) -> str:
+    """Return the SHA-256 of a bundle's weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    with weights_path(bundle).open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def metadata(bundle: Path) -> dict[str, Any]:
+    """Return a bundle's ``metadata.json``.
+
+    Raises:
+        ConfigurationError: if it is missing or no JSON object.
+    """
+    path = bundle / "configs" / "metadata.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}): a JSON object is needed; restore it.") from error
+    return content
 
 
 def check_switches(**switches: object) -> None:
@@ -58,7 +129,7 @@ def bundle_files(bundle: str | os.PathLike[str]) -> list[Path]:
             f"{bundle} holds no configs/metadata.json: the folder of a bundle is needed; "
             "call from the repository's folder, or give --bundles."
         )
-    if not (bundle / "models" / "model.pt").is_file():
+    if not weights_path(bundle).is_file():
         raise CheckpointError(
             f"{bundle} has no models/model.pt: a bundle is given away with its weights; train it (see its "
             "docs/README.md) and copy model.pt from the output folder to models/."
@@ -86,8 +157,7 @@ def build_zip(
     """
     bundle = Path(bundle).resolve()
     files = bundle_files(bundle)
-    version = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
-    path = Path(output, f"{bundle.name}_v{version}.zip")
+    path = Path(output, f"{bundle.name}_v{metadata(bundle)['version']}.zip")
     with whole_file(path, overwrite) as part, zipfile.ZipFile(part, "w") as archive:
         for file in files:
             info = zipfile.ZipInfo(f"{bundle.name}/{file.relative_to(bundle).as_posix()}", _TIMESTAMP)

@@ -9,39 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.transforms import CenterSpatialCrop, Compose
-from torch import Tensor, nn
+from monai.transforms import CenterSpatialCrop
+from torch import Tensor
 
-from miar_monai.checkpoints import load_weights
+from miar_monai.api import SuperResolver
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, ImageError, report_errors_in_one_sentence
+from miar_monai.errors import ImageError, report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.figures import side_by_side
-from miar_monai.io import write_nifti
-from miar_monai.transforms import (
-    CentralSlices,
-    InvertSuperResolutiond,
-    LoadVolume,
-    LoadVolumed,
-    ScaleIntensityRobust,
-    ScaleIntensityRobustd,
-    SimulateLowResolution,
-)
+from miar_monai.io import read_volume, write_nifti
+from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust, SimulateLowResolution
 
-__all__ = ["DemoResult", "degrade", "load_bundle", "main", "run_demo", "template"]
+__all__ = ["DemoResult", "degrade", "main", "run_demo", "template"]
 
 logger = logging.getLogger(__name__)
 
-Inferer = Callable[[Tensor, nn.Module], Tensor]
 METRICS = ("PSNR", "SSIM", "PSNR body", "SSIM body", "LPIPS")
 
 
@@ -103,67 +90,20 @@ def _write(volume: Tensor, path: Path) -> Path:
     return write_nifti(path, np.asarray(volume)[0], np.asarray(volume.affine), overwrite=True)  # type: ignore[attr-defined]
 
 
-def load_bundle(
-    bundle: str | os.PathLike[str], device: torch.device, lookahead_tokens: int
-) -> tuple[nn.Module, Inferer]:
-    """Build the network, with its weights, and the inferer that a bundle's ``inference.json`` describes.
-
-    Args:
-        bundle: folder of the bundle.
-        device: where the network goes.
-        lookahead_tokens: the inferer's (the paper's K).
-
-    Returns:
-        The network in evaluation mode, and the inferer, which shows its progress.
-
-    Raises:
-        ConfigurationError: if there is no bundle in the folder.
-        CheckpointError: if ``models/model.pt`` is missing, damaged, or belongs to another network.
-    """
-    config, weights = Path(bundle, "configs", "inference.json"), Path(bundle, "models", "model.pt")
-    if not config.is_file():
-        raise ConfigurationError(
-            f"{config} does not exist: a bundle folder is needed; "
-            "call the demo from the repository's folder, or give --bundle."
-        )
-    parser = ConfigParser()
-    parser.read_config(config)
-    parser["bundle_root"] = str(bundle)
-    parser["inferer"] = {**parser["inferer"], "lookahead_tokens": lookahead_tokens, "progress": True}
-    network = parser.get_parsed_content("network_def")
-    load_weights(network, weights, "train the bundle (see its docs/README.md), or give --bundle one that has them.")
-    return network.to(device).eval(), parser.get_parsed_content("inferer")
-
-
-def super_resolve(path: Path, network: nn.Module, inferer: Inferer, device: torch.device) -> tuple[MetaTensor, float]:
-    """Return the SR volume of an LR file, in its units and its place, and the milliseconds that a slice took."""
-    preprocessing = Compose([LoadVolumed("image"), ScaleIntensityRobustd("image")])
-    data = preprocessing({"image": path})
-    start = time.perf_counter()
-    with torch.inference_mode():
-        data["pred"] = inferer(data["image"][None].to(device), network)[0].cpu()
-    milliseconds = 1e3 * (time.perf_counter() - start) / data["pred"].shape[-1]
-    return InvertSuperResolutiond("pred", preprocessing)(data)["pred"], milliseconds
-
-
 def run_demo(
     path: str | os.PathLike[str],
-    network: nn.Module,
-    inferer: Inferer,
+    resolver: SuperResolver,
     output_dir: str | os.PathLike[str],
-    device: torch.device | None = None,
     num_slices: int = 40,
 ) -> DemoResult:
     """Degrade a volume, super-resolve what is left of it, and measure and draw the difference to the truth.
 
-    The inferer sees the LR file only. The metrics are taken where the robust scaling of the truth maps it to [0, 1].
+    The network sees the LR file only. The metrics are taken where the robust scaling of the truth maps it to [0, 1].
 
     Args:
         path: the truth, a RAS+ volume.
-        network: what the inferer runs.
-        inferer: from an LR volume (1, 1, h, w, D) to the SR volume (1, 1, 4h, 4w, D).
+        resolver: the model.
         output_dir: where everything is written; the files of an earlier demo are replaced.
-        device: where the inferer gets its input; the CPU by default.
         num_slices: how many axial slices.
 
     Returns:
@@ -171,9 +111,11 @@ def run_demo(
     """
     folder = Path(output_dir)
     truth, low_resolution = degrade(path, folder, num_slices)
-    sr, milliseconds = super_resolve(low_resolution, network, inferer, device or torch.device("cpu"))
-    super_resolved = _write(sr, folder / "sr.nii.gz")
-    hr, lr = LoadVolume()(truth), LoadVolume()(low_resolution)
+    start = time.perf_counter()
+    result = resolver.volume(read_volume(low_resolution))
+    milliseconds = 1e3 * (time.perf_counter() - start) / num_slices
+    super_resolved = write_nifti(folder / "sr.nii.gz", result.array, result.affine, result.dtype, overwrite=True)
+    hr, lr, sr = (LoadVolume()(source) for source in (truth, low_resolution, result))
 
     evaluation = SuperResolutionEvaluation(Degradation(), METRICS)
     low, high = ScaleIntensityRobust().window(hr)
@@ -192,7 +134,7 @@ def run_demo(
 
 def main(
     output_dir: str = "demo_output",
-    bundle: str = "bundles/miar_brats",
+    bundle: str = "brats",
     device: str = "auto",
     lookahead_tokens: int = 1,
 ) -> None:
@@ -200,16 +142,16 @@ def main(
 
     Args:
         output_dir: where everything is written; the files of an earlier demo are replaced.
-        bundle: folder of the bundle.
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
+        bundle: a short name or the folder of a bundle (see `miar_monai.bundles.find_bundle`).
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:<index>`` or ``mps``.
         lookahead_tokens: the paper's K; 0 is greedy and faster.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     brain = template()
-    network, inferer = load_bundle(bundle, torch.device(device), lookahead_tokens)
-    logger.info("Super-resolving 40 slices of the ICBM152 brain on %s; two CPU cores need up to three minutes.", device)
-    result = run_demo(brain, network, inferer, output_dir, torch.device(device))
+    resolver = SuperResolver(bundle, device, lookahead_tokens=lookahead_tokens, progress=True)
+    logger.info(
+        "Super-resolving 40 slices of the ICBM152 brain on %s; two CPU cores need up to three minutes.", resolver.device
+    )
+    result = run_demo(brain, resolver, output_dir)
     print(result.table.read_text(encoding="utf-8"))
     for name, path in result._asdict().items():
         print(f"{name.replace('_', ' '):15} {path}")

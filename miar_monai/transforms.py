@@ -24,7 +24,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError, OutputError
 from miar_monai.files import refuse_to_overwrite
 from miar_monai.geometry import axial_axis, downscaled_affine, upscaled_affine
-from miar_monai.io import check_output_folder, read_volume, volume_stem, write_nifti
+from miar_monai.io import Volume, check_output_folder, read_volume, volume_stem, write_nifti
 
 __all__ = [
     "CentralSlices",
@@ -66,9 +66,9 @@ class LoadVolume(Transform):
     the affine, the path (``filename_or_obj``) and the dtype that a result is written in (``original_dtype``).
     """
 
-    def __call__(self, path: str | os.PathLike[str]) -> MetaTensor:
-        """Return the volume at ``path``, a NIfTI file or a folder with a DICOM series."""
-        volume = read_volume(path)
+    def __call__(self, source: str | os.PathLike[str] | Volume) -> MetaTensor:
+        """Return the volume at ``source``, a NIfTI file or a folder with a DICOM series; or one that is in memory."""
+        volume = source if isinstance(source, Volume) else read_volume(source)
         return MetaTensor(
             torch.from_numpy(np.ascontiguousarray(volume.array))[None],
             affine=torch.as_tensor(volume.affine, dtype=torch.float64),

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from miar_monai import demo
-from miar_monai.demo import degrade, load_bundle, main, run_demo, template
-from miar_monai.errors import CheckpointError, ConfigurationError, ImageError
+from miar_monai.api import SuperResolver
+from miar_monai.demo import degrade, main, run_demo, template
+from miar_monai.errors import ImageError
 from miar_monai.geometry import fov_corners
 from miar_monai.io import write_nifti
 
@@ -41,23 +41,25 @@ def volume(phantom: Tensor, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
-    write_bundle(folder, {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1})
-    return folder
-
-
-def write_bundle(folder: Path, network: dict[str, Any]) -> None:
+def resolver(tmp_path: Path) -> SuperResolver:
+    """Return a bundle that repeats voxels."""
+    shipped = Path(__file__).parents[1] / "bundles" / "miar_brats" / "configs" / "inference.json"
+    config = json.loads(shipped.read_text())
+    config["network_def"] = {"_target_": "torch.nn.Identity"}
+    options = {name: f"@{name}" for name in ("lookahead_tokens", "progress")}
+    config["inferer"] = {"_target_": f"{__name__}.Repeat", **options}
     for name in ("configs", "models"):
-        (folder / name).mkdir(parents=True)
-    config = {"network_def": network, "inferer": {"_target_": f"{__name__}.Repeat"}}
-    (folder / "configs" / "inference.json").write_text(json.dumps(config))
-    torch.save(nn.Conv2d(1, 1, 1).state_dict(), folder / "models" / "model.pt")
+        (tmp_path / "bundle" / name).mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "inference.json").write_text(json.dumps(config))
+    torch.save({}, tmp_path / "bundle" / "models" / "model.pt")
+    return SuperResolver(tmp_path / "bundle", "cpu")
 
 
-def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(volume: Path, tmp_path: Path) -> None:
+def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(
+    volume: Path, resolver: SuperResolver, tmp_path: Path
+) -> None:
     before = volume.read_bytes()
-    result = run_demo(volume, nn.Identity(), Repeat(), tmp_path / "out", num_slices=5)
+    result = run_demo(volume, resolver, tmp_path / "out", num_slices=5)
     hr, lr, sr = (nib.load(path) for path in result[:3])
     assert (hr.shape, lr.shape, sr.shape) == ((36, 28, 5), (9, 7, 5), (36, 28, 5))
     corners = fov_corners(hr.affine, hr.shape)
@@ -71,8 +73,10 @@ def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(volume: P
     assert volume.read_bytes() == before
 
 
-def test_the_table_compares_what_was_written(volume: Path, tmp_path: Path) -> None:
-    result = run_demo(volume, nn.Identity(), Repeat(), tmp_path / "out", num_slices=5)
+def test_the_table_compares_what_was_written(
+    volume: Path, resolver: SuperResolver, tmp_path: Path
+) -> None:
+    result = run_demo(volume, resolver, tmp_path / "out", num_slices=5)
     with result.rows.open(newline="", encoding="utf-8") as file:
         psnr = {(row["method"], row["slice"]): float(row["PSNR"]) for row in csv.DictReader(file)}
     assert len(psnr) == 25
@@ -82,8 +86,10 @@ def test_the_table_compares_what_was_written(volume: Path, tmp_path: Path) -> No
     assert result.picture.stat().st_size > 10_000
 
 
-def test_a_second_demo_replaces_the_first(volume: Path, tmp_path: Path) -> None:
-    first, second = (run_demo(volume, nn.Identity(), Repeat(), tmp_path / "out", num_slices=n) for n in (3, 5))
+def test_a_second_demo_replaces_the_first(
+    volume: Path, resolver: SuperResolver, tmp_path: Path
+) -> None:
+    first, second = (run_demo(volume, resolver, tmp_path / "out", num_slices=n) for n in (3, 5))
     assert first == second
     assert nib.load(second.super_resolved).shape[2] == 5
 
@@ -101,39 +107,12 @@ def test_without_nilearn_the_sentence_says_how_to_install_it(monkeypatch: pytest
         template()
 
 
-def test_network_and_inferer_come_from_the_bundle(bundle: Path) -> None:
-    network, inferer = load_bundle(bundle, torch.device("cpu"), lookahead_tokens=2)
-    saved = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert not network.training
-    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
-    assert (inferer.lookahead_tokens, inferer.progress) == (2, True)
-
-
-def test_a_folder_without_a_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"inference\.json does not exist: a bundle folder is needed"):
-        load_bundle(tmp_path, torch.device("cpu"), 0)
-
-
-def test_missing_damaged_and_foreign_weights_are_named(bundle: Path, tmp_path: Path) -> None:
-    weights = bundle / "models" / "model.pt"
-    weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match=r"model\.pt is not a readable checkpoint .* train the bundle"):
-        load_bundle(bundle, torch.device("cpu"), 0)
-    weights.unlink()
-    with pytest.raises(CheckpointError, match=r"there are no weights at .*model\.pt; train the bundle"):
-        load_bundle(bundle, torch.device("cpu"), 0)
-    write_bundle(tmp_path / "other", {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2})
-    with pytest.raises(CheckpointError, match=r"model\.pt belongs to another network"):
-        load_bundle(tmp_path / "other", torch.device("cpu"), 0)
-
-
 def test_the_command_prints_the_table_and_where_the_files_lie(
-    volume: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    resolver: SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     brain = write_nifti(tmp_path / "brain.nii.gz", np.random.rand(37, 31, 41), AFFINE)
     monkeypatch.setattr(demo, "template", lambda: brain)
-    monkeypatch.setattr(demo, "load_bundle", lambda *args: (nn.Identity(), Repeat()))
-    main(str(tmp_path / "out"), str(bundle), "cpu")
+    main(str(tmp_path / "out"), str(resolver.bundle), "cpu")
     printed = capsys.readouterr().out
     assert "| MIAR |" in printed
     assert all(str(tmp_path / "out" / name) in printed for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))

@@ -1,0 +1,266 @@
+"""Super-resolution in one call, on the code path of the bundles: their ``inference.json`` says how."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from torch import Tensor
+
+from miar_monai import io
+from miar_monai.bundles import find_bundle, weights_path
+from miar_monai.cases import opened
+from miar_monai.checkpoints import load_weights
+from miar_monai.errors import ConfigurationError, GeometryError, ImageError, find_miar_error
+from miar_monai.geometry import is_singular
+from miar_monai.inferers import BeamSearchInferer
+from miar_monai.io import Volume, read_volume
+
+__all__ = ["Image", "SuperResolver", "choose_device", "super_resolve"]
+
+Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | MetaTensor
+"""What can be super-resolved."""
+
+_IN_MEMORY = Path("the image")  # how messages call an image without a file
+
+
+def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> Any:
+    """Super-resolve the axial slices of an image four times in-plane, with a bundle and its weights.
+
+    The result covers the same field of view; the distance of the slices stays. Each call loads the weights: make one
+    `SuperResolver` for many images.
+
+    Args:
+        image: one gray-value image in the units of its source (HU for CT):
+
+            - a path of a NIfTI file, a folder with a DICOM series, or a zip file of either;
+            - a nibabel NIfTI image, (X, Y, Z);
+            - a `MetaTensor` (1, X, Y) or (1, X, Y, Z), whose affine says which axis is the axial one;
+            - a NumPy array (X, Y) or (X, Y, Z), which has no place in millimeters: its slices lie along the last axis,
+              X runs to the patient's right and Y to the front, as in a RAS+ volume.
+        model: ``"brats"`` for brain MRI, ``"lidc"`` for chest CT, or the folder of a bundle (see
+            `miar_monai.bundles.find_bundle`).
+        device: ``"auto"`` (a GPU by CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``
+            or ``"mps"``.
+        **settings: settings of inference by their names in the bundle's ``inference.json``, such as
+            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; what is not given is the bundle's.
+
+    Returns:
+        The same kind in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
+        the finer grid, or an array. Images that come from a file of integers are rounded to its dtype, as ``miar sr``
+        does; all others are float32.
+
+    Raises:
+        ImageError: if the image cannot be read or has no contrast, NaN voxels or another number of axes.
+        GeometryError: if the voxels have no place in millimeters.
+        ConfigurationError: if there is no such bundle, device or setting.
+        CheckpointError: if the bundle has no weights, or they are damaged.
+
+    Example:
+        >>> super_resolve(np.random.rand(9, 7), model="brats", device="cpu", lookahead_tokens=0).shape
+        (36, 28)
+    """
+    return SuperResolver(model, device, **settings)(image)
+
+
+class SuperResolver:
+    """A bundle with its weights in memory, ready for many images.
+
+    Args:
+        model: as in `super_resolve`.
+        device: likewise.
+        **settings: likewise.
+
+    Raises:
+        ConfigurationError: if there is no such bundle, device or setting.
+        CheckpointError: if the bundle has no weights, or they are damaged.
+
+    Attributes:
+        bundle: folder of the bundle.
+        weights: file of the weights.
+        device: where the network is.
+        settings: all settings of inference, the bundle's and the given.
+        network, inferer, preprocessing, postprocessing: what the bundle describes.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> None:
+        self.bundle = find_bundle(model)
+        self.device = choose_device(device)
+        self.weights = weights_path(self.bundle)
+        config = self.bundle / "configs" / "inference.json"
+        try:
+            parser = _read(config, {**settings, "bundle_root": str(self.bundle), "device": self.device})
+            self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
+            self.network = parser.get_parsed_content("network_def")
+            self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
+            self.preprocessing = parser.get_parsed_content("preprocessing")
+            self.postprocessing = parser.get_parsed_content("postprocessing")
+        except Exception as error:
+            if found := find_miar_error(error):  # MONAI wraps what a component raises
+                raise found from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigurationError(
+                f"{config} cannot be used ({reason}): the inference.json of a MIAR bundle is needed; restore it."
+            ) from error
+        load_weights(
+            self.network,
+            self.weights,
+            "copy a trained model.pt there, train the bundle (its docs/README.md says how), or choose another model.",
+        )
+        self.network.to(self.device).eval()
+
+    def __call__(self, image: Image) -> Any:
+        """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
+        if isinstance(image, str | os.PathLike):
+            with opened(image) as path:
+                return self._like(image, self.volume(read_volume(path)))
+        return self._like(image, self.volume(_volume(image)))
+
+    def volume(self, volume: Volume) -> Volume:
+        """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
+
+        Args:
+            volume: in its own units, (X, Y, Z); not changed.
+
+        Returns:
+            The finer volume over the same field of view, in the same units, axes and dtype for storage.
+        """
+        data = self.preprocessing({"image": volume})
+        with torch.inference_mode():
+            data["pred"] = self.inferer(data["image"][None].to(self.device), self.network)[0]
+        sr = self.postprocessing(data)["pred"]
+        array = sr.as_tensor()[0].cpu().float().numpy()
+        return Volume(array, np.asarray(sr.affine, dtype=np.float64), volume.dtype, volume.path)
+
+    def num_tiles(self, volume: Volume) -> int:
+        """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
+        shape = self.preprocessing({"image": volume})["image"].shape[1:]
+        step = max(int(self.inferer.tile_size * (1 - self.inferer.overlap)), 1)
+        columns, rows = (max(-(-(size - self.inferer.tile_size) // step), 0) + 1 for size in shape[:2])
+        return columns * rows * shape[2]
+
+    def seconds_per_tile(self) -> float:
+        """Return how long one tile, of noise, takes now on this machine."""
+        side = self.inferer.tile_size
+        silent = copy(self.inferer)
+        silent.progress = False
+        start = time.perf_counter()
+        with torch.inference_mode():
+            silent(torch.rand(1, 1, side, side, device=self.device), self.network)
+        return time.perf_counter() - start
+
+    @staticmethod
+    def _like(image: Image, sr: Volume) -> Any:
+        """Return a result in the kind of its input."""
+        if isinstance(image, MetaTensor):
+            result = MetaTensor(torch.from_numpy(sr.array)[None]).copy_meta_from(image)
+            result.affine = torch.from_numpy(sr.affine)
+            return result[..., 0] if image.ndim == 3 else result
+        if isinstance(image, np.ndarray):
+            return sr.array[..., 0] if image.ndim == 2 else sr.array
+        return io._nifti_image(sr.array, sr.affine, sr.dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+
+    Raises:
+        ConfigurationError: if the name is another one, or this machine has no such device.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    there: dict[str, Callable[[], bool]] = {
+        "cpu": lambda: True,
+        "cuda": lambda: (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if device.type not in there:
+        raise ConfigurationError(f"there is no device {name!r}: give auto, cpu, cuda, cuda:<index> or mps.")
+    if not there[device.type]():
+        raise ConfigurationError(f"the device {name!r} is not on this machine: give cpu, or auto.")
+    return device
+
+
+def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
+    """Read a bundle's inference; its results are kept in memory instead of saved."""
+    parser = ConfigParser()
+    parser.read_config(config)
+    names = _setting_names(parser)
+    unknown = sorted(set(overrides) - {*names, "bundle_root", "device"})
+    if unknown:
+        raise ConfigurationError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
+    if "progress" in names:
+        parser["progress"] = False
+    for name, value in overrides.items():
+        parser[name] = value
+    saver = "miar_monai.transforms.SaveVolumed"
+    steps = [step for step in parser["postprocessing"]["transforms"] if step["_target_"] != saver]
+    parser["postprocessing"] = {**parser["postprocessing"], "transforms": steps}
+    return parser
+
+
+def _setting_names(parser: ConfigParser) -> list[str]:
+    """Return the settings of inference: what the inferer of the config refers to."""
+    return [value[1:] for value in parser["inferer"].values() if isinstance(value, str) and value.startswith("@")]
+
+
+def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
+    """Return an image in memory as a volume, checked as those from files are."""
+    dtype = np.dtype(np.float32)
+    if isinstance(image, nib.Nifti1Pair):
+        io._check_nifti_layout(_IN_MEMORY, image)
+        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+        array = array.reshape(image.shape[:3])
+        dtype = io._result_dtype(image) if nib.is_proxy(image.dataobj) else dtype  # a file's, or none's
+        affine = np.diag([io._MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
+    elif isinstance(image, MetaTensor):
+        array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
+        affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
+    elif isinstance(image, np.ndarray):
+        array, affine = _plain(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3)), np.eye(4)
+    else:
+        kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
+        raise ImageError(
+            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI image or a MetaTensor is needed."
+        )
+    volume = Volume(array, affine, dtype, _IN_MEMORY)
+    io._check_intensities(volume)
+    if is_singular(affine):
+        raise GeometryError(
+            f"the image has the affine {np.round(affine, 4).tolist()}, which is singular, so voxels have no place in "
+            "millimeters; an invertible affine is needed: correct it."
+        )
+    return volume
+
+
+def _plain(array: np.ndarray, num_spatial: int, wanted: str, ndims: tuple[int, int]) -> np.ndarray:
+    """Return the voxels (X, Y, Z), float32, of an array with or without a channel and a slice axis."""
+    if array.dtype.kind not in "biuf" or array.ndim not in ndims or array.size == 0:
+        problem = f"has the shape {array.shape} and the type {array.dtype}"
+    elif num_spatial < array.ndim and array.shape[0] != 1:
+        problem = f"has {array.shape[0]} channels"
+    else:
+        array = array[0] if num_spatial < array.ndim else array
+        return np.array(array[..., None] if array.ndim == 2 else array, dtype=np.float32)  # a copy
+    raise ImageError(f"the image {problem}: {wanted} of real numbers, not empty, is needed.")

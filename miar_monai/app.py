@@ -1,0 +1,391 @@
+"""The command ``miar``: super-resolve files, look after models and the installation.
+
+PyTorch and MONAI are imported by the commands that need them, so that ``miar info`` and ``--help`` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import miar_monai
+from miar_monai.bundles import MODELS, find_bundle, metadata, weights_path
+from miar_monai.doctor import check_device, check_packages, check_weights, devices, installed
+from miar_monai.errors import MiarError, OutputError, find_miar_error
+from miar_monai.files import refuse_to_overwrite, whole_file
+
+if TYPE_CHECKING:
+    from miar_monai.api import SuperResolver
+    from miar_monai.cases import Case
+
+__all__ = ["main"]
+
+_EXIT_CODES = """\b
+Exit codes:
+  0  all done
+  1  failure; one sentence on stderr says what to do
+  2  wrong use of the command
+  3  some cases of a folder failed and are listed; the others are done
+"""
+_SR_EXAMPLES = f"""\b
+Examples:
+  miar sr scan.nii.gz                         writes scan_sr.nii.gz here
+  miar sr dicom_series/ -o result.nii.gz --preview
+  miar sr study.zip -o results --model lidc --report run.json
+  miar sr patients/ -o results                every case in the folder
+
+{_EXIT_CODES}"""
+
+
+class _Commands(click.Group):
+    """Commands whose errors are one sentence; ``--debug`` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of libraries, for their developers
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.meta.get("miar.debug"):
+                raise
+            click.echo(f"error: {_sentence(error)}", err=True)
+            ctx.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if found := find_miar_error(error):
+        return str(found)
+    reason = (str(error).strip() or "without a message").splitlines()[0]
+    return f"unexpected {type(error).__name__} ({reason}); --debug shows where it happened: please report it."
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta["miar.debug"] = value
+
+
+_debug = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
+)
+_model = click.option(
+    "--model",
+    default="brats",
+    show_default=True,
+    metavar="brats|lidc|PATH",
+    help="The bundle: brats for brain MRI, lidc for chest CT, or its folder. It is a program: trust it or leave it.",
+)
+_device = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]|mps", help="Where the network runs."
+)
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace existing results.")
+_quiet = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+
+
+def _inference(command: Callable) -> Callable:
+    """Add the settings of inference; what is not given is the bundle's."""
+    for option in (
+        click.option("--fidelity", type=float, help="0, most perceptual, to 1, most faithful. [default: bundle's]"),
+        click.option(
+            "--lookahead-tokens",
+            type=int,
+            metavar="K",
+            help="Tokens of a scale that may take their second choice; 2^K candidates. [default: bundle's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EXIT_CODES,
+)
+@click.version_option(miar_monai.__version__, message="miar %(version)s")
+def main() -> None:
+    """Fourfold super-resolution of MRI and CT slices. For research, not for clinical use.
+
+    Nothing is asked of a network and nothing is sent.
+    """
+
+
+@main.command(epilog=_SR_EXAMPLES)
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .nii or .nii.gz file, or a folder. [default: <name>_sr.nii.gz here; for a folder of cases, <name>_sr/]",
+)
+@_model
+@_device
+@_inference
+@click.option("--preview", "with_preview", is_flag=True, help="Draw a picture, <name>_sr.png, beside each result.")
+@click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
+@_overwrite
+@_quiet
+@_debug
+def sr(
+    source: Path,
+    output: Path | None,
+    model: str,
+    device: str,
+    lookahead_tokens: int | None,
+    fidelity: float | None,
+    with_preview: bool,
+    report_file: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Super-resolve INPUT four times in the axial plane.
+
+    INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
+    covers the same field of view, in the units of the input.
+    """
+    from miar_monai.api import SuperResolver
+    from miar_monai.cases import find_cases
+    from miar_monai.report import run_report
+
+    cases = find_cases(source)
+    single = len(cases) == 1 and cases[0].source == source
+    targets = _targets(cases, source, output, single)
+    _check_outputs(targets if single else [], report_file, with_preview, overwrite)
+    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity}
+    resolver = SuperResolver(
+        model, device, progress=not quiet, **{name: value for name, value in settings.items() if value is not None}
+    )
+    work = _Work(resolver, with_preview, overwrite, quiet)
+    reports = []
+    for i, (case, target) in enumerate(zip(cases, targets, strict=True)):
+        work.say("" if single else f"[{i + 1}/{len(cases)}] {case.source}")
+        try:
+            reports.append(work.do(case, target))
+        except Exception as error:
+            if single or click.get_current_context().meta.get("miar.debug"):
+                raise
+            reports.append({"input": str(case.source), "error": _sentence(error)})
+            click.echo(f"error: {_sentence(error)}", err=True)
+    if report_file is not None:
+        with whole_file(report_file, overwrite) as part:
+            part.write_text(json.dumps(run_report(resolver, reports), indent=2) + "\n", encoding="utf-8")
+    failed = [report["input"] for report in reports if "error" in report]
+    if failed:
+        click.echo(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", err=True)
+        click.get_current_context().exit(3)
+
+
+class _Work:
+    """What is done to each case, and said about it."""
+
+    def __init__(self, resolver: SuperResolver, with_preview: bool, overwrite: bool, quiet: bool) -> None:
+        self.resolver = resolver
+        self.with_preview = with_preview
+        self.overwrite = overwrite
+        self.quiet = quiet
+        self.seconds_per_tile = 0.0
+        if resolver.device.type == "cpu" and not quiet:
+            self.seconds_per_tile = resolver.seconds_per_tile()
+
+    def say(self, text: str) -> None:
+        """Print to stderr; stdout is for the paths of results."""
+        if text and not self.quiet:
+            click.echo(text, err=True)
+
+    def do(self, case: Case, target: Path) -> dict[str, Any]:
+        """Super-resolve a case and return its report."""
+        from miar_monai.cases import opened
+        from miar_monai.io import read_volume, write_nifti
+        from miar_monai.preview import preview
+        from miar_monai.report import case_report, summary
+
+        for file in (target, _picture(target)) if self.with_preview else (target,):
+            if not self.overwrite:
+                refuse_to_overwrite(file)
+        with opened(case.source) as path:
+            volume = read_volume(path)
+        if self.seconds_per_tile:
+            seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
+            self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
+        start = time.perf_counter()
+        result = self.resolver.volume(volume)
+        seconds = time.perf_counter() - start
+        write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
+        if self.with_preview:
+            preview(volume, result, _picture(target), self.overwrite)
+        report = case_report(str(case.source), target, volume, result, seconds)
+        self.say(summary(report))
+        if not self.quiet:
+            click.echo(str(target))
+        return report
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _targets(cases: list[Case], source: Path, output: Path | None, single: bool) -> list[Path]:
+    """Return the file of each result."""
+    named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not output.is_dir()
+    if named and not single:
+        raise click.UsageError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
+    if output is not None and not named and output.suffix and not output.is_dir():
+        raise click.UsageError(f"{output} must be a .nii or .nii.gz file, or a folder; make a folder with a dot first.")
+    if named:
+        assert output is not None
+        targets = [output]
+    else:
+        folder = output or (Path() if single else Path(f"{source.resolve().name}_sr"))
+        targets = [folder / case.name.with_name(f"{case.name.name}_sr.nii.gz") for case in cases]
+    for case, target in zip(cases, targets, strict=True):
+        if target.exists() and target.samefile(case.source):
+            raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
+    return targets
+
+
+def _picture(target: Path) -> Path:
+    from miar_monai.io import volume_stem
+
+    return target.with_name(f"{volume_stem(target)}.png")
+
+
+def _check_outputs(targets: list[Path], report_file: Path | None, with_preview: bool, overwrite: bool) -> None:
+    """Refuse what cannot be written before the work is done."""
+    from miar_monai.io import check_output_folder
+    from miar_monai.preview import check_preview
+
+    if with_preview:
+        check_preview()
+    files = [*targets, *([_picture(target) for target in targets] if with_preview else [])]
+    for path in [*files, *([report_file] if report_file else [])]:
+        check_output_folder(path.parent)
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder: a file is written there; give another name.")
+        if not overwrite:
+            refuse_to_overwrite(path)
+
+
+@main.command(epilog="\b\nExample:\n  miar info")
+@_debug
+def info() -> None:
+    """Say which versions and models are installed, and where."""
+    click.echo(f"miar {miar_monai.__version__} in {Path(miar_monai.__file__).parent}")
+    for name in ("torch", "monai", "numpy", "nibabel", "itk"):
+        click.echo(f"  {name:8} {installed(name) or 'not installed'}")
+    for model in MODELS:
+        try:
+            bundle = find_bundle(model)
+            about = metadata(bundle)
+        except MiarError as error:
+            click.echo(f"{model}: {error}")
+            continue
+        weights = weights_path(bundle)
+        size = f"{weights.stat().st_size / 1e6:.0f} MB" if weights.is_file() else "missing: train the bundle first"
+        click.echo(f"{model}: {about.get('name')}, version {about.get('version')}, in {bundle}")
+        click.echo(f"  weights  {size}")
+        click.echo(f"  use      {about.get('intended_use')}")
+
+
+@main.command(epilog="\b\nExample:\n  miar doctor")
+@_debug
+def doctor() -> None:
+    """Check packages, devices and models by using them; exit code 1 if something does not work."""
+    problems = []
+
+    def check(what: str, look: Callable[[], str]) -> None:
+        try:
+            click.echo(f"ok       {what}: {look()}")
+        except Exception as error:
+            problems.append(what)
+            click.echo(f"problem  {what}: {_sentence(error)}")
+
+    check("packages", check_packages)
+    for device in devices():
+        check(f"device {device}", partial(check_device, device))
+    for model in MODELS:
+        check(f"model {model}", partial(check_weights, model))
+    if problems:
+        click.echo(f"{len(problems)} problems: {', '.join(problems)}", err=True)
+        click.get_current_context().exit(1)
+
+
+@main.group()
+def weights() -> None:
+    """Find and verify the weights of a model."""
+
+
+@weights.command("path", epilog="\b\nExample:\n  miar weights path --model brats")
+@_model
+@_debug
+def weights_path_command(model: str) -> None:
+    """Print where the weights of a model are, or belong."""
+    click.echo(str(weights_path(find_bundle(model))))
+
+
+@weights.command("verify", epilog="\b\nExample:\n  miar weights verify --model brats")
+@_model
+@_debug
+def weights_verify(model: str) -> None:
+    """Check that weights fit their network, are finite, and have the SHA-256 that the bundle names, if it does."""
+    click.echo(check_weights(model))
+
+
+@main.command(epilog=f"\b\nExample:\n  miar evaluate BraTS2021 -o runs/test --split-file split.json\n\n{_EXIT_CODES}")
+@click.argument("dataset", metavar="DATASET", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@_model
+@_device
+@_inference
+@click.option("--split-file", type=click.Path(path_type=Path), help="JSON file with the patients of each section.")
+@_overwrite
+@_quiet
+@_debug
+def evaluate(
+    dataset: Path,
+    output: Path,
+    model: str,
+    device: str,
+    lookahead_tokens: int | None,
+    fidelity: float | None,
+    split_file: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Degrade, super-resolve and measure the test patients of DATASET: the bundle's evaluate.json.
+
+    For its other settings call python -m monai.bundle run on that file.
+    """
+    from monai.bundle import run
+
+    from miar_monai.api import choose_device
+
+    bundle = find_bundle(model)
+    given: dict[str, Any] = {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(dataset),
+        "output_dir": str(output),
+        "device": str(choose_device(device)),
+        "overwrite": overwrite,
+        "progress": not quiet,
+        "split_file": split_file and str(split_file),
+        "lookahead_tokens": lookahead_tokens,
+        "fidelity": fidelity,
+    }
+    config = str(bundle / "configs" / "evaluate.json")
+    run(config_file=config, **{name: value for name, value in given.items() if value is not None})
+    if not quiet:
+        click.echo((output / "metrics.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(prog_name="miar")

@@ -1,0 +1,187 @@
+"""What a user gives to be super-resolved: a NIfTI file, a DICOM series, a zip file of either, a folder of all these."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from miar_monai.dicom import dicom_files
+from miar_monai.errors import DatasetError, ImageError, MiarError
+from miar_monai.io import is_nifti, volume_stem
+
+__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened"]
+
+MAX_ZIP_BYTES = 4 * 2**30
+"""The most that the entries of a zip file may hold together, uncompressed."""
+
+MAX_ZIP_ENTRIES = 20_000
+"""The most entries of a zip file."""
+
+
+class Case(NamedTuple):
+    """One volume to super-resolve.
+
+    Attributes:
+        source: a NIfTI file, a folder with a DICOM series, or a zip file of either.
+        name: of the results, without suffix, relative to the folder of the results.
+    """
+
+    source: Path
+    name: Path
+
+
+def find_cases(source: str | os.PathLike[str]) -> list[Case]:
+    """List the volumes that ``source`` stands for, sorted by path.
+
+    Args:
+        source: a NIfTI file, a zip file, or a folder. In a folder, NIfTI files, zip files and folders with a DICOM
+            series count at any depth; results are named after the places of the cases in it.
+
+    Returns:
+        The cases. A file, or a folder with a DICOM series and nothing else, is one case whose source is ``source``.
+
+    Raises:
+        ImageError: if ``source`` is no file and no folder.
+        DatasetError: if a folder holds no case, or two that would have results of the same name.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "b").mkdir()
+        ...     for name in ("b/t2.nii", "a.nii.gz", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [case.name.as_posix() for case in find_cases(folder)]
+        ['a', 'b/t2']
+    """
+    source = Path(source)
+    if source.is_file():
+        return [Case(source, Path(_stem(source)))]
+    if not source.is_dir():
+        raise ImageError(
+            f"{source} {'is no file and no folder' if source.exists() else 'does not exist'}: a NIfTI file, a folder "
+            "with a DICOM series, a zip file of either, or a folder of such cases is needed."
+        )
+    found = [case for folder, _, _ in sorted(os.walk(source)) for case in _cases_of(source, Path(folder))]
+    if not found:
+        raise DatasetError(
+            f"{source} holds no case: NIfTI files (.nii, .nii.gz), folders with the slices of a DICOM series, or zip "
+            "files (.zip) are needed; give another folder."
+        )
+    names = {case.name: case.source for case in found}
+    for case in found:
+        if names[case.name] != case.source:
+            raise DatasetError(
+                f"{case.source} and {names[case.name]} would have results of the same name; give them one at a time, "
+                "each with an output of its own."
+            )
+    return found
+
+
+def _cases_of(root: Path, folder: Path) -> Iterator[Case]:
+    """Yield the cases that lie directly in a folder, the folder itself among them if it holds DICOM files."""
+    if any(file.name.upper() != "DICOMDIR" for file in dicom_files(folder)):
+        yield Case(folder, Path(folder.resolve().name) if folder == root else folder.relative_to(root))
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and (is_nifti(path) or (_is_zip_name(path) and not path.name.startswith("."))):
+            yield Case(path, path.relative_to(root).with_name(_stem(path)))
+
+
+def _is_zip_name(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def _stem(path: Path) -> str:
+    return path.stem if _is_zip_name(path) else volume_stem(path)
+
+
+@contextmanager
+def opened(source: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the NIfTI file or the DICOM folder that a case stands for; what a zip file holds lies there while it lasts.
+
+    Args:
+        source: of a case. A zip file is extracted to a temporary folder; nothing that it holds can lie elsewhere.
+
+    Yields:
+        What `miar_monai.io.read_volume` reads.
+
+    Raises:
+        ImageError: if a zip file is damaged, encrypted or too large, has an entry that would lie outside of its
+            folder or is a link, or holds no volume or several.
+    """
+    source = Path(source)
+    if not (_is_zip_name(source) and source.is_file()):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="miar-") as name:
+        folder = Path(name, source.stem)
+        folder.mkdir()
+        try:
+            _extract(source, folder)
+            yield _only_volume(source, folder)
+        except MiarError as error:  # the user knows the zip file, not the temporary folder
+            raise type(error)(str(error).replace(str(folder), str(source))) from error
+
+
+def _extract(source: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            entries = archive.infolist()
+            _check_entries(source, entries)
+            for entry in entries:
+                if not entry.is_dir():
+                    path = folder / entry.filename
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(entry) as packed, path.open("xb") as file:
+                        shutil.copyfileobj(packed, file, 2**20)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
+        raise ImageError(
+            f"{source} cannot be extracted ({error}): a complete zip file of one volume is needed; make it again."
+        ) from error
+
+
+def _check_entries(source: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse what should not be extracted; zipfile reads no more of an entry than the size that it declares."""
+    size = sum(entry.file_size for entry in entries)
+    if len(entries) > MAX_ZIP_ENTRIES or size > MAX_ZIP_BYTES:
+        raise ImageError(
+            f"{source} holds {len(entries)} entries of {size / 2**30:.1f} GiB together, but at most {MAX_ZIP_ENTRIES} "
+            f"entries of {MAX_ZIP_BYTES / 2**30:g} GiB are extracted: extract it yourself and give the folder."
+        )
+    for entry in entries:
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if path.is_absolute() or ".." in path.parts or ":" in entry.filename or "\\" in entry.filename:
+            problem = "would lie outside of its folder"
+        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problem = "is a link or a device"
+        elif entry.flag_bits & 1:
+            problem = "is encrypted"
+        else:
+            continue
+        raise ImageError(
+            f"{source}: the entry {entry.filename!r} {problem}; a zip file of plain files is needed: make it again."
+        )
+
+
+def _only_volume(source: Path, folder: Path) -> Path:
+    volumes = [case.source for case in _volumes_in(folder)]
+    if len(volumes) != 1:
+        names = ", ".join(volume.relative_to(folder).as_posix() for volume in volumes[:5])
+        raise ImageError(
+            f"{source} holds {len(volumes)} volumes{names and f' ({names})'}: one NIfTI file or one DICOM series is "
+            "needed; extract it and give the folder."
+        )
+    return volumes[0]
+
+
+def _volumes_in(folder: Path) -> list[Case]:
+    """List the volumes in an extracted archive; archives within are none, nor are the shadows that macOS packs."""
+    folders = [Path(name) for name, _, _ in sorted(os.walk(folder)) if "__MACOSX" not in Path(name).parts]
+    return [case for name in folders for case in _cases_of(folder, name) if not _is_zip_name(case.source)]

@@ -1,0 +1,133 @@
+"""What a run leaves for those who ask later: which model, which settings, what came in, what came out, how long."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from miar_monai.api import SuperResolver
+from miar_monai.bundles import metadata, weights_sha256
+from miar_monai.degradation import Degradation
+from miar_monai.geometry import axial_axis, fov_corners
+from miar_monai.io import Volume
+
+__all__ = ["case_report", "data_consistency_rms", "run_report", "summary", "versions"]
+
+_PACKAGES = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
+
+
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of installed packages; packages that are missing are left out.
+
+    Example:
+        >>> sorted(versions(["numpy", "no-such-package"]))
+        ['numpy', 'python']
+    """
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def data_consistency_rms(lr: Volume, sr: Volume) -> float:
+    """Return the root mean square of ``degrade(SR) - LR`` over the voxels, in units of the input.
+
+    The degradation is the one that the models were trained with (`Degradation`, the paper's Section 4.1). It need
+    not be how the input came about, so the number says how well SR explains LR under that assumption, and no more: it
+    is no estimate of the error of SR.
+
+    Args:
+        lr: the input, (X, Y, Z).
+        sr: its result, on a finer grid in the axial plane.
+    """
+    axis = axial_axis(lr.affine)
+    slices = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(v.array, axis, 0))) for v in (lr, sr))  # (Z, X, Y)
+    low, high = slices
+    residual = Degradation(scale=high.shape[1] // low.shape[1])(high) - low
+    return float(residual.double().square().mean().sqrt())
+
+
+def case_report(source: str, output: Path, lr: Volume, sr: Volume, seconds: float) -> dict[str, Any]:
+    """Return the report of a case that was super-resolved, ready for JSON.
+
+    Args:
+        source: what the user gave.
+        output: file of the result.
+        lr: the input.
+        sr: its result.
+        seconds: that inference took.
+
+    Returns:
+        Sizes in voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units
+        of the input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved.
+    """
+    shift = fov_corners(lr.affine, lr.array.shape) - fov_corners(sr.affine, sr.array.shape)
+    return {
+        "input": source,
+        "output": str(output),
+        "before": _description(lr),
+        "after": _description(sr),
+        "largest_corner_shift_mm": float(np.linalg.norm(shift, axis=1).max()),
+        "data_consistency_rms": data_consistency_rms(lr, sr),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _description(volume: Volume) -> dict[str, Any]:
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    return {
+        "shape": list(volume.array.shape),
+        "spacing_mm": spacing.round(6).tolist(),
+        "field_of_view_mm": (spacing * volume.array.shape).round(4).tolist(),
+        "range": [float(volume.array.min()), float(volume.array.max())],
+    }
+
+
+def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the report of a run: the model, the settings and the versions behind its cases.
+
+    Args:
+        resolver: what super-resolved them.
+        cases: of `case_report`; of a case that failed, its input and the error.
+    """
+    about = metadata(resolver.bundle)
+    return {
+        "model": {
+            "name": about.get("name"),
+            "version": about.get("version"),
+            "bundle": str(resolver.bundle),
+            "weights": str(resolver.weights),
+            "weights_sha256": weights_sha256(resolver.bundle),
+            "intended_use": about.get("intended_use"),
+        },
+        "settings": {name: value for name, value in resolver.settings.items() if name != "progress"},
+        "device": str(resolver.device),
+        "versions": versions(),
+        "cases": cases,
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return a case's report in one line.
+
+    Example:
+        >>> side = {"shape": [60, 50, 4], "spacing_mm": [4.0, 4.0, 1.0]}
+        >>> summary({"before": side, "after": {"shape": [240, 200, 4], "spacing_mm": [1.0, 1.0, 1.0]},
+        ...     "data_consistency_rms": 1.234, "seconds": 9.87})
+        '60x50x4 at 4x4x1 mm -> 240x200x4 at 1x1x1 mm in 9.9 s; rms of degraded result minus input 1.23'
+    """
+    before, after = (
+        f"{'x'.join(map(str, side['shape']))} at {'x'.join(f'{mm:.3g}' for mm in side['spacing_mm'])} mm"
+        for side in (report["before"], report["after"])
+    )
+    residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g}"
+    return f"{before} -> {after} in {report['seconds']:.1f} s; {residual}"
