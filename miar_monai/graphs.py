@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -42,6 +43,7 @@ class CUDAGraphed:
 
     def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
         self.function = function
+        self._stream: torch.cuda.Stream | None = None
         self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
 
@@ -49,31 +51,33 @@ class CUDAGraphed:
         """Call the function; the results are copies that later calls leave alone."""
         if not inputs[0].is_cuda:
             return self.function(*inputs)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(inputs[0].device)  # which may not be the current device
         key = tuple((x.shape, x.dtype) for x in inputs)
         if key not in self._recordings:
             self._calls[key] += 1
             if self._calls[key] <= self.warm_up_calls:
-                return self._call_aside(inputs)
-            self._recordings[key] = self._record(inputs)
+                return self._call_aside(inputs, self._stream)
+            self._recordings[key] = self._record(inputs, self._stream)
         recording = self._recordings[key]
         for static, x in zip(recording.inputs, inputs, strict=True):
             static.copy_(x, non_blocking=True)
         recording.graph.replay()
         return {name: output.clone() for name, output in recording.outputs.items()}
 
-    def _call_aside(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def _call_aside(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
         """Call the function on a stream of its own, as PyTorch asks of calls before a recording."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # soon it is needed
             outputs = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
         return outputs
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> _Recording:
+    def _record(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> _Recording:
         static = tuple(x.detach().clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         # a thread of the data loader pins memory meanwhile, which only this thread must not do
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = self.function(*static)
         return _Recording(graph, static, outputs)

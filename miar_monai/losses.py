@@ -173,12 +173,13 @@ class MIARObjective(nn.Module):
                 "the network has another codebook than the tokenizer, so its tokens would mean nothing;"
                 " call network.load_tokenizer(tokenizer) before training."
             )
-        self.neighbors = self.tokenizer.quantizer.neighbors(self.num_neighbors)
+        self.neighbors.copy_(self.tokenizer.quantizer.neighbors(self.num_neighbors))
 
     def train(self, mode: bool = True) -> MIARObjective:
-        """Set the mode of the network; the tokenizer and the codebook stay in evaluation mode."""
+        """Set the mode of the network; tokenizer, codebook and perceptual loss stay in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
+        self.reconstruction.eval()  # LPIPS has dropout
         self.network.quantizer.eval()
         return self
 

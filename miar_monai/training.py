@@ -14,11 +14,11 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
-from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
 from miar_monai.decoding import check_range
@@ -147,8 +147,6 @@ class TokenizerTrainer(_StepTrainer):
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_weight = adversarial_weight
         self.adversarial_start_epoch = adversarial_start_epoch
-        self.adversarial_loss = PatchAdversarialLoss(criterion="hinge")
-        self.adversarial_loss.activation = nn.Identity()  # MONAI's is tanh, on which a hinge would never be at rest
         self.reconstruct = self.graphed(partial(self._step, adversarial=False))
         self.reconstruct_and_compete = self.graphed(partial(self._step, adversarial=True))
 
@@ -195,7 +193,8 @@ class TokenizerTrainer(_StepTrainer):
     def _judge(self, images: Tensor, target_is_real: bool, for_discriminator: bool) -> Tensor:
         self.discriminator.requires_grad_(for_discriminator)
         logits = self.discriminator(images)[-1].float()
-        return self.adversarial_loss(logits, target_is_real=target_is_real, for_discriminator=for_discriminator)
+        # MONAI's hinge squashes the logits first, and copies its targets to the GPU, which no CUDA graph allows
+        return F.relu(1 - logits if target_is_real else 1 + logits).mean()
 
 
 class MIARTrainer(_StepTrainer):

@@ -170,3 +170,19 @@ def test_evaluation_is_repeatable_and_training_is_corrupted() -> None:
     hr = tiny_slices()
     assert torch.equal(loss.eval().teach(hr)[1], loss.teach(hr)[1])
     assert not torch.equal(loss.train().teach(hr)[1], loss.teach(hr)[1])
+
+
+def test_a_perceptual_loss_stays_in_evaluation_mode() -> None:
+    class Dropping(ReconstructionLoss):
+        def __init__(self) -> None:
+            super().__init__(perceptual=0.0)
+            self.dropout = torch.nn.Dropout()
+
+        def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+            return super().forward(self.dropout(prediction), target)
+
+    loss = objective(self_correction=0.0)
+    loss.reconstruction = Dropping()
+    trained = [loss.train()(lr_slices(), tiny_slices())["perceptual_loss"] for _ in range(2)]
+    assert trained[0] == trained[1]
+    assert loss.network.training

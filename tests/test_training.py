@@ -16,6 +16,7 @@ from ignite.engine import Events
 from ignite.handlers import EMAHandler
 from monai.data import DataLoader, Dataset
 from monai.handlers import ValidationHandler
+from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from monai.transforms import Compose, EnsureTyped, RandFlipd, RandGaussianNoised
 from tiny import TOKENIZER, tiny_miar, tiny_slices, tiny_tokenizer
@@ -146,7 +147,8 @@ def test_each_player_is_moved_by_its_own_loss_alone() -> None:
     copied = Events.ITERATION_STARTED(once=2)
     trainer.add_event_handler(copied, lambda: before.append(copy.deepcopy((trainer.network, trainer.discriminator))))
     trainer.run()
-    (network, discriminator), adversarial = before[0], trainer.adversarial_loss
+    (network, discriminator), adversarial = before[0], PatchAdversarialLoss(criterion="hinge")
+    adversarial.activation = torch.nn.Identity()  # MONAI's squashes the logits
     output = network(HR)
     image_loss = RECONSTRUCTION(output.reconstruction, HR)
     generator_loss = adversarial(discriminator(output.reconstruction)[-1], target_is_real=True, for_discriminator=False)
@@ -509,6 +511,7 @@ def test_moving_average_is_that_of_ignite() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_step_learns_as_a_launched_one_does() -> None:
     histories = []
