@@ -12,9 +12,9 @@ export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}.
 
 common=(
   --bundle_root "bundles/miar_$bundle" --dataset_dir "$data" --split_file "$split" --output_dir "$output"
-  --num_slices 0 --num_workers "${WORKERS:-7}" --batch_size 32 --max_minutes "${MINUTES:-10}"
-  --max_epochs 1000 --epoch_length 500 --val_interval 4 --checkpoint_interval 4 --log_interval 250
-  --warmup_steps 200 --ema_momentum 0.002
+  --num_slices 0 --num_workers "${WORKERS:-7}" --max_minutes "${MINUTES:-10}"
+  --max_epochs 1000 --epoch_length 500 --val_interval 4 --checkpoint_interval 2 --log_interval 100
+  --warmup_steps 200 --ema_momentum 0.004
 )
 if [ "$bundle" = brats ]; then common+=(--datalist#contrasts "['t1','t2']"); else common+=(--val_num_slices 0); fi
 
@@ -28,8 +28,8 @@ train() { # configs, separated by commas, and options
 stage1="'bundles/miar_$bundle/configs/train_stage1.json'" stage2="'bundles/miar_$bundle/configs/train.json'"
 for what in "$@"; do
   case $what in
-    tokenizer) train "$stage1" --lr 5e-4 --final_lr 1e-5 --adversarial_weight 0 ;;
-    miar) train "$stage2" --lr 5e-4 --final_lr 5e-6 ;;
-    *) train "$stage2,'benchmarks/peers/$what.json'" ;;
+    tokenizer) train "$stage1" --batch_size 32 --lr 4e-4 --final_lr 1e-5 --adversarial_weight 0 ;;
+    miar) train "$stage2" --batch_size 32 --lr 5e-4 --final_lr 5e-6 ;;
+    *) train "$stage2,'benchmarks/peers/$what.json'" --batch_size 16 ;;
   esac
 done

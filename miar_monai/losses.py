@@ -145,7 +145,7 @@ class MIARObjective(nn.Module):
         tokenizer: MSVQVAE,
         reconstruction: nn.Module,
         self_correction: float = 0.3,
-        num_neighbors: int = 100,
+        num_neighbors: int = 10,
         scale_weight_power: float = 0.0,
         image_weight: float = 30.0,
     ) -> None:
@@ -189,8 +189,10 @@ class MIARObjective(nn.Module):
         quantizer = self.network.quantizer
         corrupt = None
         if self.training and self.self_correction > 0:
+
             def corrupt(tokens: Tensor) -> Tensor:
                 return corrupt_tokens(tokens, self.neighbors, self.self_correction)
+
         f = self.tokenizer.encoder(hr)
         steps = list(quantizer.residual_steps(f.to(quantizer.codebook.dtype), corrupt))
         inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
@@ -199,7 +201,7 @@ class MIARObjective(nn.Module):
     def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum."""
         tokens, inputs = self.teach(hr)
-        features = self.network.lr_encoder(lr)
+        features = self.network.features(lr)
         context = self.network.transformer.context(features.f_lr)
         logits = self.network.transformer(inputs, context)  # (B, L · S, V)
         parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from torch import nn
+from tiny import started
 
 from miar_monai.checkpoints import save_weights
-from miar_monai.networks import MSVQVAE
+from miar_monai.networks import MIAR, MSVQVAE
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 NAMES = ("miar_brats", "miar_lidc")
@@ -27,6 +27,7 @@ TOKENIZER: dict[str, Any] = {
     "num_res_blocks": 1,
     "latent_channels": 8,
     "num_codes": 16,
+    "num_codebooks": 2,
 }
 NETWORK: dict[str, Any] = {
     **TOKENIZER,
@@ -81,14 +82,24 @@ def tiny(workflow: str) -> dict[str, Any]:
     }[workflow]
 
 
-def network(name: str) -> nn.Module:
-    """Return the tiny network of a bundle, random weights."""
+def parsed(name: str, kind: str, key: str, **settings: Any) -> Any:
+    """Return what a tiny workflow of a bundle has under a key."""
     parser = ConfigParser()
-    parser.read_config(config(name, "inference"))
-    for key, value in tiny("inference").items():
-        parser[key] = value
+    parser.read_config(config(name, kind))
+    for setting, value in {**tiny(kind), **settings}.items():
+        parser[setting] = value
     torch.manual_seed(0)
-    return parser.get_parsed_content("network_def").eval()
+    return parser.get_parsed_content(key)
+
+
+def network(name: str) -> MIAR:
+    """Return the tiny network of a bundle, random weights."""
+    return started(parsed(name, "inference", "network_def")).eval()
+
+
+def tokenizer(name: str = "miar_brats") -> MSVQVAE:
+    """Return the tiny tokenizer of a bundle, random weights."""
+    return started(parsed(name, "train_stage1", "tokenizer_def")).eval()
 
 
 def tiny_checkpoint(folder: Path, name: str = "miar_brats") -> Path:
@@ -97,12 +108,11 @@ def tiny_checkpoint(folder: Path, name: str = "miar_brats") -> Path:
     return folder / "tiny.pt"
 
 
-def tiny_tokenizer_file(folder: Path) -> Path:
+def tiny_tokenizer_file(folder: Path, name: str = "miar_brats") -> Path:
     """Write weights for the tiny tokenizer: a random one that has seen random slices."""
-    torch.manual_seed(0)
-    tokenizer = MSVQVAE(**TOKENIZER)
-    tokenizer.quantizer.initialize_codebook(tokenizer.encoder(torch.rand(2, 1, 256, 256)))
-    save_weights(tokenizer, folder / "tokenizer.pt")
+    network = tokenizer(name)
+    network.quantizer.initialize_codebook(network.encoder(torch.rand(2, 1, 256, 256)))
+    save_weights(network, folder / "tokenizer.pt")
     return folder / "tokenizer.pt"
 
 

@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.fft import dctn, idctn
+from tiny import started
 from torch import nn
 
-from miar_monai.networks.autoencoder import AttentionBlock, Decoder, Encoder, ResidualBlock, zero_conv
-from miar_monai.networks.lr_encoder import LightLREncoder, TokenizerLREncoder, upsample_lr
+from miar_monai.networks.autoencoder import (
+    AttentionBlock,
+    CosineEncoder,
+    Decoder,
+    Encoder,
+    ResidualBlock,
+    cosine_patches,
+    zero_conv,
+)
+from miar_monai.networks.lr_encoder import LightLREncoder, TokenizerLREncoder
 
 CHANNELS = (8, 8, 16)
 
@@ -17,6 +27,74 @@ def images(*shape: int) -> torch.Tensor:
 def silent(module: nn.Module) -> list[str]:
     """Return the parameters that got no gradient."""
     return [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+def test_cosine_patches_are_orthonormal_and_grow_in_frequency() -> None:
+    patches = cosine_patches(16, 4)
+    torch.testing.assert_close(patches.flatten(1) @ patches.flatten(1).T, torch.eye(16))
+    torch.testing.assert_close(patches[0], torch.full((4, 4), 0.25))
+    crossings = [(p.sign().diff(dim=0) != 0).sum() + (p.sign().diff(dim=1) != 0).sum() for p in patches]
+    assert crossings[0] < crossings[1] < crossings[-1] == max(crossings)
+    assert torch.equal(cosine_patches(20, 4)[:16], patches)
+    assert not cosine_patches(20, 4)[16:].any()
+
+
+def test_before_training_encoder_and_decoder_are_a_cosine_transform_and_its_inverse() -> None:
+    x = images(2, 1, 24, 40)
+    whole = Decoder(1, 64, CHANNELS, 1)(Encoder(1, 64, CHANNELS, 1)(x.float())).double()
+    torch.testing.assert_close(whole, x, rtol=0, atol=1e-5)
+    low = Decoder(1, 1, CHANNELS, 1)(Encoder(1, 1, CHANNELS, 1)(x.float())).double()
+    means = nn.functional.avg_pool2d(x, 8).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    torch.testing.assert_close(low, means, rtol=0, atol=1e-5)
+
+
+def lowest(stride: int) -> list[tuple[int, int]]:
+    """Return the frequencies of a patch by their distance from zero, as a stable sort leaves them."""
+    frequencies = [(u, v) for u in range(stride) for v in range(stride)]
+    return sorted(frequencies, key=lambda uv: uv[0] ** 2 + uv[1] ** 2)
+
+
+@pytest.mark.parametrize(("stride", "latent_channels"), [(4, 6), (8, 12)])
+def test_cosine_encoder_keeps_the_lowest_frequencies_of_each_patch(stride: int, latent_channels: int) -> None:
+    x = images(2, 1, 3 * stride, 5 * stride)
+    patches = x[:, 0].unfold(1, stride, stride).unfold(2, stride, stride)  # (B, h, w, f, f)
+    transformed = dctn(patches.numpy(), norm="ortho", axes=(3, 4))
+    expected = torch.stack([torch.from_numpy(transformed[..., u, v]) for u, v in lowest(stride)[:latent_channels]], 1)
+    found = CosineEncoder(1, latent_channels, stride).double()(x)
+    torch.testing.assert_close(found, 4 / stride * expected, rtol=0, atol=1e-5)
+
+
+def test_cosine_encoder_averages_the_channels_of_the_image() -> None:
+    x = images(2, 2, 24, 40)
+    one, two = (CosineEncoder(channels, 12, stride=8).double() for channels in (1, 2))
+    assert two(x).shape == (2, 12, 3, 5)
+    torch.testing.assert_close(two(x), one(x.mean(dim=1, keepdim=True)))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_all_frequencies_are_the_image(patch_size: int) -> None:
+    stride = 4 * patch_size
+    encoder = CosineEncoder(1, stride**2, stride).double()
+    decoder = Decoder(1, stride**2, CHANNELS, 1, patch_size).double()
+    x = images(2, 1, 3 * stride, 5 * stride)
+    torch.testing.assert_close(decoder(encoder(x)), x, rtol=0, atol=1e-5)
+
+
+def test_before_training_a_decoder_is_the_inverse_cosine_transform_times_its_gains() -> None:
+    f, decoder = images(2, 6, 3, 5), Decoder(2, 6, CHANNELS, 1).double()
+    coefficients = torch.zeros(2, 3, 5, 8, 8, dtype=torch.float64)
+    for channel, (u, v) in enumerate(lowest(8)[:6]):
+        coefficients[..., u, v] = 2 * f[:, channel]  # of images in [0, 1], latents have half the size
+    patches = torch.from_numpy(idctn(coefficients.numpy(), norm="ortho", axes=(3, 4)))  # (B, h, w, f, f)
+    expected = patches.transpose(2, 3).reshape(2, 24, 40)
+    torch.testing.assert_close(decoder(f), expected[:, None].expand(-1, 2, -1, -1), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        decoder.gain[:, 1] = torch.arange(6.0)
+    gained = decoder(f)
+    torch.testing.assert_close(gained[:, 0], expected, rtol=0, atol=1e-5)
+    weighted = decoder(f * torch.arange(6.0).view(-1, 1, 1))[:, 0]
+    torch.testing.assert_close(gained[:, 1], weighted, rtol=0, atol=1e-5)
+    assert not torch.allclose(started(decoder)(f)[:, 0], expected, rtol=0, atol=1e-2)
 
 
 def test_attention_does_not_know_where_a_position_is() -> None:
@@ -41,12 +119,13 @@ def test_residual_block_is_its_shortcut_where_its_last_layer_is_zero(out_channel
 
 
 def test_encoder_and_decoder_mirror_their_grids_and_every_parameter_learns() -> None:
-    encoder, decoder = Encoder(1, 4, CHANNELS, 1).double(), Decoder(2, 4, CHANNELS, 1, 2, (4, 8, 0)).double()
+    encoder = started(Encoder(1, 4, CHANNELS, 1)).double()
+    decoder = started(Decoder(2, 4, CHANNELS, 1, 2, (4, 8, 0))).double()
     x = images(2, 1, 24, 40)  # not square
     maps = encoder.features(x)
     assert [tuple(h.shape[1:]) for h in maps] == [(8, 12, 20), (8, 6, 10), (16, 3, 5)]
     f = encoder(x)
-    torch.testing.assert_close(f, encoder.latent(maps[-1]))
+    torch.testing.assert_close(f, encoder.latent(x, maps[-1]))
     y = decoder(f, {0: nn.functional.pixel_unshuffle(x, 2), 1: maps[1]})
     assert y.shape == (2, 2, 24, 40)
     (y * torch.randn_like(y)).sum().backward()
@@ -55,7 +134,7 @@ def test_encoder_and_decoder_mirror_their_grids_and_every_parameter_learns() -> 
 
 
 def test_new_skips_change_nothing_until_they_have_learned() -> None:
-    plain, skipping = Decoder(1, 4, CHANNELS, 1).double(), Decoder(1, 4, CHANNELS, 1, 2, (1, 0, 5)).double()
+    plain, skipping = started(Decoder(1, 4, CHANNELS, 1)).double(), Decoder(1, 4, CHANNELS, 1, 2, (1, 0, 5)).double()
     missing, unexpected = skipping.load_state_dict(plain.state_dict(), strict=False)
     assert all(name.startswith("skips") for name in missing)
     assert not unexpected
@@ -75,34 +154,24 @@ def test_patches_make_the_stride_and_come_back_as_pixels(patch_size: int) -> Non
 
 
 def test_samples_of_a_batch_do_not_mix() -> None:
-    encoder, x = Encoder(1, 4, CHANNELS, 1).double(), images(3, 1, 8, 12)
+    encoder, x = started(Encoder(1, 4, CHANNELS, 1)).double(), images(3, 1, 8, 16)
     torch.testing.assert_close(encoder(x)[1:2], encoder(x[1:2]))
 
 
-def test_lr_images_are_upsampled_on_the_cell_centered_grid() -> None:
-    rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
-    up = upsample_lr(torch.stack([rows, columns])[:, None].double(), 4)
-    inside = slice(8, -8)  # away from the border a ramp stays a ramp, but for the ripple of torch's kernel (a = -0.75)
-    expected = (torch.arange(36.0, dtype=torch.float64) + 0.5) / 4 - 0.5
-    torch.testing.assert_close(up[0, 0, inside, 11], expected[inside], rtol=0, atol=0.05)
-    torch.testing.assert_close(up[1, 0, 13, inside], expected[:28][inside], rtol=0, atol=0.05)
-
-
-def test_tokenizer_lr_encoder_is_the_tokenizer_s_encoder_on_the_upsampled_image() -> None:
-    encoder = Encoder(1, 4, (8, 16, 16), 1).double()
-    lr = images(2, 1, 6, 10)
-    f_lr, skip = TokenizerLREncoder(encoder, scale=4)(lr)
-    up = upsample_lr(lr, 4)
-    torch.testing.assert_close(f_lr, encoder(up))
-    torch.testing.assert_close(skip, encoder.features(up)[1])
-    assert skip.shape[2:] == lr.shape[2:]
+def test_tokenizer_lr_encoder_is_the_tokenizer_s_encoder_on_the_linear_estimate() -> None:
+    encoder = started(Encoder(1, 4, (8, 16, 16), 1)).double()
+    linear = images(2, 1, 24, 40)
+    f_lr, skip, kept = TokenizerLREncoder(encoder, scale=4)(linear)
+    torch.testing.assert_close(f_lr, encoder(linear))
+    torch.testing.assert_close(skip, encoder.features(linear)[1])
+    assert skip.shape[2:] == (6, 10)
+    assert kept is linear
 
 
 def test_every_parameter_of_the_light_encoder_learns_once_its_blocks_have_started() -> None:
-    encoder = LightLREncoder(4, channels=(8, 16), num_blocks=2).double()
-    for block in encoder.body:
-        nn.init.normal_(block.conv2.weight, std=0.1)
-    f_lr, skip = encoder(images(2, 1, 6, 10))
+    encoder = started(LightLREncoder(4, channels=(8, 16), num_blocks=2)).double()
+    f_lr, skip, _ = encoder(images(2, 1, 24, 40))
     assert f_lr.shape == (2, 4, 3, 5)
+    assert skip.shape == (2, 8, 6, 10)
     ((f_lr * torch.randn_like(f_lr)).sum() + skip.square().sum()).backward()
     assert not silent(encoder)

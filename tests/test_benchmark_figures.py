@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLES, NAMES, TOKENIZER, tiny, tiny_checkpoint, tiny_tokenizer_file
+from bundle_runs import BUNDLES, NAMES, TOKENIZER, tiny, tiny_checkpoint, tiny_tokenizer_file, tokenizer
 from ignite.engine import Engine
 from phantoms import write_brats_folder, write_nifti_phantom
 
@@ -19,7 +19,6 @@ from benchmarks.table import read_config
 from miar_monai import figures
 from miar_monai.checkpoints import load_weights, save_weights
 from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
-from miar_monai.networks import MSVQVAE
 from miar_monai.training import LossLogger
 
 pytest.importorskip("matplotlib")
@@ -57,7 +56,7 @@ def create(name: str, folder: Path, workflow: str, **options: Any) -> Figures:
     if workflow == "evaluate":
         given["checkpoint"] = str(tiny_checkpoint(folder, name))
     else:
-        given["tokenizers"] = {"tokenizer": str(tiny_tokenizer_file(folder))}
+        given["tokenizers"] = {"tokenizer": str(tiny_tokenizer_file(folder, name))}
     return Figures(str(BUNDLES / name), **given | options)
 
 
@@ -112,7 +111,7 @@ def test_swinir_stands_beside_them_where_its_weights_are(
 
 def test_the_curve_of_a_tokenizer_ends_at_its_reconstructions(tmp_path: Path, drawn: dict[str, tuple]) -> None:
     paths = {name: tiny_tokenizer_file(tmp_path / name) for name in ("with dropout", "without")}
-    other = load_weights(MSVQVAE(**TOKENIZER), paths["without"], "")
+    other = load_weights(tokenizer(), paths["without"], "")
     torch.nn.init.zeros_(other.decoder.conv_out.weight)
     save_weights(other, paths["without"])
     drawing = create("miar_brats", tmp_path, "train_stage1", tokenizers={k: str(path) for k, path in paths.items()})
@@ -125,9 +124,9 @@ def test_the_curve_of_a_tokenizer_ends_at_its_reconstructions(tmp_path: Path, dr
         assert all(image.shape == truth.shape for image in row.values())
     slices = drawing._config("train_stage1").get_parsed_content("validate#dataset").slices
     for name, path in paths.items():
-        tokenizer = load_weights(MSVQVAE(**TOKENIZER), path, "").eval()
+        network = load_weights(tokenizer(), path, "")
         with torch.no_grad():
-            found = [decibels(tokenizer(hr[None]).reconstruction[0].numpy(), hr.numpy()) for hr in slices]
+            found = [decibels(network(hr[None]).reconstruction[0].numpy(), hr.numpy()) for hr in slices]
         assert len(psnr[name]) == 4
         assert psnr[name][-1] == pytest.approx(np.mean(found), abs=1e-2)
     assert psnr["with dropout"] != psnr["without"]
@@ -138,9 +137,11 @@ def test_the_codebook_counts_every_token_of_the_validation_slices(tmp_path: Path
     drawing.codebook()
     points, counts, sides, *_ = drawn["codebook_map"]
     slices = len(drawing._config("train_stage1").get_parsed_content("validate#dataset"))
-    assert points.shape == (TOKENIZER["num_codes"], 2)
+    books, codes = TOKENIZER["num_codebooks"], TOKENIZER["num_codes"]
+    assert points.shape == (books * codes, 2)
     assert list(sides) == TOKENIZER["scales"]
-    np.testing.assert_array_equal(counts.sum(axis=1), [slices * side**2 for side in sides])
+    of_each_book = counts.reshape(len(sides), books, codes).sum(axis=2)
+    np.testing.assert_array_equal(of_each_book, [[slices * side**2] * books for side in sides])
 
 
 def test_curves_of_a_resumed_run_show_what_was_written_last(tmp_path: Path, drawn: dict[str, tuple]) -> None:

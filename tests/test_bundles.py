@@ -11,13 +11,25 @@ from typing import Any
 import nibabel as nib
 import pytest
 import torch
-from bundle_runs import BUNDLES, NAMES, NETWORK, arguments, config, network, quick_command, tiny_checkpoint, workflow
+from bundle_runs import (
+    BUNDLES,
+    NAMES,
+    NETWORK,
+    arguments,
+    config,
+    network,
+    parsed,
+    quick_command,
+    tiny_checkpoint,
+    workflow,
+)
 from monai.bundle import download, load
 from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 from phantoms import write_brats_folder, write_nifti_phantom
 
 from miar_monai import __version__
 from miar_monai.bundles import build, build_zip, bundle_files, check_switches
+from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
@@ -71,12 +83,14 @@ def test_both_bundles_have_the_same_files_and_no_code() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_config_holds_the_same_networks(name: str) -> None:
     configs = [read(name, f"{kind}.json") for kind in WORKFLOWS]
-    for key in ("network_def", "tokenizer_def"):
+    for key in ("network_def", "tokenizer_def", "degradation"):
         definitions = [config[key] for config in configs if key in config]
         assert len(definitions) > 1
         assert all(definition == definitions[0] for definition in definitions)
     whole, part = configs[0]["network_def"], configs[0]["tokenizer_def"]
-    assert all(whole[key] == value for key, value in part.items() if key != "_target_")
+    assert all(whole[key] == value for key, value in part.items() if key not in ("_target_", "encoder"))
+    # the LR encoder can be the tokenizer's only where that one is learned
+    assert part.get("encoder", "learned") == "learned" or whole["lr_encoder"] == "light"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,6 +104,18 @@ def test_evaluation_degrades_as_training_does(name: str) -> None:
         assert scaling == [t for t in evaluate["preprocessing"]["transforms"] if "Intensity" in t["_target_"]]
         assert scaling
     assert "SimulateLowResolutiond" not in json.dumps(read(name, "inference.json"))
+
+
+@pytest.mark.parametrize("blur", [{}, {"blur_sigma": 2.0, "blur_on": "hr"}])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_undoes_what_slices_are_degraded_by(name: str, blur: dict[str, Any]) -> None:
+    assumed = [parsed(name, kind, "network_def", **blur).degradation for kind in ("train", "evaluate", "inference")]
+    assert assumed == [Degradation(sigma=2.0, blur_on="hr") if blur else Degradation()] * 3
+    assert parsed(name, "evaluate", "evaluation", **blur).degradation == assumed[0]
+    for augmentation in ("train#augmentation", "validate#dataset#augmentation"):
+        item = parsed(name, "train", augmentation, **blur)({"image": torch.rand(1, 272, 272)})
+        torch.testing.assert_close(item["image"], assumed[0](item["label"]))
+        assert item["image"].shape[-1] * 4 == item["label"].shape[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)

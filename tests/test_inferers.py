@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from tiny import tiny_miar
+from tiny import started, tiny_miar
 from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation
@@ -46,7 +46,7 @@ def test_a_network_that_repeats_voxels_gives_repeated_voxels(shape: tuple[int, .
     torch.testing.assert_close(inferer(overlap=overlap)(x, Nearest()), wanted)
 
 
-@pytest.mark.parametrize("network", [Linear(), tiny_miar().eval()])
+@pytest.mark.parametrize("network", [Linear(), started(tiny_miar()).eval()])
 def test_the_result_does_not_depend_on_the_batch(network: nn.Module) -> None:
     x = torch.rand(1, 1, 13, 11, 5, dtype=next((p.dtype for p in network.parameters()), torch.float32))
     one, many = (inferer(sw_batch_size=n, lookahead_tokens=1)(x, network) for n in (1, 7))
@@ -54,7 +54,7 @@ def test_the_result_does_not_depend_on_the_batch(network: nn.Module) -> None:
 
 
 def test_slices_do_not_see_each_other() -> None:
-    network, x = tiny_miar().eval(), torch.rand(1, 1, 10, 10, 4).to(next(tiny_miar().parameters()))
+    network, x = started(tiny_miar()).eval(), torch.rand(1, 1, 10, 10, 4)
     volume = inferer()(x, network)
     for z in range(4):
         torch.testing.assert_close(inferer()(x[..., z], network), volume[..., z], rtol=1e-4, atol=1e-5)
@@ -67,7 +67,7 @@ def test_tiles_of_a_constant_leave_no_seam() -> None:
 
 
 def test_a_slice_without_contrast_stays_without_contrast() -> None:
-    network = tiny_miar().eval()
+    network = started(tiny_miar()).eval()
     x = torch.rand(1, 1, 10, 10, 3).to(next(network.parameters()))
     x[..., 1] = 0.25
     result = inferer()(x, network)
@@ -76,7 +76,7 @@ def test_a_slice_without_contrast_stays_without_contrast() -> None:
 
 
 def test_calls_leave_nothing_behind() -> None:
-    network, decode = tiny_miar().eval(), inferer(strategy="top_k", top_k=3, seed=5)
+    network, decode = started(tiny_miar()).eval(), inferer(strategy="top_k", top_k=3, seed=5)
     x = torch.rand(1, 1, 12, 10).to(next(network.parameters()))
     state = dict(vars(decode))
     first = decode(x, network)
@@ -85,7 +85,7 @@ def test_calls_leave_nothing_behind() -> None:
 
 
 def test_the_settings_reach_the_network() -> None:
-    network = tiny_miar().eval()
+    network = started(tiny_miar()).eval()
     x = torch.rand(2, 1, TILE, TILE).to(next(network.parameters()))
     greedy = inferer(strategy="greedy")(x, network)
     assert torch.equal(greedy, inferer(lookahead_tokens=0)(x, network))
@@ -162,7 +162,7 @@ def test_progress_is_shown_on_stderr_only_if_asked(capsys: pytest.CaptureFixture
 
 
 def test_sampling_draws_anew_for_each_batch_of_tiles() -> None:
-    network = tiny_miar().eval()
+    network = started(tiny_miar()).eval()
     x = torch.rand(1, 1, TILE, TILE, 1).to(next(network.parameters())).expand(-1, -1, -1, -1, 2)
     result = inferer(strategy="top_k", sw_batch_size=1)(x, network)
     assert not torch.equal(result[..., 0], result[..., 1])

@@ -5,38 +5,39 @@ import pickle
 
 import pytest
 import torch
-from tiny import spread, tiny_miar, tiny_slices, tiny_tokenizer
+from tiny import spread, started, tiny_miar, tiny_slices, tiny_tokenizer
 from torch import Tensor
 
 from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import MIAR
-from miar_monai.networks.miar import match_mean
 
 MODES = ("initialized", "shared", "light")
 
 
 def trained(lr_encoder: str = "light") -> MIAR:
     """Return a network whose two output maps and skips differ, as after training."""
-    network = tiny_miar(lr_encoder=lr_encoder)
+    network = started(tiny_miar(lr_encoder=lr_encoder))
     spread(network.transformer)
-    for skip in network.decoder.skips.values():
-        torch.nn.init.normal_(skip.weight, std=0.1)
     return network.double().eval()
 
 
 def lr_images(batch_size: int = 3) -> Tensor:
-    return torch.nn.functional.avg_pool2d(tiny_slices(batch_size), 4).double()
+    return Degradation()(tiny_slices(batch_size).double())
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
 def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> None:
     network, lr = trained(lr_encoder), lr_images()
     with torch.no_grad():
-        features = network.lr_encoder(lr)
+        linear = network.degradation.restore(lr, 1e-3)
+        features = network.lr_encoder(linear)
         context = network.transformer.context(features.f_lr)
         decoded = decode_tokens(network.transformer, network.quantizer, context, Decoding("greedy"))
-        maps = match_mean(network.decode(network.quantizer.decode(decoded.tokens), lr, features), lr)
+        skips = {0: torch.nn.functional.pixel_unshuffle(linear, 2), 1: features.skip}
+        maps = network.decoder(network.quantizer.decode(decoded.tokens), skips)
+        maps = network.degradation.enforce(maps, lr, 1e-3)
     result = network.super_resolve(lr)
     assert torch.equal(network(lr), result.sr)
     assert torch.equal(result.tokens, decoded.tokens)
@@ -49,7 +50,7 @@ def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> Non
 def test_fidelity_mixes_the_two_maps() -> None:
     network, lr = trained(), lr_images()
     perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
-    features = network.lr_encoder(lr)
+    features = network.features(lr)
     maps = network.estimate(network.quantizer.decode(network.super_resolve(lr).tokens), lr, features)
     torch.testing.assert_close(perceptual, maps[:, :1])
     torch.testing.assert_close(faithful, maps[:, 1:])
@@ -58,18 +59,33 @@ def test_fidelity_mixes_the_two_maps() -> None:
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
-def test_a_loaded_tokenizer_decodes_its_tokens_at_once(lr_encoder: str) -> None:
-    tokenizer = tiny_tokenizer().eval()
-    tokenizer.quantizer.initialize_codebook(tokenizer.encoder(tiny_slices()))
-    network = tiny_miar(lr_encoder=lr_encoder).eval()
+def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: str) -> None:
+    tokenizer = started(tiny_tokenizer(encoder="cosine" if lr_encoder == "light" else "learned")).eval()
+    network, lr = tiny_miar(lr_encoder=lr_encoder).eval(), lr_images().float()
     network.load_tokenizer(tokenizer)
-    tokens, lr = tokenizer.encode(tiny_slices(3)), lr_images().float()
-    maps = network.decode(network.quantizer.decode(tokens), lr, network.lr_encoder(lr))
-    expected = tokenizer.decode(tokens)
-    torch.testing.assert_close(maps, expected.expand(-1, 2, -1, -1))
+    for latents in (torch.zeros(3, 6, 5, 5), torch.randn(3, 6, 5, 5)):
+        maps = network.estimate(latents, lr, network.features(lr))
+        linear = network.degradation.enforce(torch.zeros_like(maps), lr, network.damping)
+        torch.testing.assert_close(maps, linear)
+    inner = [name for name in tokenizer.decoder.state_dict() if not name.startswith(("conv_out", "gain"))]
+    learned, taken = tokenizer.decoder.state_dict(), network.decoder.state_dict()
+    assert inner
+    assert all(torch.equal(taken[name], learned[name]) for name in inner)
+    codes = network.quantizer.state_dict()  # and φ
+    assert all(torch.equal(codes[name], value) for name, value in tokenizer.quantizer.state_dict().items())
     if lr_encoder != "light":
-        up = torch.nn.functional.interpolate(lr, scale_factor=4.0, mode="bicubic")
-        torch.testing.assert_close(network.lr_encoder(lr).f_lr, tokenizer.encoder(up))
+        linear = network.degradation.restore(lr, network.damping)
+        torch.testing.assert_close(network.features(lr).f_lr, tokenizer.encoder(linear))
+
+
+@pytest.mark.parametrize("lr_encoder", ["initialized", "shared"])
+def test_an_encoder_that_is_not_learned_cannot_be_taken_over(lr_encoder: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        tiny_miar(lr_encoder=lr_encoder).load_tokenizer(tiny_tokenizer(encoder="cosine"))
+    assert str(caught.value) == (
+        "lr_encoder takes over the tokenizer's encoder, but this tokenizer has none that is learned; set lr_encoder to"
+        " 'light', or train a tokenizer with encoder 'learned'."
+    )
 
 
 def test_loading_copies_and_leaves_the_tokenizer_alone() -> None:
@@ -139,17 +155,17 @@ def test_training_mode_does_not_train_when_only_used() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_mean_of_the_lr_image_is_kept_within_limits() -> None:
-    lr, images = lr_images() + 0.2, tiny_slices(3).double().expand(-1, 2, -1, -1) + 0.3
-    matched = match_mean(images, lr)
-    torch.testing.assert_close(matched.mean(dim=(2, 3)), lr.mean(dim=(2, 3)).expand(-1, 2), rtol=2e-2, atol=0)
-    torch.testing.assert_close(matched / images, (matched / images).mean(dim=(2, 3), keepdim=True).expand_as(images))
-    torch.testing.assert_close(match_mean(images, lr / 100), images / 2)
-    assert torch.equal(match_mean(torch.zeros_like(images), lr), torch.zeros_like(images))
+@pytest.mark.parametrize("degradation", [Degradation(), Degradation(sigma=0.0), Degradation(sigma=3.0, blur_on="hr")])
+def test_both_maps_explain_the_lr_images_whatever_the_networks_say(degradation: Degradation) -> None:
+    network = started(tiny_miar(degradation=degradation, damping=1e-6)).double()
+    lr = degradation(tiny_slices(3).double())
+    maps = network.estimate(torch.randn(3, 6, 5, 5, dtype=torch.float64), lr, network.features(lr))
+    torch.testing.assert_close(degradation(maps), lr.expand(-1, 2, -1, -1), rtol=0, atol=1e-3)
+    assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1  # they say different things
 
 
 def test_a_scale_without_a_level_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="scale is 3, but it must be patch_size = 2 times a power of two"):
-        tiny_miar(scale=3)
+        tiny_miar(degradation=Degradation(scale=3))
     with pytest.raises(ConfigurationError, match="scale is 16, but 3 levels of channels reach 8 at most"):
-        tiny_miar(scale=16)
+        tiny_miar(degradation=Degradation(scale=16))

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import pytest
 import torch
-from tiny import SCALES, tiny_slices, tiny_tokenizer
+from tiny import SCALES, started, tiny_slices, tiny_tokenizer
+
+from miar_monai.errors import ConfigurationError
+
+ENCODERS = ("learned", "cosine")
 
 
-def test_decoding_the_tokens_gives_the_reconstruction() -> None:
-    tokenizer, images = tiny_tokenizer().double().eval(), tiny_slices().double()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_decoding_the_tokens_gives_the_reconstruction(encoder: str) -> None:
+    tokenizer, images = started(tiny_tokenizer(encoder=encoder)).double().eval(), tiny_slices().double()
     output = tokenizer(images)
     tokens = tokenizer.encode(images)
     assert torch.equal(tokens, output.tokens)
@@ -14,7 +20,7 @@ def test_decoding_the_tokens_gives_the_reconstruction() -> None:
 
 
 def test_prefixes_end_in_the_whole_and_ignore_later_tokens() -> None:
-    tokenizer = tiny_tokenizer().double().eval()
+    tokenizer = started(tiny_tokenizer()).double().eval()
     tokens = tokenizer.encode(tiny_slices().double())
     torch.testing.assert_close(tokenizer.decode(tokens, len(SCALES)), tokenizer.decode(tokens))
     for k, (_, last) in enumerate(tokenizer.schedule.bounds[:-1], start=1):
@@ -32,15 +38,32 @@ def test_reading_tokens_in_training_mode_changes_nothing() -> None:
 
 
 def test_bypass_leaves_the_quantizer_out() -> None:
-    tokenizer, images = tiny_tokenizer().eval(), tiny_slices()
+    tokenizer, images = started(tiny_tokenizer()).eval(), tiny_slices()
     before = tokenizer.reconstruct_unquantized(images)
     tokenizer.quantizer.codebook.zero_()
     assert torch.equal(tokenizer.reconstruct_unquantized(images), before)
     assert torch.equal(before, tokenizer.decoder(tokenizer.encoder(images)))
 
 
-def test_every_parameter_learns() -> None:
-    tokenizer = tiny_tokenizer().train()
+def test_a_learned_encoder_starts_as_the_cosine_transform_which_has_nothing_to_learn() -> None:
+    learned, cosine = (tiny_tokenizer(encoder=encoder).encoder for encoder in ENCODERS)
+    images = tiny_slices()
+    assert torch.equal(learned(images), cosine(images))
+    assert not torch.allclose(started(learned)(images), cosine(images))
+    assert not list(cosine.parameters())
+    assert not cosine.state_dict()
+    assert not cosine(images).requires_grad
+
+
+def test_unknown_encoder_is_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        tiny_tokenizer(encoder="fixed")
+    assert str(caught.value) == "encoder is 'fixed', but it must be 'learned' or 'cosine'; correct the setting."
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_parameter_learns(encoder: str) -> None:
+    tokenizer = started(tiny_tokenizer(encoder=encoder)).train()
     output = tokenizer(tiny_slices())
     ((output.reconstruction * torch.randn(4, 1, 40, 40)).sum() + output.quantizer_loss).backward()
     still = [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bundle_runs import BUNDLES, NAMES, ONE_STEP, TOKENIZER, Finished, config, quick_command, tiny_tokenizer_file
 from phantoms import write_brats_folder, write_nifti_phantom
-from tiny import tiny_slices, tiny_tokenizer
+from tiny import started, tiny_slices, tiny_tokenizer
 from torch import Tensor, nn
 
 from benchmarks.peers.networks import NOISE, PEERS, Denoiser, LatentDiffusion, rcan, swinir
@@ -92,7 +92,7 @@ def test_latent_diffusion_repeats_itself_in_any_batch() -> None:
 
 
 def test_a_perfect_denoiser_has_no_loss_and_its_samples_are_the_truth() -> None:
-    tokenizer, hr = tiny_tokenizer(), tiny_slices()
+    tokenizer, hr = started(tiny_tokenizer()), tiny_slices()
     scale_factor = 1 / tokenizer.encoder(hr).detach().std()
     latents = tokenizer.encoder(hr).detach() * scale_factor
     network = LatentDiffusion(tokenizer, Oracle(latents, scale_factor), sampling_steps=7)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_overlays_train_with_either_bundle(peer: str, dataset: str, tmp_path: Pa
         missing = train(dataset, peer, tmp_path)
         assert missing.returncode == 1
         assert "train the tokenizer first" in missing.sentence
-        tiny_tokenizer_file(out)
+        tiny_tokenizer_file(out, dataset)
     done = train(dataset, peer, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1, iteration 2: loss" in done.stdout

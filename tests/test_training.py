@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 from ignite.engine import Events
 from ignite.handlers import EMAHandler
 from monai.data import DataLoader, Dataset
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from miar_monai.checkpoints import attach_checkpoints, load_weights, save_weights
+from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.losses import MIARObjective, ReconstructionLoss, adaptive_weight
 from miar_monai.networks import MSVQVAE
@@ -39,7 +39,7 @@ from miar_monai.training import (
 )
 
 HR = tiny_slices()
-LR = F.avg_pool2d(HR, 4)
+LR = Degradation()(HR)
 RECONSTRUCTION = ReconstructionLoss(l1=1.0, l2=1.0, perceptual=0.0)
 
 
@@ -67,10 +67,12 @@ def tokenizer_trainer(network: MSVQVAE, loader: DataLoader, max_epochs: int, **o
     )
 
 
-def miar_trainer(loader: DataLoader, max_epochs: int, **options: Any) -> MIARTrainer:
-    tokenizer = tiny_tokenizer().eval()
+def miar_trainer(
+    loader: DataLoader, max_epochs: int, encoder: str = "learned", lr_encoder: str = "initialized", **options: Any
+) -> MIARTrainer:
+    tokenizer = tiny_tokenizer(encoder=encoder).eval()
     tokenizer.quantizer.initialize_codebook(tokenizer.encoder(HR))
-    network = tiny_miar()
+    network = tiny_miar(lr_encoder=lr_encoder)
     network.load_tokenizer(tokenizer)
     objective = MIARObjective(network, tokenizer, RECONSTRUCTION, num_neighbors=3, **options)
     learning = [p for p in network.parameters() if p.requires_grad]
@@ -95,35 +97,43 @@ def losses(trainer: Any) -> list[dict[str, float]]:
     return history
 
 
-def test_tokenizer_learns_four_slices_by_heart() -> None:
-    network = tiny_tokenizer(num_codes=64, dropout=0.0)
-    before = psnr(network)
-    trainer = tokenizer_trainer(network, batches(HR), max_epochs=140, adversarial_start_epoch=121)
-    schedule = WarmupCosine(trainer.optimizer, warmup_steps=1, total_steps=140, final_lr=1e-4)
+@pytest.mark.parametrize(("encoder", "gain"), [("learned", 0.0), ("cosine", 3.0)])
+def test_tokenizer_learns_four_slices_by_heart(encoder: str, gain: float) -> None:
+    network = tiny_tokenizer(num_codes=64, dropout=0.0, encoder=encoder)
+    evaluator = TokenizerEvaluator("cpu", batches(HR), network)
+    evaluator.run()
+    # an untrained decoder cannot do better, whatever its codebook learns: its images have no other frequencies
+    codec = evaluator.state.metrics["psnr_unquantized"]
+    trainer = tokenizer_trainer(network, batches(HR), max_epochs=260, adversarial_start_epoch=241)
+    schedule = WarmupCosine(trainer.optimizer, warmup_steps=1, total_steps=260, final_lr=1e-4)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: schedule.step())
     history, reached = losses(trainer), []
-    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=120), lambda: reached.append(psnr(network)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=240), lambda: reached.append(psnr(network)))
     trainer.run()
-    assert history[119]["reconstruction_loss"] < history[0]["reconstruction_loss"] / 4
-    assert reached[0] > before + 9
-    assert psnr(network) > before + 9
-    assert "discriminator_loss" not in history[119]
-    assert {"generator_loss", "discriminator_loss"} <= set(history[120])
+    assert history[239]["reconstruction_loss"] < history[0]["reconstruction_loss"] / 2
+    assert reached[0] > codec + gain
+    assert psnr(network) > codec + gain
+    assert "discriminator_loss" not in history[239]
+    assert {"generator_loss", "discriminator_loss"} <= set(history[240])
     assert all(torch.tensor(list(parts.values())).isfinite().all() for parts in history)
 
 
-def test_miar_learns_four_slices_by_heart() -> None:
-    trainer = miar_trainer(batches(LR, HR), max_epochs=120, self_correction=0.0)
+@pytest.mark.parametrize(("encoder", "lr_encoder"), [("learned", "initialized"), ("cosine", "light")])
+def test_miar_learns_four_slices_by_heart(encoder: str, lr_encoder: str) -> None:
+    options = {"encoder": encoder, "lr_encoder": lr_encoder, "self_correction": 0.0}
+    trainer = miar_trainer(batches(LR, HR), max_epochs=160, **options)
     network = trainer.objective.network
 
     def error() -> float:
         return (network.eval()(LR) - HR).square().mean().item()
 
     before, history = error(), losses(trainer)
+    linear = network.degradation.enforce(torch.zeros_like(HR), LR, network.damping)
+    assert before == pytest.approx((linear - HR).square().mean().item(), rel=1e-4)
     trainer.run()
     assert history[-1]["token_loss"] < history[0]["token_loss"] / 3
     assert history[-1]["token_accuracy"] > 0.8
-    assert error() < before / 6
+    assert error() < before / 2.5
 
 
 def test_adversary_waits_for_its_epoch() -> None:

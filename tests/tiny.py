@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miar_monai.networks import MIAR, MSVQVAE, MIARTransformer
-from miar_monai.networks.quantizer import MultiScaleQuantizer
+from miar_monai.networks.quantizer import MultiScaleQuantizer, Phi
+
+Network = TypeVar("Network", bound=nn.Module)
 
 SCALES = (1, 2, 3, 5)
 CODES, CHANNELS, CONTEXT = 12, 6, 5
@@ -22,7 +24,7 @@ TOKENIZER: dict[str, Any] = {
 
 
 def tiny_quantizer(**options: Any) -> MultiScaleQuantizer:
-    return MultiScaleQuantizer(SCALES, CODES, CHANNELS, **options).double()
+    return started(MultiScaleQuantizer(SCALES, CODES, CHANNELS, **options)).double()
 
 
 def tiny_transformer(scales: tuple[int, ...] = SCALES, **options: Any) -> MIARTransformer:
@@ -34,6 +36,16 @@ def spread(transformer: MIARTransformer) -> MIARTransformer:
     """Undo the nearly uniform first prediction, so that codes differ clearly in probability."""
     transformer.head.weight.data.mul_(100)
     return transformer
+
+
+def started(network: Network) -> Network:
+    """Let what starts as zero or as the identity say something, as after training; return the network itself."""
+    for part in network.modules():
+        if isinstance(part, Phi):
+            part.conv.reset_parameters()
+        elif isinstance(part, nn.Conv2d) and not part.weight.any():
+            nn.init.normal_(part.weight, std=0.1)
+    return network
 
 
 def tiny_tokenizer(**options: Any) -> MSVQVAE:

@@ -2,16 +2,49 @@
 
 The finest level works on patches of 2 × 2 pixels as channels: at full resolution normalization and activation cost more
 than the arithmetic, and sub-pixel convolutions lose nothing (ESPCN, EDSR).
+
+Around the network lies a fixed linear shortcut, as in DC-AE: the cosine transform of f × f patches, of which the latent
+grid keeps the lowest frequencies, and its transpose. Before any training this is a codec already; the convolutions
+learn the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
+from scipy.fft import idct
 from torch import Tensor, nn
 
-__all__ = ["AttentionBlock", "Decoder", "Encoder", "ResidualBlock"]
+__all__ = ["AttentionBlock", "CosineEncoder", "Decoder", "Encoder", "ResidualBlock", "cosine_patches"]
+
+
+def cosine_patches(count: int, side: int) -> Tensor:
+    """Return the ``count`` patches of lowest frequency of the two-dimensional cosine transform (DCT-II), orthonormal.
+
+    Args:
+        count: number of patches; those beyond ``side²`` are zero.
+        side: of the patches.
+
+    Returns:
+        (count, side, side), float32, by growing frequency: the first is constant.
+
+    Example:
+        >>> cosine_patches(3, 2)[0]
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+    """
+    lines = torch.from_numpy(idct(torch.eye(side, dtype=torch.float64).numpy(), norm="ortho", axis=1))  # (side, side)
+    patches = torch.einsum("ui,vj->uvij", lines, lines).flatten(0, 1)
+    frequency = torch.cartesian_prod(torch.arange(side), torch.arange(side)).square().sum(dim=1)
+    ordered = patches[frequency.argsort(stable=True)][:count].float()
+    return torch.cat([ordered, ordered.new_zeros(count - len(ordered), side, side)])
+
+
+def patch_gain(side: int) -> float:
+    """Return the factor that gives the cosine transform of images in [0, 1] a standard deviation of about 1."""
+    return 4 / side
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -71,9 +104,32 @@ class AttentionBlock(nn.Module):
 
 def middle(channels: int) -> nn.Sequential:
     """Return the block on the latent grid: residual, attention, residual."""
-    return nn.Sequential(
-        ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
-    )
+    return nn.Sequential(ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels))
+
+
+class CosineEncoder(nn.Module):
+    """Image to latent grid, without anything to learn: the lowest frequencies of the cosine transform of f × f patches.
+
+    Args:
+        in_channels: channels of the image, which are averaged.
+        latent_channels: C, channels of the latent grid.
+        stride: f.
+
+    Example:
+        >>> CosineEncoder(1, 4, stride=8)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 4, 4, 4])
+    """
+
+    patches: Tensor
+
+    def __init__(self, in_channels: int = 1, latent_channels: int = 32, stride: int = 8) -> None:
+        super().__init__()
+        patches = patch_gain(stride) * cosine_patches(latent_channels, stride)[:, None] / in_channels
+        self.register_buffer("patches", patches.repeat(1, in_channels, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to latents (B, C, H / f, W / f)."""
+        return F.conv2d(x, self.patches, stride=self.patches.shape[-1])
 
 
 class Encoder(nn.Module):
@@ -85,6 +141,10 @@ class Encoder(nn.Module):
         channels: width of each level, fine to coarse.
         num_res_blocks: residual blocks on each level.
         patch_size: side of the patches; f = patch_size · 2^(levels - 1) is the stride of the latent grid.
+
+    Reference:
+        Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022; Chen et al., Deep
+        Compression Autoencoder, 2024 (shortcut).
 
     Example:
         >>> import torch
@@ -120,7 +180,8 @@ class Encoder(nn.Module):
             self.levels.append(nn.Sequential(*blocks))
         self.middle = middle(width)
         self.norm_out = group_norm(width)
-        self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
+        self.conv_out = zero_conv(width, latent_channels)
+        self.shortcut = CosineEncoder(in_channels, latent_channels, patch_size * 2 ** (len(channels) - 1))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the feature map of each level, fine to coarse: (B, channels[i], H / (patch_size · 2^i), …)."""
@@ -131,13 +192,13 @@ class Encoder(nn.Module):
             maps.append(h)
         return maps
 
-    def latent(self, coarsest: Tensor) -> Tensor:
-        """Return the latent grid, (B, C, H / f, W / f), from the coarsest of the features."""
-        return self.conv_out(F.silu(self.norm_out(self.middle(coarsest))))
+    def latent(self, x: Tensor, coarsest: Tensor) -> Tensor:
+        """Return the latent grid of images (B, in_channels, H, W) and their coarsest features."""
+        return self.shortcut(x) + self.conv_out(F.silu(self.norm_out(self.middle(coarsest))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, in_channels, H, W) to latents (B, C, H / f, W / f)."""
-        return self.latent(self.features(x)[-1])
+        return self.latent(x, self.features(x)[-1])
 
 
 class Decoder(nn.Module):
@@ -160,6 +221,8 @@ class Decoder(nn.Module):
         >>> decoder(torch.zeros(1, 4, 4, 4), {0: torch.zeros(1, 1, 16, 16)}).shape
         torch.Size([1, 1, 32, 32])
     """
+
+    patches: Tensor
 
     def __init__(
         self,
@@ -187,8 +250,12 @@ class Decoder(nn.Module):
             if level_skip > 0:
                 self.skips[str(level)] = zero_conv(level_skip, channels[level])
         self.norm_out = group_norm(width)
-        self.conv_out = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
+        self.conv_out = zero_conv(width, out_channels * patch_size**2)
         self.to_pixels = nn.PixelShuffle(patch_size)
+        self.stride = patch_size * 2 ** (len(channels) - 1)
+        patches = cosine_patches(latent_channels, self.stride)[:, None] / patch_gain(self.stride)
+        self.register_buffer("patches", patches, persistent=False)
+        self.gain = nn.Parameter(torch.ones(latent_channels, out_channels))  # of each channel in the shortcut
 
     def forward(self, f: Tensor, skips: dict[int, Tensor] | None = None) -> Tensor:
         """Map latents (B, C, H / f, W / f) to images (B, out_channels, H, W).
@@ -205,7 +272,9 @@ class Decoder(nn.Module):
             if skips is not None and level in skips:
                 h = h + self.skips[str(level)](skips[level])
             h = blocks(h)
-        return self.to_pixels(self.conv_out(F.silu(self.norm_out(h))))  # (B, out_channels, H, W)
+        patches = self.gain[:, :, None, None] * self.patches  # (C, out_channels, f, f)
+        transformed = F.conv_transpose2d(f, patches, stride=self.stride)  # (B, out_channels, H, W)
+        return transformed + self.to_pixels(self.conv_out(F.silu(self.norm_out(h))))
 
 
 def zero_conv(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Encoder, ResidualBlock, group_norm, middle, zero_conv
 
-__all__ = ["LRFeatures", "LightLREncoder", "TokenizerLREncoder", "upsample_lr"]
+__all__ = ["LRFeatures", "LightLREncoder", "TokenizerLREncoder"]
 
 
 class LRFeatures(NamedTuple):
@@ -21,15 +21,8 @@ class LRFeatures(NamedTuple):
     """On the latent grid, for cross-attention: (B, context_channels, G, G)."""
     skip: Tensor
     """On the grid of the LR image, for the decoder: (B, skip_channels, h, w)."""
-
-    def first(self, count: int) -> LRFeatures:
-        """Return the features of the first ``count`` samples."""
-        return LRFeatures(self.f_lr[:count], self.skip[:count])
-
-
-def upsample_lr(lr: Tensor, scale: int) -> Tensor:
-    """Interpolate LR images (B, 1, h, w) to (B, 1, scale · h, scale · w), bicubic, on the cell-centered grid."""
-    return F.interpolate(lr, scale_factor=float(scale), mode="bicubic", align_corners=False)
+    linear: Tensor
+    """Its linear estimate of the HR image: (B, 1, H, W)."""
 
 
 def level_of_lr(scale: int, patch_size: int) -> int:
@@ -47,30 +40,29 @@ def level_of_lr(scale: int, patch_size: int) -> int:
 
 
 class TokenizerLREncoder(nn.Module):
-    """The tokenizer's encoder, applied to the LR image upsampled to the HR grid (paper Sec. 3.2).
+    """The tokenizer's encoder, applied to the linear estimate of the HR image (paper Sec. 3.2: to the upsampled LR).
 
     Args:
         encoder: the tokenizer's own ("shared") or a copy of it ("initialized").
-        scale: upsampling factor.
+        scale: HR pixels for each LR pixel.
 
     Example:
         >>> import torch
         >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 16, 16), num_res_blocks=1), scale=4)
-        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 8, 8))]
-        [(1, 8, 4, 4), (1, 16, 8, 8)]
+        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32))]
+        [(1, 8, 4, 4), (1, 16, 8, 8), (1, 1, 32, 32)]
     """
 
     def __init__(self, encoder: Encoder, scale: int = 4) -> None:
         super().__init__()
         self.encoder = encoder
-        self.scale = scale
         self.skip_level = level_of_lr(scale, encoder.to_patches.downscale_factor)
         self.skip_channels = encoder.channels[self.skip_level]
 
-    def forward(self, lr: Tensor) -> LRFeatures:
-        """Map LR images (B, 1, h, w) to their features."""
-        maps = self.encoder.features(upsample_lr(lr, self.scale))
-        return LRFeatures(self.encoder.latent(maps[-1]), maps[self.skip_level])
+    def forward(self, linear: Tensor) -> LRFeatures:
+        """Map linear estimates (B, 1, H, W) to the features of their LR images."""
+        maps = self.encoder.features(linear)
+        return LRFeatures(self.encoder.latent(linear, maps[-1]), maps[self.skip_level], linear)
 
 
 class PlainBlock(nn.Module):
@@ -86,19 +78,19 @@ class PlainBlock(nn.Module):
 
 
 class LightLREncoder(nn.Module):
-    """A residual network on the grid of the LR image itself: a tenth of the arithmetic of `TokenizerLREncoder`.
+    """A residual network on the grid of the LR image: a tenth of the arithmetic of `TokenizerLREncoder`.
 
     Args:
         context_channels: channels of ``f_lr``.
         channels: width on the LR grid and on the latent grid, which is half as fine.
         num_blocks: residual blocks on the LR grid.
-        in_channels: channels of the image.
+        scale: HR pixels for each LR pixel; patches of so many pixels of the linear estimate are the input channels.
 
     Example:
         >>> import torch
         >>> encoder = LightLREncoder(8, channels=(8, 16), num_blocks=1)
-        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 8, 8))]
-        [(1, 8, 4, 4), (1, 8, 8, 8)]
+        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32))]
+        [(1, 8, 4, 4), (1, 8, 8, 8), (1, 1, 32, 32)]
     """
 
     def __init__(
@@ -106,19 +98,20 @@ class LightLREncoder(nn.Module):
         context_channels: int = 32,
         channels: Sequence[int] = (128, 192),
         num_blocks: int = 12,
-        in_channels: int = 1,
+        scale: int = 4,
     ) -> None:
         super().__init__()
         self.skip_channels = channels[0]
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.to_patches = nn.PixelUnshuffle(scale)
+        self.conv_in = nn.Conv2d(scale**2, channels[0], 3, padding=1)
         self.body = nn.Sequential(*(PlainBlock(channels[0]) for _ in range(num_blocks)))
         self.down = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
         self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
         self.norm_out = group_norm(channels[1])
         self.conv_out = nn.Conv2d(channels[1], context_channels, 3, padding=1)
 
-    def forward(self, lr: Tensor) -> LRFeatures:
-        """Map LR images (B, 1, h, w) to their features."""
-        skip = self.body(self.conv_in(lr))  # (B, channels[0], h, w)
+    def forward(self, linear: Tensor) -> LRFeatures:
+        """Map linear estimates (B, 1, H, W) to the features of their LR images."""
+        skip = self.body(self.conv_in(self.to_patches(linear)))  # (B, channels[0], h, w)
         f_lr = self.conv_out(F.silu(self.norm_out(self.middle(self.down(skip)))))  # (B, context_channels, G, G)
-        return LRFeatures(f_lr, skip)
+        return LRFeatures(f_lr, skip, linear)

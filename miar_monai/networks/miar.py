@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Decoder, Encoder
-from miar_monai.networks.lr_encoder import LightLREncoder, LRFeatures, TokenizerLREncoder, level_of_lr, upsample_lr
+from miar_monai.networks.lr_encoder import LightLREncoder, LRFeatures, TokenizerLREncoder, level_of_lr
 from miar_monai.networks.msvqvae import MSVQVAE
 from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.networks.transformer import MIARTransformer
 
-__all__ = ["MIAR", "MIARResult", "match_mean"]
+__all__ = ["MIAR", "MIARResult"]
 
 
 class MIARResult(NamedTuple):
@@ -33,32 +33,12 @@ class MIARResult(NamedTuple):
     """Log-probability of the tokens: (B,)."""
 
 
-def match_mean(images: Tensor, lr: Tensor, limit: float = 2.0) -> Tensor:
-    """Scale images so that each has the mean of its LR image, which no blur and no downsampling changes.
-
-    Tokens say little about absolute intensity, and on contrasts that the network was not trained on the decoder may be
-    off by a tenth. A factor keeps an empty background empty, which an offset would not.
-
-    Args:
-        images: (B, N, H, W), not negative but for small ripples.
-        lr: (B, 1, h, w).
-        limit: largest factor, and one over the smallest.
-
-    Returns:
-        (B, N, H, W).
-
-    Example:
-        >>> match_mean(torch.full((1, 2, 4, 4), 0.5), torch.full((1, 1, 2, 2), 0.6)).mean().round(decimals=2)
-        tensor(0.6000)
-    """
-    floor = 0.01  # a nearly empty slice has no mean to speak of
-    wanted = lr.mean(dim=(2, 3), keepdim=True).clamp(min=0) + floor
-    found = images.mean(dim=(2, 3), keepdim=True).clamp(min=0) + floor
-    return images * (wanted / found).clamp(1 / limit, limit)
-
-
 class MIAR(nn.Module):
     """4× super-resolution by next-scale prediction: LR encoder, transformer, codebook and φ, decoder.
+
+    What is linear is solved in closed form: the networks see the damped linear inverse of the degradation they are
+    trained for, and both of their output maps are corrected to explain the LR image. What is left to learn is what the
+    LR image does not say.
 
     The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
     faithful estimate; ``fidelity`` mixes them.
@@ -71,10 +51,12 @@ class MIAR(nn.Module):
         context_channels: channels of f_LR (32 with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
         dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
-        scale: super-resolution factor.
+        degradation: what makes LR images of HR images; its scale is the network's. The paper's by default.
+        damping: of its inverse, see `Degradation.enforce`; 1e-3 suits images of 10 bits and more.
 
     Reference:
-        Paper Sec. 3, Fig. 1.
+        Paper Sec. 3, Fig. 1; Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, 2023
+        (range-null-space decomposition).
 
     Example:
         >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
@@ -98,12 +80,15 @@ class MIAR(nn.Module):
         dim: int = 256,
         depth: int = 4,
         num_heads: int = 4,
-        scale: int = 4,
         num_codebooks: int = 1,
         positions: str = "rotary",
+        degradation: Degradation | None = None,
+        damping: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.degradation = degradation or Degradation()
+        self.damping = damping
+        self.scale = scale = self.degradation.scale
         self.patch_size = patch_size
         self.skip_level = level_of_lr(scale, patch_size)
         if self.skip_level >= len(channels):
@@ -113,7 +98,7 @@ class MIAR(nn.Module):
             )
         self.lr_encoder: LightLREncoder | TokenizerLREncoder
         if lr_encoder == "light":
-            self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks)
+            self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks, scale)
         elif lr_encoder in ("initialized", "shared"):
             context_channels = latent_channels
             self.lr_encoder = TokenizerLREncoder(
@@ -130,7 +115,7 @@ class MIAR(nn.Module):
         self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels, num_codebooks=num_codebooks)
         self.quantizer.requires_grad_(False)
         skip_channels = [0] * len(channels)
-        skip_channels[0] = patch_size**2  # the upsampled LR image
+        skip_channels[0] = patch_size**2  # the linear estimate
         skip_channels[self.skip_level] = self.lr_encoder.skip_channels
         self.decoder = Decoder(2, latent_channels, channels, num_res_blocks, patch_size, skip_channels)
 
@@ -150,24 +135,38 @@ class MIAR(nn.Module):
         return self.schedule.latent_side * self.stride // self.scale
 
     def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
-        """Take over a trained tokenizer: codebook and φ, decoder (its image becomes both output maps), encoder."""
+        """Take over a trained tokenizer: codebook and φ, the decoder but for its last layer, the encoder.
+
+        The last layer starts at zero, so that before training both output maps are the linear estimate: the first
+        tokens of an untrained transformer would only be noise in it.
+
+        Raises:
+            ConfigurationError: if the LR encoder should be the tokenizer's, which has none that is learned.
+        """
         self.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
-        decoder = copy.deepcopy(tokenizer.decoder.state_dict())
-        for name in ("conv_out.weight", "conv_out.bias"):
-            decoder[name] = torch.cat([decoder[name]] * 2)
-        self.decoder.load_state_dict(self.decoder.state_dict() | decoder)
+        own, last = self.decoder.state_dict(), ("conv_out.weight", "conv_out.bias", "gain")
+        own |= {name: value for name, value in tokenizer.decoder.state_dict().items() if name not in last}
+        self.decoder.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in last})
         if isinstance(self.lr_encoder, TokenizerLREncoder):
+            if not isinstance(tokenizer.encoder, Encoder):
+                raise ConfigurationError(
+                    "lr_encoder takes over the tokenizer's encoder, but this tokenizer has none that is learned; set"
+                    " lr_encoder to 'light', or train a tokenizer with encoder 'learned'."
+                )
             self.lr_encoder.encoder.load_state_dict(tokenizer.encoder.state_dict())
 
-    def decode(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
+    def features(self, lr: Tensor) -> LRFeatures:
+        """Return what is known of LR images (B, 1, h, w)."""
+        return self.lr_encoder(self.degradation.restore(lr, self.damping))
+
+    def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
-        upsampled = F.pixel_unshuffle(upsample_lr(lr, self.scale), self.patch_size)  # (B, patch_size², …)
-        skips = {0: upsampled, self.skip_level: features.skip}
-        return self.decoder(f_hat, skips)
+        linear = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
+        return self.decoder(f_hat, {0: linear, self.skip_level: features.skip})
 
     def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
-        """Return both output maps (B, 2, H, W), perceptual first, with the mean intensity of the LR images."""
-        return match_mean(self.decode(f_hat, lr, features).to(lr.dtype), lr)
+        """Return both output maps (B, 2, H, W), perceptual first, corrected to explain the LR images."""
+        return self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping)
 
     @torch.no_grad()
     def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:
@@ -187,7 +186,7 @@ class MIAR(nn.Module):
                 f" {self.lr_side}); call it through miar_monai.inferers.BeamSearchInferer, which cuts other sizes into"
                 " tiles."
             )
-        features = self.lr_encoder(lr)
+        features = self.features(lr)
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
         perceptual, faithful = self.estimate(decoded.f_hat, lr, features).split(1, dim=1)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from miar_monai.networks.autoencoder import Decoder, Encoder
+from miar_monai.errors import ConfigurationError
+from miar_monai.networks.autoencoder import CosineEncoder, Decoder, Encoder
 from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.schedule import ScaleSchedule
 
@@ -39,7 +40,13 @@ class MSVQVAE(nn.Module):
         latent_channels: C, length of a code.
         num_codes: V, size of a codebook.
         in_channels: channels of the image.
+        encoder: ``"learned"`` (the paper's: a convolutional network around a cosine transform) or ``"cosine"`` (that
+            transform alone). Latents that do not move let a codebook settle in minutes; a learned encoder is pulled
+            along by the straight-through gradient faster than its codes follow, and needs a long training.
         decay, restart_below, dropout, dropout_start, num_codebooks: see `MultiScaleQuantizer`.
+
+    Raises:
+        ConfigurationError: if ``encoder`` is neither.
 
     Reference:
         Paper Sec. 3.1 and appendix A; Tian et al., Visual Autoregressive Modeling, 2024, Sec. 3.2.
@@ -66,9 +73,18 @@ class MSVQVAE(nn.Module):
         dropout: float = 0.1,
         dropout_start: int = 3,
         num_codebooks: int = 1,
+        encoder: str = "learned",
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, latent_channels, channels, num_res_blocks, patch_size)
+        self.encoder: Encoder | CosineEncoder
+        if encoder == "learned":
+            self.encoder = Encoder(in_channels, latent_channels, channels, num_res_blocks, patch_size)
+        elif encoder == "cosine":
+            self.encoder = CosineEncoder(in_channels, latent_channels, patch_size * 2 ** (len(channels) - 1))
+        else:
+            raise ConfigurationError(
+                f"encoder is {encoder!r}, but it must be 'learned' or 'cosine'; correct the setting."
+            )
         self.quantizer = MultiScaleQuantizer(
             scales,
             num_codes,

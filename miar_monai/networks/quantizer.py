@@ -62,12 +62,17 @@ class QuantizerOutput(NamedTuple):
 
 
 class Phi(nn.Module):
-    """Blend of a map with its 3 × 3 convolution, which repairs what upsampling a token map leaves out (VAR)."""
+    """Blend of a map with its 3 × 3 convolution, which repairs what upsampling a token map leaves out (VAR).
+
+    It starts as the identity: a random blend would halve what each scale explains, and take long to unlearn.
+    """
 
     def __init__(self, channels: int, ratio: float = 0.5) -> None:
         super().__init__()
         self.ratio = ratio
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.dirac_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.lerp(h, self.conv(h), self.ratio)
@@ -93,7 +98,8 @@ class MultiScaleQuantizer(nn.Module):
 
     With several codebooks (product quantization) each gives a code for its share of the channels, and a position of a
     scale has one token of each, side by side: S tokens for S codebooks. The paper has one of 4096 codes, 12 bits a
-    position; four of 256 codes carry 32 bits and cost a quarter of the logits.
+    position; eight of 256 codes carry 64 bits and cost half of the logits. Channel c belongs to codebook c mod S, so
+    that channels of much and of little variance, which the encoder's cosine transform puts in order, are shared evenly.
 
     The codebook starts from residuals of the first batch, follows the mean of what is assigned to each code, and gives
     codes that nobody uses to residuals of the current batch. VAR's released quantizer, learned by gradient, collapses
@@ -159,7 +165,7 @@ class MultiScaleQuantizer(nn.Module):
         self.restart_below = restart_below
         self.dropout = dropout
         self.dropout_start = min(dropout_start, self.schedule.num_scales)
-        self.register_buffer("codebook", torch.randn(num_codes, latent_channels))  # code v of each book, side by side
+        self.register_buffer("codebook", torch.randn(num_codes, latent_channels))  # code v of each, interleaved
         self.register_buffer("ema_count", torch.ones(num_codes * num_codebooks))
         self.register_buffer("ema_sum", self.codebook.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
@@ -173,12 +179,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def codes(self) -> Tensor:
         """Return the codes by codebook: (S, V, C / S)."""
-        return self.codebook.unflatten(1, (self.num_codebooks, -1)).transpose(0, 1)
+        return self.codebook.unflatten(1, (-1, self.num_codebooks)).permute(2, 0, 1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Return the codes (B, n, C) of the tokens (B, n · S) of n positions."""
         books = torch.arange(self.num_codebooks, device=tokens.device)
-        return self.codes()[books, tokens.unflatten(1, (-1, self.num_codebooks))].flatten(2)
+        return self.codes()[books, tokens.unflatten(1, (-1, self.num_codebooks))].mT.flatten(2)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Cut tokens (B, L · S) into those of each scale, (B, side_k² · S)."""
@@ -224,7 +230,7 @@ class MultiScaleQuantizer(nn.Module):
     @without_autocast
     def nearest(self, z: Tensor) -> Tensor:
         """Return the nearest codes of vectors (B, n, C), in float32: (B, n · S), int64 (paper Eq. 2)."""
-        codes, parts = self.codes(), z.unflatten(2, (self.num_codebooks, -1)).movedim(2, 0)  # (S, B, n, C / S)
+        codes, parts = self.codes(), z.unflatten(2, (-1, self.num_codebooks)).movedim(3, 0)  # (S, B, n, C / S)
         norms = codes.square().sum(2)[:, None]  # (S, 1, V)
         distance = torch.baddbmm(norms, parts.flatten(1, 2), codes.mT, alpha=-2)  # (S, B · n, V)
         return distance.argmin(2).view(parts.shape[:-1]).movedim(0, 2).flatten(1)
@@ -318,9 +324,11 @@ class MultiScaleQuantizer(nn.Module):
     def _update_codebook(self, z: Tensor, tokens: Tensor) -> None:
         """Move each code to the mean of its vectors, of (N, C) with tokens (N · S,); restart what is hardly used."""
         rows = tokens.view(len(z), -1) * self.num_codebooks + torch.arange(self.num_codebooks, device=z.device)
-        rows, parts = rows.flatten(), z.reshape(rows.numel(), -1)  # row v · S + s: code v of codebook s
+        rows = rows.flatten()  # row v · S + s: code v of codebook s
+        parts = z.unflatten(1, (-1, self.num_codebooks)).mT.reshape(rows.numel(), -1)  # (N · S, C / S)
         count = torch.zeros_like(self.ema_count).index_add_(0, rows, torch.ones_like(parts[:, 0]))
-        total = torch.zeros_like(self.ema_sum.view(len(count), -1)).index_add_(0, rows, parts).view_as(self.ema_sum)
+        total = parts.new_zeros(len(count), parts.shape[1]).index_add_(0, rows, parts)
+        total = total.unflatten(0, (-1, self.num_codebooks)).mT.flatten(1)  # (V, C)
         fresh = z[torch.randint(len(z), (self.num_codes,), device=z.device)]
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
@@ -333,7 +341,7 @@ class MultiScaleQuantizer(nn.Module):
         dead = self.ema_count < self.restart_below
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
         length = self.latent_channels // self.num_codebooks
-        dead, count = (x.view(self.num_codes, -1).repeat_interleave(length, dim=1) for x in (dead, self.ema_count))
+        dead, count = (x.view(self.num_codes, -1).repeat(1, length) for x in (dead, self.ema_count))  # (V, C)
         self.ema_sum.copy_(torch.where(dead, fresh, self.ema_sum))  # (V, C)
         self.codebook.copy_(self.ema_sum / count)
 
