@@ -50,6 +50,13 @@ def _svd(
         return u.to(device, dtype), s.to(device, dtype), vt.to(device, dtype)
 
 
+@lru_cache(maxsize=64)
+def _blind(degradation: Degradation, height: int, width: int, device: torch.device) -> Tensor:
+    """Return the indices of the coefficients, flattened (h, w), through which less than a thousandth passes."""
+    rows, columns = (_svd(degradation, size, torch.float64, torch.device("cpu"))[1] for size in (height, width))
+    return torch.outer(rows, columns).flatten().lt(1e-3).nonzero().flatten().to(device)
+
+
 @dataclass(frozen=True)
 class Degradation:
     """Bicubic antialiased downsampling on the cell-centered grid, and a Gaussian blur: ``y = P x P^T``.
@@ -105,7 +112,33 @@ class Degradation:
         with torch.autocast(hr.device.type, enabled=False):
             return resample(hr, rows, columns)
 
-    def enforce(self, sr: Tensor, lr: Tensor, damping: float) -> Tensor:
+    def noise_level(self, lr: Tensor) -> Tensor:
+        """Return the standard deviation of the noise of ``lr``: what it holds where the degradation lets nothing pass.
+
+        Rounding counts as noise (one step of integers is 0.29), and so does detail that this blur would have removed,
+        in an ``lr`` that came about in another way. Robust: the median of the absolute coefficients.
+
+        Args:
+            lr: low-resolution images, (..., h, w).
+
+        Returns:
+            (..., 1, 1), in units of the intensities; 0 for a degradation that lets everything pass.
+
+        Example:
+            >>> noise = 0.01 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+            >>> round(Degradation().noise_level(noise).item(), 3)
+            0.01
+        """
+        height, width = (size * self.scale for size in lr.shape[-2:])
+        blind = _blind(self, height, width, lr.device)
+        if not len(blind):
+            return lr.new_zeros(*lr.shape[:-2], 1, 1)
+        u_rows, u_columns = (_svd(self, size, lr.dtype, lr.device)[0] for size in (height, width))
+        with torch.autocast(lr.device.type, enabled=False):
+            coefficients = resample(lr, u_rows.mT, u_columns.mT).flatten(-2)[..., blind]
+        return (coefficients.abs().median(dim=-1).values / 0.6745)[..., None, None]  # of a normal distribution
+
+    def enforce(self, sr: Tensor, lr: Tensor, damping: float | Tensor) -> Tensor:
         r"""Return the images closest to ``sr`` that degrade to ``lr``: ``x + V[(U^T (y - P x P^T) U) * w] V^T``.
 
         With ``P = U diag(s) V^T`` and ``w = S / (S^2 + damping^2)``, ``S`` the outer product of the singular values.
@@ -115,8 +148,9 @@ class Degradation:
         Args:
             sr: estimates, (..., H, W).
             lr: low-resolution images, (..., H / scale, W / scale).
-            damping: noise level of ``lr`` in units of its intensities; larger trusts ``lr`` less. 0 needs a noiseless
-                ``lr`` in float64: the operator with blur amplifies noise by up to 10 000.
+            damping: noise of ``lr`` relative to the detail that is sought, one for all or (..., 1, 1); larger trusts
+                ``lr`` less. 0 needs a noiseless ``lr`` in float64: the operator with blur amplifies noise by up to
+                10 000.
 
         Returns:
             The corrected estimates, (..., H, W).
@@ -132,7 +166,7 @@ class Degradation:
             coefficients = resample(residual, u_rows.mT, u_columns.mT) * (s / (s**2 + damping**2))
             return sr + resample(coefficients, vt_rows.mT, vt_columns.mT)
 
-    def restore(self, lr: Tensor, damping: float) -> Tensor:
+    def restore(self, lr: Tensor, damping: float | Tensor) -> Tensor:
         """Return the damped linear inverse: bicubic upsampling, corrected to explain ``lr``.
 
         The strongest linear baseline: 4 dB above bicubic where ``lr`` is exact and blurred.

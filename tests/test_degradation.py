@@ -139,3 +139,22 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ConfigurationError, match=r"^Degradation\(.*\) is out of range: scale must be a whole number"):
         Degradation(**settings)
+
+
+@pytest.mark.parametrize("level", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_measured_where_nothing_passes(level: float, dtype: torch.dtype) -> None:
+    degradation, generator = Degradation(), torch.Generator().manual_seed(0)
+    hr = torch.rand(3, 1, 32, 48, generator=generator, dtype=dtype).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    lr = degradation(hr)
+    assert degradation.noise_level(lr).shape == (3, 1, 1, 1)
+    assert (degradation.noise_level(lr) < 3e-4).all()
+    noisy = lr + level * torch.randn(lr.shape, generator=generator, dtype=dtype)
+    expected = torch.full_like(lr[..., :1, :1], level)
+    torch.testing.assert_close(degradation.noise_level(noisy), expected, atol=0, rtol=0.2)
+    scaled = degradation.noise_level(40 * noisy - 3)
+    torch.testing.assert_close(scaled, 40 * degradation.noise_level(noisy), atol=0, rtol=1e-3)
+
+
+def test_without_a_blind_spot_there_is_no_noise_to_see() -> None:
+    assert Degradation(sigma=0).noise_level(torch.rand(2, 1, 16, 16)).eq(0).all()

@@ -78,6 +78,28 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
         torch.testing.assert_close(network.features(lr).f_lr, tokenizer.encoder(linear))
 
 
+def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
+    network, generator = tiny_miar(detail=0.2).eval(), torch.Generator().manual_seed(0)
+    hr = torch.rand(2, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    exact = network.degradation(hr)
+    noise = 0.02 * torch.randn(exact.shape, generator=generator)
+    mixed = torch.stack([exact[0], exact[1] + noise[1]])
+    damping = network.damping_of(mixed)
+    assert damping[0] < 2e-3
+    assert 0.05 < damping[1] < 0.2  # 0.02 / 0.2 = 0.1
+    assert network.damping_of(torch.zeros(1, 1, 10, 10)) == network.damping
+
+    def errors(restored: torch.Tensor) -> torch.Tensor:
+        return (restored - hr).square().mean(dim=(1, 2, 3))
+
+    measured, least, most = (
+        errors(network.degradation.restore(mixed, value)) for value in (damping, network.damping, 0.1)
+    )
+    torch.testing.assert_close(errors(network.features(mixed).linear), measured)
+    assert measured[0] < most[0]
+    assert measured[1] < least[1] / 10
+
+
 @pytest.mark.parametrize("lr_encoder", ["initialized", "shared"])
 def test_an_encoder_that_is_not_learned_cannot_be_taken_over(lr_encoder: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

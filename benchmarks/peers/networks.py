@@ -80,7 +80,7 @@ def rcan(num_groups: int = 5, num_blocks: int = 10, channels: int = 64) -> nn.Mo
 
 
 class Denoiser(nn.Module):
-    """What a latent diffusion model learns: MONAI's `DiffusionModelUNet`, and the scale of the latents it works on.
+    """What a latent diffusion model learns: MONAI's `DiffusionModelUNet`, and the scales of the latents it works on.
 
     Attention is on all levels but the first.
 
@@ -114,7 +114,7 @@ class Denoiser(nn.Module):
             num_head_channels=head_channels,
             use_flash_attention=True,
         )
-        self.register_buffer("scale_factor", torch.tensor(float("nan")))  # until it is measured
+        self.register_buffer("scale_factor", torch.full((latent_channels, 1, 1), float("nan")))  # until it is measured
 
     def forward(self, x: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
         """Predict the velocity (B, C, G, G) in noisy latents with their condition (B, C + condition_channels, G, G)."""
@@ -124,7 +124,7 @@ class Denoiser(nn.Module):
 class LatentDiffusion(nn.Module):
     """LDM-SR: diffusion in the continuous latents of MIAR's tokenizer, given the LR slice; the tokenizer is frozen.
 
-    `measure_scale` or loaded weights give the denoiser its scale of latents before anything else is asked of it.
+    `measure_scale` or loaded weights give the denoiser the scales of its latents before anything else is asked of it.
 
     Args:
         tokenizer: trained tokenizer with images of twice its latents' side in LR pixels (f = 8); its quantizer is not
@@ -148,8 +148,12 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def measure_scale(self, hr: Tensor) -> None:
-        """Let latents have unit variance over these HR images (B, 1, H, W)."""
-        self.denoiser.scale_factor.copy_(1 / self.tokenizer.encoder(hr).float().std())
+        """Let each channel of the latents have unit variance over these HR images (B, 1, H, W).
+
+        One scale for all, as in LDM, would leave the fine channels of cosine latents to drown in the noise.
+        """
+        spread = self.tokenizer.encoder(hr).float().std(dim=(0, 2, 3), unbiased=False)[:, None, None]  # (C, 1, 1)
+        self.denoiser.scale_factor.copy_(1 / spread)
 
     @torch.no_grad()
     def encode(self, hr: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class DiffusionObjective(nn.Module):
         Raises:
             ConfigurationError: if it is not.
         """
-        if not torch.isfinite(self.network.denoiser.scale_factor):
+        if not torch.isfinite(self.network.denoiser.scale_factor).all():
             raise ConfigurationError(
                 "the scale of the latents is not known, but the denoiser needs latents of unit variance; call"
                 " network.measure_scale(images) before training."

@@ -52,7 +52,9 @@ class MIAR(nn.Module):
         lr_channels, lr_blocks: widths and depth of the light encoder.
         dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
         degradation: what makes LR images of HR images; its scale is the network's. The paper's by default.
-        damping: of its inverse, see `Degradation.enforce`; 1e-3 suits images of 10 bits and more.
+        damping: of its inverse, at least; see `Degradation.enforce`.
+        detail: standard deviation of the detail that is sought, in units of the intensities: the damping is the noise
+            of the LR image over it, which is measured in each image (`Degradation.noise_level`).
 
     Reference:
         Paper Sec. 3, Fig. 1; Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, 2023
@@ -84,10 +86,12 @@ class MIAR(nn.Module):
         positions: str = "rotary",
         degradation: Degradation | None = None,
         damping: float = 1e-3,
+        detail: float = 0.1,
     ) -> None:
         super().__init__()
         self.degradation = degradation or Degradation()
         self.damping = damping
+        self.detail = detail
         self.scale = scale = self.degradation.scale
         self.patch_size = patch_size
         self.skip_level = level_of_lr(scale, patch_size)
@@ -137,16 +141,12 @@ class MIAR(nn.Module):
     def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
         """Take over a trained tokenizer: codebook and φ, the decoder but for its last layer, the encoder.
 
-        The last layer starts at zero, so that before training both output maps are the linear estimate: the first
-        tokens of an untrained transformer would only be noise in it.
+        The last layer starts at zero, so that before training both output maps are what is linear in the LR image: the
+        first tokens of an untrained transformer would only be noise in it.
 
         Raises:
             ConfigurationError: if the LR encoder should be the tokenizer's, which has none that is learned.
         """
-        self.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
-        own, last = self.decoder.state_dict(), ("conv_out.weight", "conv_out.bias", "gain")
-        own |= {name: value for name, value in tokenizer.decoder.state_dict().items() if name not in last}
-        self.decoder.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in last})
         if isinstance(self.lr_encoder, TokenizerLREncoder):
             if not isinstance(tokenizer.encoder, Encoder):
                 raise ConfigurationError(
@@ -154,10 +154,18 @@ class MIAR(nn.Module):
                     " lr_encoder to 'light', or train a tokenizer with encoder 'learned'."
                 )
             self.lr_encoder.encoder.load_state_dict(tokenizer.encoder.state_dict())
+        self.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+        own, last = self.decoder.state_dict(), ("conv_out.weight", "conv_out.bias", "gain")
+        own |= {name: value for name, value in tokenizer.decoder.state_dict().items() if name not in last}
+        self.decoder.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in last})
+
+    def damping_of(self, lr: Tensor) -> Tensor:
+        """Return how far the noise of LR images (B, 1, h, w) damps the inverse of the degradation: (B, 1, 1, 1)."""
+        return (self.degradation.noise_level(lr) / self.detail).clamp(min=self.damping)
 
     def features(self, lr: Tensor) -> LRFeatures:
         """Return what is known of LR images (B, 1, h, w)."""
-        return self.lr_encoder(self.degradation.restore(lr, self.damping))
+        return self.lr_encoder(self.degradation.restore(lr, self.damping_of(lr)))
 
     def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
@@ -166,7 +174,7 @@ class MIAR(nn.Module):
 
     def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, corrected to explain the LR images."""
-        return self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping)
+        return self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping_of(lr))
 
     @torch.no_grad()
     def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:

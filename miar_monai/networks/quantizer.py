@@ -98,8 +98,9 @@ class MultiScaleQuantizer(nn.Module):
 
     With several codebooks (product quantization) each gives a code for its share of the channels, and a position of a
     scale has one token of each, side by side: S tokens for S codebooks. The paper has one of 4096 codes, 12 bits a
-    position; eight of 256 codes carry 64 bits and cost half of the logits. Channel c belongs to codebook c mod S, so
-    that channels of much and of little variance, which the encoder's cosine transform puts in order, are shared evenly.
+    position; twelve of 256 codes carry 96 bits and cost three quarters of the logits. Channel c belongs to codebook
+    c mod S, so that channels of much and of little variance, which the encoder's cosine transform puts in order, are
+    shared evenly.
 
     The codebook starts from residuals of the first batch, follows the mean of what is assigned to each code, and gives
     codes that nobody uses to residuals of the current batch. VAR's released quantizer, learned by gradient, collapses
