@@ -53,7 +53,8 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         device: ``"auto"`` (a GPU by CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``
             or ``"mps"``.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
-            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; what is not given is the bundle's.
+            ``lookahead_tokens``, ``fidelity``, ``blur_sigma``, ``sw_batch_size`` or ``progress``; what is not given is
+            the bundle's.
 
     Returns:
         The same kind in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
@@ -150,13 +151,13 @@ class SuperResolver:
         return columns * rows * shape[2]
 
     def seconds_per_tile(self) -> float:
-        """Return how long one tile, of noise, takes now on this machine."""
+        """Return how long one tile takes now on this machine."""
         side = self.inferer.tile_size
         silent = copy(self.inferer)
         silent.progress = False
         start = time.perf_counter()
         with torch.inference_mode():
-            silent(torch.rand(1, 1, side, side, device=self.device), self.network)
+            silent(torch.zeros(1, 1, side, side, device=self.device), self.network)
         return time.perf_counter() - start
 
     @staticmethod
@@ -221,8 +222,9 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
 
 
 def _setting_names(parser: ConfigParser) -> list[str]:
-    """Return the settings of inference: what the inferer of the config refers to."""
-    return [value[1:] for value in parser["inferer"].values() if isinstance(value, str) and value.startswith("@")]
+    """Return the settings of inference: what the inferer and the degradation of the config refer to."""
+    values = [value for part in ("inferer", "degradation") for value in parser.get(part, {}).values()]
+    return [value[1:] for value in values if isinstance(value, str) and value.startswith("@")]
 
 
 def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:

@@ -6,6 +6,7 @@ PyTorch and MONAI are imported by the commands that need them, so that ``miar in
 from __future__ import annotations
 
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -128,6 +129,11 @@ def main() -> None:
 @_model
 @_device
 @_inference
+@click.option(
+    "--blur-sigma",
+    type=float,
+    help="Blur of the input, in its voxels, that is undone; 0 for none. [default: bundle's, as in its training]",
+)
 @click.option("--preview", "with_preview", is_flag=True, help="Draw a picture, <name>_sr.png, beside each result.")
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
 @_overwrite
@@ -140,6 +146,7 @@ def sr(
     device: str,
     lookahead_tokens: int | None,
     fidelity: float | None,
+    blur_sigma: float | None,
     with_preview: bool,
     report_file: Path | None,
     overwrite: bool,
@@ -158,7 +165,9 @@ def sr(
     single = len(cases) == 1 and cases[0].source == source
     targets = _targets(cases, source, output, single)
     _check_outputs(targets if single else [], report_file, with_preview, overwrite)
-    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity}
+    if quiet:
+        _say_only_errors(click.get_current_context())
+    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur_sigma": blur_sigma}
     resolver = SuperResolver(
         model, device, progress=not quiet, **{name: value for name, value in settings.items() if value is not None}
     )
@@ -180,6 +189,13 @@ def sr(
     if failed:
         click.echo(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", err=True)
         click.get_current_context().exit(3)
+
+
+def _say_only_errors(context: click.Context) -> None:
+    """Leave the warnings of this package unsaid while a command runs."""
+    ours = logging.getLogger("miar_monai")
+    context.call_on_close(partial(ours.setLevel, ours.level))
+    ours.setLevel(logging.ERROR)
 
 
 class _Work:

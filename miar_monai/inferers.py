@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -20,6 +21,8 @@ from miar_monai.geometry import upscaled_affine
 from miar_monai.networks import MIAR
 
 __all__ = ["BeamSearchInferer"]
+
+logger = logging.getLogger(__name__)
 
 
 class BeamSearchInferer(Inferer):
@@ -116,14 +119,24 @@ class BeamSearchInferer(Inferer):
             )
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
-        predictor = self._predictor(network, args, kwargs)
+        trusted: list[Tensor] = []
+        predictor = self._predictor(network, args, kwargs, trusted)
         result = torch.cat([sr.to(plain.device) for sr in self._stream(slices, predictor)])  # (B * D, 1, H, W)
+        if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
+            logger.warning(
+                "the input holds noise, or detail that the blur of the training would have removed: %d %% of the result"
+                " are what was learned, the rest is the linear estimate, which adds no detail; give the blur of the"
+                " input (blur_sigma of the bundle's inference, 0 for none) if it is another one.",
+                round(100 * share),
+            )
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, 1, H, W, D)
         return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
 
-    def _predictor(self, network: Callable[..., Tensor], args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
-        """Return a function of one batch of tiles, on the network's device."""
+    def _predictor(
+        self, network: Callable[..., Tensor], args: tuple, kwargs: dict, trusted: list[Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """Return a function of one batch of tiles, on the network's device; a `MIAR` adds its trust in each of them."""
         module = getattr(network, "module", network)  # without a wrapper for several GPUs
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
         if isinstance(module, MIAR):
@@ -131,7 +144,9 @@ class BeamSearchInferer(Inferer):
 
             def decode(tiles: Tensor) -> Tensor:
                 decoding = replace(self.decoding, seed=next(batches))
-                return module.super_resolve(tiles.to(device), decoding, self.fidelity).sr
+                decoded = module.super_resolve(tiles.to(device), decoding, self.fidelity)
+                trusted.append(decoded.trust)
+                return decoded.sr
 
             return decode
         return lambda tiles: network(tiles.to(device), *args, **kwargs)

@@ -94,6 +94,21 @@ def test_the_settings_reach_the_network() -> None:
     assert not torch.equal(inferer(strategy="top_k", seed=1)(x, network), inferer(strategy="top_k", seed=2)(x, network))
 
 
+def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytest.LogCaptureFixture) -> None:
+    network = started(tiny_miar()).eval()
+    hr = torch.rand(2, 1, TILE // 2, TILE // 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    lr = network.degradation(hr)  # (2, 1, TILE, TILE)
+    inferer()(lr, network)
+    assert not caplog.records
+    volume = (lr + 0.05 * torch.randn_like(lr)).movedim(0, -1)[None]  # (1, 1, TILE, TILE, 2)
+    inferer(sw_batch_size=1)(volume, network)
+    (said,) = caplog.messages
+    assert said.startswith("the input holds noise, or detail that the blur of the training would have removed: 0 % of")
+    network.known_noise = 1.0
+    inferer()(volume, network)
+    assert len(caplog.records) == 1
+
+
 def test_other_networks_get_the_extra_arguments() -> None:
     def network(x: Tensor, factor: float, offset: float = 0.0) -> Tensor:
         return Nearest()(x) * factor + offset

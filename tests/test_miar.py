@@ -100,6 +100,21 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
     assert measured[1] < least[1] / 10
 
 
+def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() -> None:
+    network, generator = started(tiny_miar(known_noise=0.001)).eval(), torch.Generator().manual_seed(0)
+    hr = torch.rand(3, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    exact = network.degradation(hr)
+    lr = exact + torch.tensor([0.0, 0.002, 0.1]).view(3, 1, 1, 1) * torch.randn(exact.shape, generator=generator)
+    result, learned = network.super_resolve(lr, fidelity=1.0), started(tiny_miar(known_noise=1.0)).eval()
+    learned.load_state_dict(network.state_dict())
+    linear, alone = network.features(lr).linear, learned.super_resolve(lr, fidelity=1.0).sr
+    assert result.trust[0] == 1
+    assert 0.05 < result.trust[1] < 0.9  # (0.001 / 0.002)² = 0.25, measured on few coefficients
+    assert result.trust[2] < 2e-4
+    torch.testing.assert_close(result.sr, torch.lerp(linear, alone, result.trust[:, None, None, None]))
+    assert not torch.allclose(linear, alone, atol=0.01)
+
+
 @pytest.mark.parametrize("lr_encoder", ["initialized", "shared"])
 def test_an_encoder_that_is_not_learned_cannot_be_taken_over(lr_encoder: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

@@ -31,6 +31,8 @@ class MIARResult(NamedTuple):
     """(B, L · S), int64."""
     score: Tensor
     """Log-probability of the tokens: (B,)."""
+    trust: Tensor
+    """Share of what was learned in ``sr``, see `MIAR.trust`: (B,)."""
 
 
 class MIAR(nn.Module):
@@ -55,6 +57,7 @@ class MIAR(nn.Module):
         damping: of its inverse, at least; see `Degradation.enforce`.
         detail: standard deviation of the detail that is sought, in units of the intensities: the damping is the noise
             of the LR image over it, which is measured in each image (`Degradation.noise_level`).
+        known_noise: the noise that the weights have met in training, in units of the intensities.
 
     Reference:
         Paper Sec. 3, Fig. 1; Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, 2023
@@ -87,11 +90,13 @@ class MIAR(nn.Module):
         degradation: Degradation | None = None,
         damping: float = 1e-3,
         detail: float = 0.1,
+        known_noise: float = 1e-4,
     ) -> None:
         super().__init__()
         self.degradation = degradation or Degradation()
         self.damping = damping
         self.detail = detail
+        self.known_noise = known_noise
         self.scale = scale = self.degradation.scale
         self.patch_size = patch_size
         self.skip_level = level_of_lr(scale, patch_size)
@@ -163,6 +168,15 @@ class MIAR(nn.Module):
         """Return how far the noise of LR images (B, 1, h, w) damps the inverse of the degradation: (B, 1, 1, 1)."""
         return (self.degradation.noise_level(lr) / self.detail).clamp(min=self.damping)
 
+    def trust(self, lr: Tensor) -> Tensor:
+        """Return the share of what was learned in the result, in [0, 1]: (B, 1, 1, 1).
+
+        1 up to the noise that the weights know; beyond, the result moves to the linear estimate. A network that has
+        never met noise takes it for detail and sharpens it.
+        """
+        noise = self.degradation.noise_level(lr)
+        return (self.known_noise / noise.clamp(min=self.known_noise)).square()
+
     def features(self, lr: Tensor) -> LRFeatures:
         """Return what is known of LR images (B, 1, h, w)."""
         return self.lr_encoder(self.degradation.restore(lr, self.damping_of(lr)))
@@ -174,7 +188,8 @@ class MIAR(nn.Module):
 
     def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, corrected to explain the LR images."""
-        return self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping_of(lr))
+        maps = self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping_of(lr))
+        return torch.lerp(features.linear, maps, self.trust(lr))
 
     @torch.no_grad()
     def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:
@@ -198,7 +213,8 @@ class MIAR(nn.Module):
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
         perceptual, faithful = self.estimate(decoded.f_hat, lr, features).split(1, dim=1)
-        return MIARResult(torch.lerp(perceptual, faithful, fidelity), decoded.tokens, decoded.score)
+        sr = torch.lerp(perceptual, faithful, fidelity)
+        return MIARResult(sr, decoded.tokens, decoded.score, self.trust(lr).flatten())
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve LR images (B, 1, lr_side, lr_side) greedily: (B, 1, scale · lr_side, scale · lr_side)."""
