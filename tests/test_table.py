@@ -18,7 +18,7 @@ from scipy import stats
 from tiny import CODES, tiny_slices, tiny_tokenizer
 from torch import Tensor
 
-from benchmarks import table
+from benchmarks import robustness, table
 from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
 from benchmarks.plane import perception_distortion
 from miar_monai.checkpoints import save_weights
@@ -319,3 +319,32 @@ def test_the_plane_is_in_the_way_too(bundle: Path) -> None:
         part.write_text("mine")
     with pytest.raises(OutputError, match=r"plane\.png exists already"):
         make_table(bundle.parent)
+
+
+def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) -> None:
+    root = bundle.parent
+    files = {"dataset_dir": str(root / "data"), "split_file": str(root / "split.json"), "bundle": str(bundle)}
+    robustness.main(output_dir=str(root / "out"), metrics=["PSNR"], num_slices=2, **files)
+    text = (root / "out" / "robustness.md").read_text(encoding="utf-8")
+    assert "Section validation of the split by split.json: BraTS_00001." in text
+    sections = dict(part.split("\n", 1) for part in text.split("### ")[1:])
+    rows = {
+        title: dict(line.split(" | ")[:2] for line in part.splitlines() if "\u00b1" in line)
+        for title, part in sections.items()
+    }
+    blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "1.1")]
+    assert list(rows) == ["As in training", *robustness.FAULTS, *blurs]
+    assert list(rows["As in training"]) == ["| bicubic", "| MIAR", "| MIAR without tokens"]
+    assert rows["As in training"]["| MIAR"] != rows["As in training"]["| MIAR without tokens"]
+    assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, told the blur"]
+    psnr = [float(rows[title]["| bicubic"].split()[0]) for title in ("noise 0.01", "As in training", blurs[0])]
+    assert psnr == sorted(psnr)
+    with pytest.raises(OutputError, match=r"robustness\.md exists already"):
+        robustness.main(output_dir=str(root / "out"), **files)
+
+
+def test_faults_are_what_they_say() -> None:
+    lr = torch.rand(2, 1, 64, 64)
+    assert len(robustness.FAULTS["8 bits"](lr).unique()) == 256
+    assert (robustness.FAULTS["noise 0.01"](lr) - lr).std() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(robustness.FAULTS["noise 0.01"](lr), robustness.FAULTS["noise 0.01"](lr))

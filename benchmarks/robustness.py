@@ -1,0 +1,156 @@
+"""How far results hold when LR slices are not what the networks were trained for, and what the tokens add to them.
+
+    python -m benchmarks.robustness --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
+        --output_dir robustness_output [--contrasts t1,t2] [--peers_dir runs/peers] [--num_slices 8] ...
+
+The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred otherwise; MIAR is measured as it is
+and, where the blur is another one, told of it. With the slices as they should be, it is measured without its tokens
+too, whose latents are then zero: the difference is what predicting them is worth. It writes ``robustness.md``. The
+patients are those of the validation section unless ``section`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.utils import ensure_tuple
+from torch import Tensor
+
+from benchmarks.table import Method, Volume, load_peers, load_volumes, provenance, read_config
+from miar_monai.bundles import check_switches
+from miar_monai.checkpoints import load_weights
+from miar_monai.degradation import Degradation
+from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.files import refuse_to_overwrite, whole_file
+from miar_monai.inferers import BeamSearchInferer
+from miar_monai.io import check_output_folder
+from miar_monai.networks import MIAR
+
+RESULT = "robustness.md"
+METRICS = ("PSNR", "SSIM", "LPIPS")
+
+
+def rounded(levels: int, lr: Tensor) -> Tensor:
+    """Round intensities to so many steps in [0, 1]."""
+    return (lr * (levels - 1)).round() / (levels - 1)
+
+
+def noisy(level: float, lr: Tensor) -> Tensor:
+    """Add white Gaussian noise of this standard deviation, the same in each run."""
+    return lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))
+
+
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "12 bits": partial(rounded, 2**12),
+    "10 bits": partial(rounded, 2**10),
+    "8 bits": partial(rounded, 2**8),
+    "noise 0.003": partial(noisy, 0.003),
+    "noise 0.01": partial(noisy, 0.01),
+}
+BLURS = (0.0, 0.5, 0.9, 1.1)
+
+
+@torch.inference_mode()
+def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
+    """Return what the network makes of LR slices (N, 1, lr_side, lr_side) if the latents of its tokens are zero."""
+    features, side = network.features(lr), network.schedule.latent_side
+    latents = lr.new_zeros(len(lr), network.quantizer.latent_channels, side, side)
+    perceptual, faithful = network.estimate(latents, lr, features).split(1, dim=1)
+    return torch.lerp(perceptual, faithful, fidelity)
+
+
+def told(network: MIAR, degradation: Degradation, inferer: BeamSearchInferer, lr: Tensor) -> Tensor:
+    """Return what the network makes of LR slices (N, 1, h, w) of another degradation, if it is told of it."""
+    own, network.degradation = network.degradation, degradation
+    try:
+        return inferer(lr, network)
+    finally:
+        network.degradation = own
+
+
+@torch.inference_mode()
+def section(title: str, volumes: Sequence[Volume], methods: Mapping[str, Method], evaluation: Any, size: int) -> str:
+    """Return, as Markdown, what methods make of the LR slices of some volumes.
+
+    Args:
+        title: of the section.
+        volumes: the slices.
+        methods: by name.
+        evaluation: empty; measures and collects.
+        size: slices that a method takes at once.
+    """
+    for volume in volumes:
+        for start in range(0, len(volume.hr), size):
+            lr, hr = (images[start : start + size].to(evaluation.device) for images in (volume.lr, volume.hr))
+            estimates = {name: method(lr).float() for name, method in methods.items()}
+            evaluation.add(estimates, hr, volume.subject, range(start, start + len(hr)))
+    lines = [line for line in evaluation.table().splitlines() if line.startswith("|")]
+    return "\n".join([f"### {title}", "", *lines, ""])
+
+
+def main(
+    dataset_dir: str | Sequence[str],
+    bundle: str = "bundles/miar_brats",
+    output_dir: str = "robustness_output",
+    contrasts: str | Sequence[str] | None = None,
+    peers_dir: str | None = None,
+    **settings: Any,
+) -> None:
+    """Measure MIAR, the regressors among its peers and bicubic on LR slices that are not as they should be.
+
+    Args:
+        dataset_dir: folder of the data, or several folders.
+        bundle: folder of the bundle.
+        output_dir: where ``robustness.md`` is written.
+        contrasts: of a BraTS folder; the bundle's by default.
+        peers_dir: folder with ``swinir.pt`` and ``rcan.pt``; a missing one is left out.
+        settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, num_slices, ...
+    """
+    given = {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, "section": "validation"}
+    given = {"metrics": list(METRICS), **given, **settings}
+    if contrasts is not None:
+        given["datalist#contrasts"] = list(ensure_tuple(contrasts))
+    config = read_config(bundle, given)
+    get, folder = config.get_parsed_content, Path(output_dir)
+    check_switches(overwrite=get("overwrite"), amp=get("amp"))
+    check_output_folder(folder)
+    if not get("overwrite"):
+        refuse_to_overwrite(folder / RESULT)
+    device, inferer, size = torch.device(get("device")), get("inferer"), get("sw_batch_size")
+    hint = "train the bundle (see its docs/README.md), or give --checkpoint."
+    network = load_weights(get("network"), get("checkpoint"), hint).to(device).eval()
+    peers, _ = load_peers(bundle, peers_dir, Path("none"))
+    own = network.degradation
+
+    def measured(title: str, lr_of: Callable[[Volume], Tensor], more: Mapping[str, Method]) -> str:
+        evaluation = read_config(bundle, given).get_parsed_content("evaluation")
+        methods: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
+        methods |= {name: peer.to(device).eval() for name, peer in peers.items()}
+        methods |= {"MIAR": partial(inferer, network=network), **more}
+        return section(title, [volume._replace(lr=lr_of(volume)) for volume in volumes], methods, evaluation, size)
+
+    volumes = load_volumes(config)
+    bare = {"MIAR without tokens": partial(without_tokens, network, inferer.fidelity)}
+    parts = [measured("As in training", lambda volume: volume.lr, bare)]
+    parts += [measured(title, lambda v, fault=fault: fault(v.lr), {}) for title, fault in FAULTS.items()]
+    for sigma in BLURS:
+        blur = Degradation(own.scale, sigma, own.blur_on)
+        more = {"MIAR, told the blur": partial(told, network, blur, inferer)}
+        parts.append(measured(f"Blur {sigma:g} instead of {own.sigma:g}", lambda v, blur=blur: blur(v.hr), more))
+    notes = provenance(bundle, config, volumes, size)[:2]
+    text = "\n".join(["# Robustness", "", *notes, "", *parts])
+    with whole_file(folder / RESULT, get("overwrite")) as part:
+        part.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # to stderr; the network's doubts are expected
+    report_errors_in_one_sentence()
+    fire.Fire(main)
