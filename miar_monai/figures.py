@@ -289,7 +289,7 @@ def _draw_lines(ax: Axes, title: str, lines: Sequence[tuple[str, Curve]]) -> Non
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for color, curve in lines:
-        ax.plot(*curve, color=color, linewidth=1)
+        ax.plot(*curve, color=color, linewidth=1, marker="." if len(curve[0]) < 10 else None)
     ax.set_title(title)
     values = np.concatenate([curve[1] for _, curve in lines])
     if values.min() > 0 and values.max() > 10 * values.min():

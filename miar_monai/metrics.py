@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,9 +129,22 @@ def ssim(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
         tensor([1., 1.])
     """
     window, sigma, border = (_SSIM_WINDOW,) * 2, (1.5, 1.5), _SSIM_WINDOW // 2
-    values, _ = compute_ssim_and_cs(sr, hr, spatial_dims=2, kernel_size=window, kernel_sigma=sigma, data_range=1.0)
+    with _exact_convolutions(sr.device):
+        values, _ = compute_ssim_and_cs(sr, hr, spatial_dims=2, kernel_size=window, kernel_sigma=sigma, data_range=1.0)
     weight = torch.ones_like(values) if mask is None else mask[..., border:-border, border:-border].to(values)
     return (values * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+@contextlib.contextmanager
+def _exact_convolutions(device: torch.device) -> Iterator[None]:
+    """Convolve in full float32: variances are differences of squares, and a GPU rounds to 10 bits by default (TF32)."""
+    rounded = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def body_mask(hr: Tensor, threshold: float) -> Tensor:

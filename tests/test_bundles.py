@@ -28,8 +28,9 @@ from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 from phantoms import write_brats_folder, write_nifti_phantom
 
 from miar_monai import __version__
-from miar_monai.bundles import build, build_zip, bundle_files, check_switches
+from miar_monai.bundles import build, build_zip, bundle_files, check_switches, metadata
 from miar_monai.degradation import Degradation
+from miar_monai.doctor import check_weights
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
@@ -122,11 +123,11 @@ def test_the_network_undoes_what_slices_are_degraded_by(name: str, blur: dict[st
 def test_metadata(name: str, tmp_path: Path) -> None:
     schema = shutil.copy(SCHEMA, tmp_path)
     verify_metadata(meta_file=str(BUNDLES / name / "configs" / "metadata.json"), filepath=schema)
-    metadata = read(name, "metadata.json")
-    assert metadata["version"] == __version__
-    assert __version__ in metadata["changelog"]
-    assert next(iter(metadata["network_data_format"]["inputs"])) == "image"
-    assert next(iter(metadata["network_data_format"]["outputs"])) == "pred"
+    content = read(name, "metadata.json")
+    assert content["version"] == __version__
+    assert __version__ in content["changelog"]
+    assert next(iter(content["network_data_format"]["inputs"])) == "image"
+    assert next(iter(content["network_data_format"]["outputs"])) == "pred"
 
 
 @pytest.mark.parametrize("kind", WORKFLOWS[:3])
@@ -246,3 +247,10 @@ def test_a_downloaded_bundle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_switches_are_true_or_false(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^overwrite is .*, but it must be True or False; on the"):
         check_switches(amp=True, overwrite=value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_weights_are_those_that_the_metadata_names_and_fit(name: str) -> None:
+    weights = BUNDLES / name / "models" / "model.pt"
+    assert check_weights(str(BUNDLES / name)) == f"{weights} sha256 {metadata(BUNDLES / name)['weights_sha256']}"
+    assert weights.stat().st_size < 60e6

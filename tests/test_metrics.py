@@ -47,6 +47,22 @@ def test_fidelity_metrics_are_those_of_monai(slices: Tensor) -> None:
     torch.testing.assert_close(ssim(sr, slices), SSIMMetric(spatial_dims=2, data_range=1.0)(sr, slices)[:, 0])
 
 
+def test_ssim_keeps_its_precision_under_autocast() -> None:
+    hr = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    sr = (hr + 0.05).clamp(0, 1)
+    expected = ssim(sr, hr)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim(sr, hr), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ssim_keeps_its_precision_on_a_gpu() -> None:
+    hr = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    sr = (hr + 0.05).clamp(0, 1)
+    torch.testing.assert_close(ssim(sr.cuda(), hr.cuda()).cpu(), ssim(sr, hr), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("metric", [psnr, ssim])
 def test_a_full_mask_changes_nothing(metric: metrics.Score, slices: Tensor) -> None:
     sr = slices.flip(0)

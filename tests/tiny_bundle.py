@@ -17,6 +17,10 @@ def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
         content = json.loads(path.read_text())
         content["network_def"].update(NETWORK)
         path.write_text(json.dumps(content))
+    path = folder / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    del content["weights_sha256"]  # of the shipped weights
+    path.write_text(json.dumps(content))
     (folder / "models").mkdir()
     tiny_checkpoint(folder / "models", name).rename(folder / "models" / "model.pt")
     return folder
