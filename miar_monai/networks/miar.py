@@ -89,8 +89,8 @@ class MIAR(nn.Module):
         positions: str = "rotary",
         degradation: Degradation | None = None,
         damping: float = 1e-3,
-        detail: float = 0.1,
-        known_noise: float = 1e-4,
+        detail: float = 0.05,
+        known_noise: float = 3e-4,
     ) -> None:
         super().__init__()
         self.degradation = degradation or Degradation()
