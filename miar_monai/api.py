@@ -53,8 +53,7 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         device: ``"auto"`` (a GPU by CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``
             or ``"mps"``.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
-            ``lookahead_tokens``, ``fidelity``, ``blur_sigma``, ``sw_batch_size`` or ``progress``; what is not given is
-            the bundle's.
+            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; what is not given is the bundle's.
 
     Returns:
         The same kind in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
@@ -222,9 +221,8 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
 
 
 def _setting_names(parser: ConfigParser) -> list[str]:
-    """Return the settings of inference: what the inferer and the degradation of the config refer to."""
-    values = [value for part in ("inferer", "degradation") for value in parser.get(part, {}).values()]
-    return [value[1:] for value in values if isinstance(value, str) and value.startswith("@")]
+    """Return the settings of inference: what the inferer of the config refers to."""
+    return [value[1:] for value in parser["inferer"].values() if isinstance(value, str) and value.startswith("@")]
 
 
 def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:

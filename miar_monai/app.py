@@ -129,11 +129,6 @@ def main() -> None:
 @_model
 @_device
 @_inference
-@click.option(
-    "--blur-sigma",
-    type=float,
-    help="Blur of the input, in its voxels, that is undone; 0 for none. [default: bundle's, as in its training]",
-)
 @click.option("--preview", "with_preview", is_flag=True, help="Draw a picture, <name>_sr.png, beside each result.")
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
 @_overwrite
@@ -146,7 +141,6 @@ def sr(
     device: str,
     lookahead_tokens: int | None,
     fidelity: float | None,
-    blur_sigma: float | None,
     with_preview: bool,
     report_file: Path | None,
     overwrite: bool,
@@ -167,7 +161,7 @@ def sr(
     _check_outputs(targets if single else [], report_file, with_preview, overwrite)
     if quiet:
         _say_only_errors(click.get_current_context())
-    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur_sigma": blur_sigma}
+    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity}
     resolver = SuperResolver(
         model, device, progress=not quiet, **{name: value for name, value in settings.items() if value is not None}
     )

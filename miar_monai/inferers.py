@@ -125,8 +125,7 @@ class BeamSearchInferer(Inferer):
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
                 "the input holds noise, or detail that the blur of the training would have removed: %d %% of the result"
-                " are what was learned, the rest is the linear estimate, which adds no detail; give the blur of the"
-                " input (blur_sigma of the bundle's inference, 0 for none) if it is another one.",
+                " are what was learned, the rest is the linear estimate, which adds no detail.",
                 round(100 * share),
             )
         if plain.ndim == 5:
