@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fire
 import torch
-from monai.utils import ensure_tuple
 from torch import Tensor
 
-from benchmarks.table import Method, Volume, load_peers, load_volumes, provenance, read_config
-from miar_monai.bundles import check_switches
+from benchmarks.table import Method, Volume, batches, load_peers, load_volumes, open_run, provenance
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.files import refuse_to_overwrite, whole_file
-from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import check_output_folder
+from miar_monai.evaluation import SuperResolutionEvaluation
+from miar_monai.files import whole_file
 from miar_monai.networks import MIAR
 
 RESULT = "robustness.md"
@@ -59,37 +57,40 @@ BLURS = (0.0, 0.5, 0.9, 1.1)
 @torch.inference_mode()
 def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
     """Return what the network makes of LR slices (N, 1, lr_side, lr_side) if the latents of its tokens are zero."""
-    features, side = network.features(lr), network.schedule.latent_side
+    side = network.schedule.latent_side
     latents = lr.new_zeros(len(lr), network.quantizer.latent_channels, side, side)
-    perceptual, faithful = network.estimate(latents, lr, features).split(1, dim=1)
-    return torch.lerp(perceptual, faithful, fidelity)
+    return network.render(latents, lr, network.features(lr), fidelity)
 
 
-def told(network: MIAR, degradation: Degradation, inferer: BeamSearchInferer, lr: Tensor) -> Tensor:
-    """Return what the network makes of LR slices (N, 1, h, w) of another degradation, if it is told of it."""
-    own, network.degradation = network.degradation, degradation
-    try:
-        return inferer(lr, network)
-    finally:
-        network.degradation = own
+def told(network: MIAR, degradation: Degradation) -> MIAR:
+    """Return the network as it is for LR slices of another degradation; it shares all weights."""
+    other = copy(network)
+    other.degradation = degradation
+    return other
 
 
 @torch.inference_mode()
-def section(title: str, volumes: Sequence[Volume], methods: Mapping[str, Method], evaluation: Any, size: int) -> str:
+def section(
+    title: str,
+    volumes: Sequence[Volume],
+    methods: Mapping[str, Method],
+    evaluation: SuperResolutionEvaluation,
+    batch_size: int,
+) -> str:
     """Return, as Markdown, what methods make of the LR slices of some volumes.
 
     Args:
         title: of the section.
         volumes: the slices.
         methods: by name.
-        evaluation: empty; measures and collects.
-        size: slices that a method takes at once.
+        evaluation: measures and collects; what it had collected is dropped.
+        batch_size: slices that a method takes at once.
     """
+    evaluation.rows.clear()
     for volume in volumes:
-        for start in range(0, len(volume.hr), size):
-            lr, hr = (images[start : start + size].to(evaluation.device) for images in (volume.lr, volume.hr))
+        for slices, lr, hr in batches(volume, batch_size, evaluation.device):
             estimates = {name: method(lr).float() for name, method in methods.items()}
-            evaluation.add(estimates, hr, volume.subject, range(start, start + len(hr)))
+            evaluation.add(estimates, hr, volume.subject, slices)
     lines = [line for line in evaluation.table().splitlines() if line.startswith("|")]
     return "\n".join([f"### {title}", "", *lines, ""])
 
@@ -112,40 +113,34 @@ def main(
         peers_dir: folder with ``swinir.pt`` and ``rcan.pt``; a missing one is left out.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, num_slices, ...
     """
-    given = {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, "section": "validation"}
-    given = {"metrics": list(METRICS), **given, **settings}
-    if contrasts is not None:
-        given["datalist#contrasts"] = list(ensure_tuple(contrasts))
-    config = read_config(bundle, given)
-    get, folder = config.get_parsed_content, Path(output_dir)
-    check_switches(overwrite=get("overwrite"), amp=get("amp"))
-    check_output_folder(folder)
-    if not get("overwrite"):
-        refuse_to_overwrite(folder / RESULT)
-    device, inferer, size = torch.device(get("device")), get("inferer"), get("sw_batch_size")
+    settings = {"section": "validation", "metrics": list(METRICS), **settings}
+    config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [RESULT])
+    get = config.get_parsed_content
+    evaluation, inferer, batch_size = get("evaluation"), get("inferer"), get("sw_batch_size")
     hint = "train the bundle (see its docs/README.md), or give --checkpoint."
-    network = load_weights(get("network"), get("checkpoint"), hint).to(device).eval()
+    network = load_weights(get("network"), get("checkpoint"), hint).to(evaluation.device).eval()
     peers, _ = load_peers(bundle, peers_dir, Path("none"))
-    own = network.degradation
+    common: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
+    common |= {name: peer.to(evaluation.device).eval() for name, peer in peers.items()}
+    common["MIAR"] = partial(inferer, network=network)
+    volumes, own = load_volumes(config), network.degradation
 
-    def measured(title: str, lr_of: Callable[[Volume], Tensor], more: Mapping[str, Method]) -> str:
-        evaluation = read_config(bundle, given).get_parsed_content("evaluation")
-        methods: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
-        methods |= {name: peer.to(device).eval() for name, peer in peers.items()}
-        methods |= {"MIAR": partial(inferer, network=network), **more}
-        return section(title, [volume._replace(lr=lr_of(volume)) for volume in volumes], methods, evaluation, size)
+    def measured(title: str, fault: Callable[[Volume], Tensor], more: Mapping[str, Method]) -> str:
+        faulty = [volume._replace(lr=fault(volume)) for volume in volumes]
+        with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
+            return section(title, faulty, {**common, **more}, evaluation, batch_size)
 
-    volumes = load_volumes(config)
     bare = {"MIAR without tokens": partial(without_tokens, network, inferer.fidelity)}
     parts = [measured("As in training", lambda volume: volume.lr, bare)]
-    parts += [measured(title, lambda v, fault=fault: fault(v.lr), {}) for title, fault in FAULTS.items()]
+    parts += [measured(title, lambda volume, fault=fault: fault(volume.lr), {}) for title, fault in FAULTS.items()]
     for sigma in BLURS:
         blur = Degradation(own.scale, sigma, own.blur_on)
-        more = {"MIAR, told the blur": partial(told, network, blur, inferer)}
-        parts.append(measured(f"Blur {sigma:g} instead of {own.sigma:g}", lambda v, blur=blur: blur(v.hr), more))
-    notes = provenance(bundle, config, volumes, size)[:2]
+        more = {"MIAR, told the blur": partial(inferer, network=told(network, blur))}
+        title = f"Blur {sigma:g} instead of {own.sigma:g}"
+        parts.append(measured(title, lambda volume, blur=blur: blur(volume.hr), more))
+    notes = provenance(bundle, config, volumes, batch_size)[:2]
     text = "\n".join(["# Robustness", "", *notes, "", *parts])
-    with whole_file(folder / RESULT, get("overwrite")) as part:
+    with whole_file(Path(output_dir, RESULT), get("overwrite")) as part:
         part.write_text(text, encoding="utf-8")
     print(text)
 

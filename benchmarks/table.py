@@ -15,7 +15,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +90,43 @@ def read_config(bundle: str, settings: Mapping[str, Any], *overlays: Path, workf
     return parser
 
 
+def open_run(
+    bundle: str,
+    dataset_dir: str | Sequence[str],
+    output_dir: str,
+    contrasts: str | Sequence[str] | None,
+    settings: Mapping[str, Any],
+    results: Iterable[str],
+) -> tuple[ConfigParser, dict[str, Any]]:
+    """Read the ``evaluate.json`` of a bundle as a benchmark is asked to, and find mistakes before the work.
+
+    Args:
+        bundle: folder of the bundle.
+        dataset_dir: folder of the data, or several folders.
+        output_dir: where the results will be.
+        contrasts: of a BraTS folder; the bundle's by default.
+        settings: values of other keys.
+        results: names of the files that will be written.
+
+    Returns:
+        The config, and the values of keys that were given.
+
+    Raises:
+        ConfigurationError: if there is no such config or key, or a switch is no switch.
+        OutputError: if the folder cannot be written to, or holds results that are not to be replaced.
+    """
+    given = {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, **settings}
+    if contrasts is not None:
+        given["datalist#contrasts"] = list(ensure_tuple(contrasts))
+    config = read_config(bundle, given)
+    overwrite = config.get_parsed_content("overwrite")
+    check_switches(overwrite=overwrite, amp=config.get_parsed_content("amp"))
+    check_output_folder(output_dir)
+    for name in () if overwrite else results:
+        refuse_to_overwrite(Path(output_dir, name))
+    return config, given
+
+
 def load_volumes(config: ConfigParser) -> list[Volume]:
     """Load the volumes that a bundle evaluates, degraded as it says."""
     dataset, volumes = config.get_parsed_content("dataset"), []
@@ -98,6 +135,13 @@ def load_volumes(config: ConfigParser) -> list[Volume]:
         lr, hr = (item[key].as_tensor().movedim(-1, 0).contiguous() for key in ("image", "label"))
         volumes.append(Volume(item["subject"], item.get("contrast"), lr, hr))
     return volumes
+
+
+def batches(volume: Volume, size: int, device: torch.device) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """Yield the indices, the LR and the HR slices of a volume on a device, so many at a time."""
+    for start in range(0, len(volume.hr), size):
+        lr, hr = (images[start : start + size].to(device) for images in (volume.lr, volume.hr))
+        yield range(start, start + len(hr)), lr, hr
 
 
 def miar_inferers(bundle: str, settings: Mapping[str, Any]) -> tuple[dict[str, BeamSearchInferer], list[str], str]:
@@ -182,8 +226,7 @@ def measure(
     """
     warm = False
     for volume in tqdm(list(volumes), desc="measuring", unit="volume"):
-        for start in range(0, len(volume.hr), batch_size):
-            lr, hr = (images[start : start + batch_size].to(evaluation.device) for images in (volume.lr, volume.hr))
+        for slices, lr, hr in batches(volume, batch_size, evaluation.device):
             estimates, milliseconds = {}, {}
             for name, method in {**evaluation.baseline_methods, **learned}.items():
                 if not warm:
@@ -193,7 +236,6 @@ def measure(
                     sr, consistent = estimates[name].float(), f"{name}, data-consistent"
                     estimates[consistent], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[consistent] = milliseconds[name] + more
-            slices = range(start, start + len(hr))
             evaluation.add(estimates, hr, volume.subject, slices, volume.contrast, milliseconds)
             warm = True
 
@@ -212,12 +254,10 @@ def tokenizer_report(
     """
     usage: Tensor | int = 0
     for volume in tqdm(list(volumes), desc="tokenizer", unit="volume"):
-        for start in range(0, len(volume.hr), batch_size):
-            hr = volume.hr[start : start + batch_size].to(evaluation.device)
+        for slices, _, hr in batches(volume, batch_size, evaluation.device):
             tokens = tokenizer.encode(hr)
             estimates = {"reconstruction": tokenizer.decode(tokens)}
             estimates["without the quantizer"] = tokenizer.reconstruct_unquantized(hr)
-            slices = range(start, start + len(hr))
             evaluation.add(estimates, hr, volume.subject, slices, volume.contrast)
             usage = usage + tokenizer.quantizer.usage(tokens)
     seen = torch.as_tensor(usage).flatten(1) > 0  # (K, codes of all codebooks)
@@ -290,17 +330,9 @@ def main(
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, metrics, num_slices,
             sw_batch_size (slices that every method takes at once), overwrite, ...
     """
-    given = {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, **settings}
-    if contrasts is not None:
-        given["datalist#contrasts"] = list(ensure_tuple(contrasts))
-    config = read_config(bundle, given)
+    config, given = open_run(bundle, dataset_dir, output_dir, contrasts, settings, RESULTS)
     get, folder = config.get_parsed_content, Path(output_dir)
     overwrite, batch_size = get("overwrite"), get("sw_batch_size")
-    check_switches(overwrite=overwrite, amp=get("amp"))
-    check_output_folder(folder)
-    for name in () if overwrite else RESULTS:
-        refuse_to_overwrite(folder / name)
-
     evaluation = get("evaluation")
     inferers, sweep, default = miar_inferers(bundle, given)
     networks = {name: get("network") for name in inferers}

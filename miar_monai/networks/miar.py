@@ -191,6 +191,11 @@ class MIAR(nn.Module):
         maps = self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping_of(lr))
         return torch.lerp(features.linear, maps, self.trust(lr))
 
+    def render(self, f_hat: Tensor, lr: Tensor, features: LRFeatures, fidelity: float) -> Tensor:
+        """Return the images (B, 1, H, W) between both output maps: 0 is the most perceptual, 1 the most faithful."""
+        perceptual, faithful = self.estimate(f_hat, lr, features).split(1, dim=1)
+        return torch.lerp(perceptual, faithful, fidelity)
+
     @torch.no_grad()
     def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:
         """Predict the tokens of LR images and decode them.
@@ -212,8 +217,7 @@ class MIAR(nn.Module):
         features = self.features(lr)
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
-        perceptual, faithful = self.estimate(decoded.f_hat, lr, features).split(1, dim=1)
-        sr = torch.lerp(perceptual, faithful, fidelity)
+        sr = self.render(decoded.f_hat, lr, features, fidelity)
         return MIARResult(sr, decoded.tokens, decoded.score, self.trust(lr).flatten())
 
     def forward(self, lr: Tensor) -> Tensor:
