@@ -4,7 +4,9 @@
 #   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan ldm
 #
 # Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
-# WORKERS (7) loads data; EXTRA is added to every command.
+# Peers train on the degradation of the table alone, where that is to their advantage; MIAR on other blurs and noise too.
+# The ablations full, teacher-forcing, no-rope, no-self-correction and no-dropout (of the tokenizer's scales, which it
+# trains for MINUTES too) go to <output_dir>/ablations/<name>. WORKERS (7) loads data; EXTRA is added to every command.
 set -euo pipefail
 bundle=$1 data=$2 split=$3 output=$4
 shift 4
@@ -26,10 +28,28 @@ train() { # configs, separated by commas, and options
 }
 
 stage1="'bundles/miar_$bundle/configs/train_stage1.json'" stage2="'bundles/miar_$bundle/configs/train.json'"
+tokenizer() { train "$stage1" --batch_size 32 --lr 4e-4 --final_lr 1e-5 --adversarial_weight 0 "$@"; }
+miar() { train "$stage2" --batch_size 32 --lr 5e-4 --final_lr 5e-6 --teacher_forcing "${FORCING:-0}" "$@"; }
+ablation() { # name and options
+  local into=$output/ablations/$1
+  shift
+  mkdir -p "$into"
+  [ -f "$into/tokenizer.pt" ] || cp "$output/tokenizer.pt" "$into"
+  miar --output_dir "$into" "$@"
+}
+
 for what in "$@"; do
   case $what in
-    tokenizer) train "$stage1" --batch_size 32 --lr 4e-4 --final_lr 1e-5 --adversarial_weight 0 ;;
-    miar) train "$stage2" --batch_size 32 --lr 5e-4 --final_lr 5e-6 ;;
-    *) train "$stage2,'benchmarks/peers/$what.json'" --batch_size 16 ;;
+    tokenizer) tokenizer ;;
+    miar) miar ;;
+    full) ablation full ;;
+    teacher-forcing) ablation teacher-forcing --teacher_forcing 0.5 ;;
+    no-rope) ablation no-rope --network_def#positions learned ;;
+    no-self-correction) ablation no-self-correction --self_correction 0 ;;
+    no-dropout)
+      tokenizer --output_dir "$output/ablations/no-dropout" --tokenizer_def#dropout 0
+      ablation no-dropout
+      ;;
+    *) train "$stage2,'benchmarks/peers/$what.json'" --batch_size 16 --other_blur_prob 0 --noise_prob 0 ;;
   esac
 done

@@ -59,7 +59,7 @@ def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
     """Return what the network makes of LR slices (N, 1, lr_side, lr_side) if the latents of its tokens are zero."""
     side = network.schedule.latent_side
     latents = lr.new_zeros(len(lr), network.quantizer.latent_channels, side, side)
-    return network.render(latents, lr, network.features(lr), fidelity)
+    return network.render(latents, network.features(lr), fidelity)
 
 
 def told(network: MIAR, degradation: Degradation) -> MIAR:

@@ -5,7 +5,9 @@ The one place of the degradation: simulation, data consistency and the linear ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 from miar_monai.errors import ConfigurationError
 from miar_monai.resampling import interpolation_matrix, resample
 
-__all__ = ["Degradation"]
+__all__ = ["Degradation", "Degradations", "SeparableDegradation", "with_blurs"]
 
 
 def _blur_matrix(size: int, sigma: float) -> Tensor:
@@ -51,14 +53,130 @@ def _svd(
 
 
 @lru_cache(maxsize=64)
-def _blind(degradation: Degradation, height: int, width: int, device: torch.device) -> Tensor:
-    """Return the indices of the coefficients, flattened (h, w), through which less than a thousandth passes."""
+def _quiet(degradation: Degradation, height: int, width: int, device: torch.device) -> Tensor:
+    """Return the indices of that eighth of the coefficients, flattened (h, w), through which the least passes."""
     rows, columns = (_svd(degradation, size, torch.float64, torch.device("cpu"))[1] for size in (height, width))
-    return torch.outer(rows, columns).flatten().lt(1e-3).nonzero().flatten().to(device)
+    passing = torch.outer(rows, columns).flatten()
+    return passing.argsort()[: max(len(passing) // 8, 1)].to(device)
 
+
+class SeparableDegradation(ABC):
+    """What follows from ``y = P x P^T``, whatever ``P`` is: one for all images or one for each.
+
+    Everything is computed in the dtype and on the device of the input, and never in a lower precision by autocast.
+    """
+
+    scale: int
+
+    @property
+    @abstractmethod
+    def lr_sigma(self) -> float | Tensor:
+        """Standard deviation of the blur in LR voxels: for all images, or (B, 1, 1, 1)."""
+
+    @abstractmethod
+    def _operator(self, size: int, like: Tensor) -> Tensor:
+        """Return ``P``, (..., size / scale, size)."""
+
+    @abstractmethod
+    def _decomposition(self, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return U (..., h, h), the singular values (..., h) and V^T (..., h, size) of ``P``."""
+
+    @abstractmethod
+    def _quiet_coefficients(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Return the indices of the coefficients, flattened (h, w), through which the least passes: (..., n)."""
+
+    def __call__(self, hr: Tensor) -> Tensor:
+        """Return the low-resolution images, (..., H / scale, W / scale), of ``hr``, (..., H, W).
+
+        Raises:
+            ConfigurationError: if H or W is not a multiple of the scale.
+        """
+        for size in hr.shape[-2:]:
+            self._check_size(size)
+        rows, columns = (self._operator(size, hr) for size in hr.shape[-2:])
+        with torch.autocast(hr.device.type, enabled=False):
+            return resample(hr, rows, columns)
+
+    def noise_level(self, lr: Tensor) -> Tensor:
+        """Return the standard deviation of the noise of ``lr``: what it holds where the degradation lets least pass.
+
+        Rounding counts as noise (one step of integers is 0.29), and so does detail that this blur would have removed,
+        in an ``lr`` that came about in another way. Where much passes everywhere (without a blur), fine detail counts
+        too. Robust: the median of the absolute coefficients.
+
+        Args:
+            lr: low-resolution images, (..., h, w).
+
+        Returns:
+            (..., 1, 1), in units of the intensities.
+
+        Example:
+            >>> noise = 0.01 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+            >>> round(Degradation().noise_level(noise).item(), 3)
+            0.01
+        """
+        height, width = (size * self.scale for size in lr.shape[-2:])
+        u_rows, u_columns = (self._decomposition(size, lr)[0] for size in (height, width))
+        with torch.autocast(lr.device.type, enabled=False):
+            coefficients = resample(lr, u_rows.mT, u_columns.mT).flatten(-2)  # (..., h · w)
+        quiet = self._quiet_coefficients(height, width, lr).expand(*lr.shape[:-2], -1)
+        level = coefficients.gather(-1, quiet).abs().median(dim=-1).values / 0.6745  # of a normal distribution
+        return level[..., None, None]
+
+    def enforce(self, sr: Tensor, lr: Tensor, damping: float | Tensor) -> Tensor:
+        r"""Return the images closest to ``sr`` that degrade to ``lr``: ``x + V[(U^T (y - P x P^T) U) * w] V^T``.
+
+        With ``P = U diag(s) V^T`` and ``w = S / (S^2 + damping^2)``, ``S`` the outer product of the singular values.
+        Without damping and with an exact ``lr`` this is the orthogonal projection on all images that explain ``lr``,
+        which holds the truth: the mean squared error cannot grow (the range-null-space idea of DDNM).
+
+        Args:
+            sr: estimates, (..., H, W).
+            lr: low-resolution images, (..., H / scale, W / scale).
+            damping: noise of ``lr`` relative to the detail that is sought, one for all or (..., 1, 1); larger trusts
+                ``lr`` less. 0 needs a noiseless ``lr`` in float64: the operator with blur amplifies noise by up to
+                10 000.
+
+        Returns:
+            The corrected estimates, (..., H, W).
+        """
+        for size in sr.shape[-2:]:
+            self._check_size(size)
+        (u_rows, s_rows, vt_rows), (u_columns, s_columns, vt_columns) = (
+            self._decomposition(size, sr) for size in sr.shape[-2:]
+        )
+        residual = lr - self(sr)
+        s = s_rows[..., :, None] * s_columns[..., None, :]
+        with torch.autocast(sr.device.type, enabled=False):
+            coefficients = resample(residual, u_rows.mT, u_columns.mT) * (s / (s**2 + damping**2))
+            return sr + resample(coefficients, vt_rows.mT, vt_columns.mT)
+
+    def restore(self, lr: Tensor, damping: float | Tensor) -> Tensor:
+        """Return the damped linear inverse: bicubic upsampling, corrected to explain ``lr``.
+
+        The strongest linear baseline: 4 dB above bicubic where ``lr`` is exact and blurred.
+
+        Args:
+            lr: low-resolution images, (..., h, w).
+            damping: as in `enforce`.
+
+        Returns:
+            The estimates, (..., h * scale, w * scale).
+        """
+        rows, columns = (_bicubic_up(size, size * self.scale, lr.dtype, lr.device) for size in lr.shape[-2:])
+        with torch.autocast(lr.device.type, enabled=False):
+            start = resample(lr, rows, columns)
+        return self.enforce(start, lr, damping)
+
+    def _check_size(self, size: int) -> None:
+        if size % self.scale:
+            raise ConfigurationError(
+                f"an image side of {size} voxels cannot be degraded by {self.scale}: the side must be a multiple of "
+                f"{self.scale}; crop or pad the image to {size // self.scale * self.scale or self.scale} voxels."
+            )
 
 @dataclass(frozen=True)
-class Degradation:
+class Degradation(SeparableDegradation):
     """Bicubic antialiased downsampling on the cell-centered grid, and a Gaussian blur: ``y = P x P^T``.
 
     The operator is linear and separable, so a line of n voxels is degraded by the matrix ``P`` (n / scale, n) and an
@@ -100,92 +218,83 @@ class Degradation:
         self._check_size(size)
         return _matrix(self, size, torch.float64, torch.device("cpu")).clone()
 
-    def __call__(self, hr: Tensor) -> Tensor:
-        """Return the low-resolution images, (..., H / scale, W / scale), of ``hr``, (..., H, W).
+    @property
+    def lr_sigma(self) -> float:
+        """Standard deviation of the blur in LR voxels."""
+        return self.sigma if self.blur_on == "lr" else self.sigma / self.scale
 
-        Raises:
-            ConfigurationError: if H or W is not a multiple of the scale.
-        """
-        for size in hr.shape[-2:]:
-            self._check_size(size)
-        rows, columns = (_matrix(self, size, hr.dtype, hr.device) for size in hr.shape[-2:])
-        with torch.autocast(hr.device.type, enabled=False):
-            return resample(hr, rows, columns)
+    def _operator(self, size: int, like: Tensor) -> Tensor:
+        return _matrix(self, size, like.dtype, like.device)
 
-    def noise_level(self, lr: Tensor) -> Tensor:
-        """Return the standard deviation of the noise of ``lr``: what it holds where the degradation lets nothing pass.
+    def _decomposition(self, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _svd(self, size, like.dtype, like.device)
 
-        Rounding counts as noise (one step of integers is 0.29), and so does detail that this blur would have removed,
-        in an ``lr`` that came about in another way. Robust: the median of the absolute coefficients.
+    def _quiet_coefficients(self, height: int, width: int, like: Tensor) -> Tensor:
+        return _quiet(self, height, width, like.device)
 
-        Args:
-            lr: low-resolution images, (..., h, w).
 
-        Returns:
-            (..., 1, 1), in units of the intensities; 0 for a degradation that lets everything pass.
+@dataclass(frozen=True, eq=False)
+class Degradations(SeparableDegradation):
+    """A degradation for each image of a batch: that of image i is ``kinds[index[i]]``.
 
-        Example:
-            >>> noise = 0.01 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-            >>> round(Degradation().noise_level(noise).item(), 3)
-            0.01
-        """
-        height, width = (size * self.scale for size in lr.shape[-2:])
-        blind = _blind(self, height, width, lr.device)
-        if not len(blind):
-            return lr.new_zeros(*lr.shape[:-2], 1, 1)
-        u_rows, u_columns = (_svd(self, size, lr.dtype, lr.device)[0] for size in (height, width))
-        with torch.autocast(lr.device.type, enabled=False):
-            coefficients = resample(lr, u_rows.mT, u_columns.mT).flatten(-2)[..., blind]
-        return (coefficients.abs().median(dim=-1).values / 0.6745)[..., None, None]  # of a normal distribution
+    Args:
+        kinds: degradations of one scale.
+        index: (B,), int64, on the device of the images.
 
-    def enforce(self, sr: Tensor, lr: Tensor, damping: float | Tensor) -> Tensor:
-        r"""Return the images closest to ``sr`` that degrade to ``lr``: ``x + V[(U^T (y - P x P^T) U) * w] V^T``.
+    Example:
+        >>> kinds = with_blurs(Degradation(), [0.0, 0.5])
+        >>> lr = Degradations(kinds, torch.tensor([2, 0]))(torch.rand(2, 1, 16, 16))
+        >>> lr.shape
+        torch.Size([2, 1, 4, 4])
+    """
 
-        With ``P = U diag(s) V^T`` and ``w = S / (S^2 + damping^2)``, ``S`` the outer product of the singular values.
-        Without damping and with an exact ``lr`` this is the orthogonal projection on all images that explain ``lr``,
-        which holds the truth: the mean squared error cannot grow (the range-null-space idea of DDNM).
+    kinds: tuple[Degradation, ...]
+    index: Tensor
 
-        Args:
-            sr: estimates, (..., H, W).
-            lr: low-resolution images, (..., H / scale, W / scale).
-            damping: noise of ``lr`` relative to the detail that is sought, one for all or (..., 1, 1); larger trusts
-                ``lr`` less. 0 needs a noiseless ``lr`` in float64: the operator with blur amplifies noise by up to
-                10 000.
+    @property
+    def scale(self) -> int:  # type: ignore[override]  # a field there, the same for all here
+        """HR voxels for each LR voxel along an axis."""
+        return self.kinds[0].scale
 
-        Returns:
-            The corrected estimates, (..., H, W).
-        """
-        for size in sr.shape[-2:]:
-            self._check_size(size)
-        (u_rows, s_rows, vt_rows), (u_columns, s_columns, vt_columns) = (
-            _svd(self, size, sr.dtype, sr.device) for size in sr.shape[-2:]
-        )
-        residual = lr - self(sr)
-        s = torch.outer(s_rows, s_columns)
-        with torch.autocast(sr.device.type, enabled=False):
-            coefficients = resample(residual, u_rows.mT, u_columns.mT) * (s / (s**2 + damping**2))
-            return sr + resample(coefficients, vt_rows.mT, vt_columns.mT)
+    @property
+    def lr_sigma(self) -> Tensor:
+        """Standard deviation of the blur in LR voxels: (B, 1, 1, 1)."""
+        return _sigmas(self.kinds, self.index.device)[self.index][:, None, None, None]
 
-    def restore(self, lr: Tensor, damping: float | Tensor) -> Tensor:
-        """Return the damped linear inverse: bicubic upsampling, corrected to explain ``lr``.
+    def _operator(self, size: int, like: Tensor) -> Tensor:
+        return _stacked(self.kinds, "_operator", (size,), like.dtype, like.device)[0][self.index][:, None]
 
-        The strongest linear baseline: 4 dB above bicubic where ``lr`` is exact and blurred.
+    def _decomposition(self, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u, s, vt = _stacked(self.kinds, "_decomposition", (size,), like.dtype, like.device)
+        return u[self.index][:, None], s[self.index][:, None], vt[self.index][:, None]
 
-        Args:
-            lr: low-resolution images, (..., h, w).
-            damping: as in `enforce`.
+    def _quiet_coefficients(self, height: int, width: int, like: Tensor) -> Tensor:
+        parts = _stacked(self.kinds, "_quiet_coefficients", (height, width), like.dtype, like.device)
+        return parts[0][self.index][:, None]
 
-        Returns:
-            The estimates, (..., h * scale, w * scale).
-        """
-        rows, columns = (_bicubic_up(size, size * self.scale, lr.dtype, lr.device) for size in lr.shape[-2:])
-        with torch.autocast(lr.device.type, enabled=False):
-            start = resample(lr, rows, columns)
-        return self.enforce(start, lr, damping)
 
-    def _check_size(self, size: int) -> None:
-        if size % self.scale:
-            raise ConfigurationError(
-                f"an image side of {size} voxels cannot be degraded by {self.scale}: the side must be a multiple of "
-                f"{self.scale}; crop or pad the image to {size // self.scale * self.scale or self.scale} voxels."
-            )
+def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degradation, ...]:
+    """Return a degradation, and after it the same with other blurs.
+
+    Example:
+        >>> [kind.sigma for kind in with_blurs(Degradation(), [0.0, 0.5])]
+        [1.0, 0.0, 0.5]
+    """
+    return degradation, *(replace(degradation, sigma=sigma) for sigma in sigmas)
+
+
+@lru_cache(maxsize=64)
+def _stacked(
+    kinds: tuple[Degradation, ...], name: str, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return what a method of each kind returns, stacked along a first axis."""
+    with torch.inference_mode(False):
+        found = [getattr(kind, name)(*sizes, torch.empty(0, dtype=dtype, device=device)) for kind in kinds]
+        parts = zip(*(x if isinstance(x, tuple) else (x,) for x in found), strict=True)
+        return tuple(torch.stack(part) for part in parts)
+
+
+@lru_cache(maxsize=64)
+def _sigmas(kinds: tuple[Degradation, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([kind.lr_sigma for kind in kinds], device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.error import URLError
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.degradation import Degradation, Degradations
 from miar_monai.errors import ConfigurationError, MissingWeightsError
 from miar_monai.networks import MIAR, MSVQVAE
 
@@ -120,7 +122,8 @@ class MIARObjective(nn.Module):
 
     The tokenizer is frozen and turns the truth into tokens. The transformer sees sums of scales in which some tokens
     were replaced, while the tokens asked of it repair the damage (self-correction). The decoder learns from what the
-    transformer really predicts, so that it knows the mistakes it will meet.
+    transformer really predicts, so that it knows the mistakes it will meet; its perceptual map can learn from tokens of
+    the truth too, which say more than the LR image does.
 
     Args:
         network: the network to train.
@@ -131,6 +134,8 @@ class MIARObjective(nn.Module):
         scale_weight_power: weight of a token of scale k is (L_K / L_k)^power: 0 treats all tokens alike, 0.5 protects
             the early scales (Infinity).
         image_weight: weight of both image losses.
+        teacher_forcing: share of the images whose perceptual map comes from tokens of the truth.
+        degradations: what the LR images may have come about by; the network's own by default.
 
     Reference:
         Paper Sec. 3.1–3.2; Han et al., Infinity, 2024, Sec. 3.4 (bitwise self-correction).
@@ -148,9 +153,13 @@ class MIARObjective(nn.Module):
         num_neighbors: int = 10,
         scale_weight_power: float = 0.0,
         image_weight: float = 30.0,
+        teacher_forcing: float = 0.0,
+        degradations: Sequence[Degradation] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.teacher_forcing = teacher_forcing
+        self.degradations = tuple(degradations or [network.degradation])
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.reconstruction = reconstruction
         self.self_correction = self_correction
@@ -184,8 +193,11 @@ class MIARObjective(nn.Module):
         return self
 
     @torch.no_grad()
-    def teach(self, hr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, L · S) of the truth and the transformer's inputs (B, L - 1, C)."""
+    def teach(self, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens (B, L · S) of the truth, the transformer's inputs (B, L - 1, C) and latents (B, C, G, G).
+
+        Inputs and latents are sums of tokens some of which are replaced.
+        """
         quantizer = self.network.quantizer
         corrupt = None
         if self.training and self.self_correction > 0:
@@ -196,20 +208,28 @@ class MIARObjective(nn.Module):
         f = self.tokenizer.encoder(hr)
         steps = list(quantizer.residual_steps(f.to(quantizer.codebook.dtype), corrupt))
         inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
-        return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1)
+        return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1), steps[-1].f_hat
 
-    def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Return the named losses of LR images (B, 1, h, w) and their truth (B, 1, H, W); ``"loss"`` is the sum."""
-        tokens, inputs = self.teach(hr)
-        features = self.network.features(lr)
+    def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the named losses of a batch; ``"loss"`` is the sum.
+
+        Args:
+            lr: LR images, (B, 1, h, w).
+            hr: their truth, (B, 1, H, W).
+            index: which of ``degradations`` each came about by, (B,), int64; the network's own by default.
+        """
+        tokens, inputs, true_f_hat = self.teach(hr)
+        features = self.network.features(lr, None if index is None else Degradations(self.degradations, index))
         context = self.network.transformer.context(features.f_lr)
         logits = self.network.transformer(inputs, context)  # (B, L · S, V)
         parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
         parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
         with torch.no_grad():
             predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
-        perceptual, faithful = self.network.estimate(predicted.f_hat, lr, features).float().split(1, dim=1)
-        parts["faithful_loss"] = F.l1_loss(faithful, hr)
+            taught = torch.rand(len(hr), 1, 1, 1, device=hr.device) < self.teacher_forcing * self.training
+        f_hat = torch.where(taught, true_f_hat, predicted.f_hat)
+        perceptual, faithful = self.network.estimate(f_hat, features).float().split(1, dim=1)
+        parts["faithful_loss"] = F.l1_loss(torch.where(taught, hr, faithful), hr)
         parts["perceptual_loss"] = self.reconstruction(perceptual, hr)
         image_loss = parts["faithful_loss"] + parts["perceptual_loss"]
         return parts | {"loss": parts["token_loss"] + self.image_weight * image_loss}

@@ -203,7 +203,8 @@ class MIARTrainer(_StepTrainer):
     Args:
         device: where to train.
         max_epochs: number of epochs.
-        train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), and ``"label"``, HR slices (B, 1, H, W).
+        train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), ``"label"``, HR slices (B, 1, H, W), and
+            perhaps ``"degradation"``, by which of the objective's degradations each came about, (B,).
         objective: the objective, perhaps wrapped for several GPUs.
         optimizer: of the network's trainable parameters.
         train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
@@ -227,13 +228,13 @@ class MIARTrainer(_StepTrainer):
         self.add_event_handler(Events.STARTED, module.start)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
-        lr, hr = self.to_device(batchdata["image"]), self.to_device(batchdata["label"])
+        batch = [self.to_device(batchdata[key]) for key in ("image", "label", "degradation") if key in batchdata]
         self.objective.train()
-        return [self.learn(lr, hr)]
+        return [self.learn(*batch)]
 
-    def _step(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def _step(self, *batch: Tensor) -> dict[str, Tensor]:
         with self.autocast():
-            parts = self.objective(lr, hr)
+            parts = self.objective(*batch)
         self.optimize(parts["loss"], self.optimizer)
         return {name: part.detach() for name, part in parts.items()}
 

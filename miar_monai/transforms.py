@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, InvertibleTransform, MapTransform, Transform
+from monai.transforms import Compose, InvertibleTransform, MapTransform, RandomizableTransform, Transform
 from monai.transforms.utils import allow_missing_keys_mode
 from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor
 from torch import Tensor
 
+from miar_monai.decoding import check_range
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ImageError, OutputError
+from miar_monai.errors import ConfigurationError, ImageError, OutputError
 from miar_monai.files import refuse_to_overwrite
 from miar_monai.geometry import axial_axis, downscaled_affine, upscaled_affine
 from miar_monai.io import Volume, check_output_folder, read_volume, volume_stem, write_nifti
@@ -32,6 +33,7 @@ __all__ = [
     "InvertSuperResolutiond",
     "LoadVolume",
     "LoadVolumed",
+    "RandSimulateLowResolutiond",
     "SaveVolume",
     "SaveVolumed",
     "ScaleIntensityHU",
@@ -358,6 +360,68 @@ class SimulateLowResolutiond(_ArrayTransformd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, SimulateLowResolution(scale, sigma, blur_on), allow_missing_keys)
+
+
+class RandSimulateLowResolutiond(RandomizableTransform, MapTransform):
+    """Degrade slices by one of several degradations, drawn for each, and add white noise to some of them.
+
+    Which one it was is written to the item: the index as ``degradation_key``, int64.
+
+    Args:
+        keys: of slices (C, X, Y).
+        degradations: the first is the main one; see `miar_monai.degradation.with_blurs`.
+        other_prob: probability of one of the others.
+        noise: lowest and highest standard deviation of the noise, in units of the intensities; drawn uniformly in the
+            logarithm.
+        noise_prob: probability of noise.
+        degradation_key: where the index goes.
+        allow_missing_keys: pass over missing slices.
+
+    Example:
+        >>> simulate = RandSimulateLowResolutiond("image", [Degradation(), Degradation(sigma=0)]).set_random_state(0)
+        >>> item = simulate({"image": torch.zeros(1, 32, 16)})
+        >>> item["image"].shape, item["degradation"].dtype
+        (torch.Size([1, 8, 4]), torch.int64)
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        degradations: Sequence[Degradation],
+        other_prob: float = 0.5,
+        noise: Sequence[float] = (1e-4, 0.02),
+        noise_prob: float = 0.5,
+        degradation_key: str = "degradation",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        for name, value in (("other_prob", other_prob), ("noise_prob", noise_prob)):
+            check_range(name, value, 0, 1)
+        if not 0 < noise[0] <= noise[1]:
+            raise ConfigurationError(
+                f"noise is {list(noise)}, but a lowest and a highest level above 0 are needed; correct the setting."
+            )
+        self.degradations = list(degradations)
+        self.other_prob = other_prob
+        self.noise = noise
+        self.noise_prob = noise_prob
+        self.degradation_key = degradation_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` with degraded slices and the index of their degradation."""
+        index, level = 0, 0.0
+        if len(self.degradations) > 1 and self.R.rand() < self.other_prob:
+            index = int(self.R.randint(1, len(self.degradations)))
+        if self.R.rand() < self.noise_prob:
+            level = float(np.exp(self.R.uniform(*np.log(self.noise))))
+        result: dict[Hashable, Any] = {**data, self.degradation_key: torch.tensor(index)}
+        for key in self.key_iterator(data):
+            lr = self.degradations[index](convert_to_tensor(data[key], track_meta=False))
+            if level:
+                lr = lr + level * torch.from_numpy(self.R.standard_normal(lr.shape)).to(lr)
+            result[key] = lr
+        return result
 
 
 class ScaleIntensityRobustd(_InvertibleArrayTransformd):

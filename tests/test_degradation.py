@@ -5,7 +5,7 @@ import pytest
 import torch
 from phantoms import head
 
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import Degradation, Degradations, with_blurs
 from miar_monai.errors import ConfigurationError
 
 DEGRADATIONS = [Degradation(), Degradation(blur_on="hr"), Degradation(sigma=0), Degradation(scale=2, sigma=0.8)]
@@ -156,5 +156,35 @@ def test_noise_is_measured_where_nothing_passes(level: float, dtype: torch.dtype
     torch.testing.assert_close(scaled, 40 * degradation.noise_level(noisy), atol=0, rtol=1e-3)
 
 
-def test_without_a_blind_spot_there_is_no_noise_to_see() -> None:
-    assert Degradation(sigma=0).noise_level(torch.rand(2, 1, 16, 16)).eq(0).all()
+def test_noise_is_measured_without_a_blur_too_where_it_exceeds_the_detail() -> None:
+    degradation, generator = Degradation(sigma=0), torch.Generator().manual_seed(0)
+    lr = degradation(torch.rand(1, 1, 6, 6, generator=generator).repeat_interleave(16, 2).repeat_interleave(16, 3))
+    level = degradation.noise_level(lr)
+    noisy = degradation.noise_level(lr + 0.1 * torch.randn(lr.shape, generator=generator))
+    assert level < 0.05
+    torch.testing.assert_close(noisy, torch.full_like(noisy, 0.1), atol=0, rtol=0.25)
+
+
+KINDS = with_blurs(Degradation(), [0.0, 0.5, 1.3])
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 32)])
+def test_each_image_has_the_degradation_of_its_index(size: tuple[int, int], hr: torch.Tensor) -> None:
+    hr = hr[:, None, : size[0], : size[1]]
+    index = torch.tensor([3, 0, 1, 2, 0])
+    mixed = Degradations(KINDS, index)
+    lr = mixed(hr)
+    damping = torch.linspace(0.01, 0.1, 5, dtype=torch.float64).view(5, 1, 1, 1)
+    assert mixed.scale == 4
+    for i, kind in enumerate(index.tolist()):
+        own, one = KINDS[kind], slice(i, i + 1)
+        torch.testing.assert_close(lr[one], own(hr[one]))
+        torch.testing.assert_close(mixed.noise_level(lr)[one], own.noise_level(lr[one]))
+        torch.testing.assert_close(mixed.restore(lr, damping)[one], own.restore(lr[one], damping[one]))
+        torch.testing.assert_close(mixed.enforce(hr, lr, damping)[one], own.enforce(hr[one], lr[one], damping[one]))
+        assert mixed.lr_sigma[i].item() == pytest.approx(own.lr_sigma)
+
+
+def test_the_blur_is_told_in_lr_voxels() -> None:
+    assert Degradation(sigma=2.0, blur_on="hr").lr_sigma == 0.5
+    assert Degradation(sigma=2.0).lr_sigma == 2.0

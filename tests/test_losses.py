@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import CODES, SCALES, started, tiny_miar, tiny_slices, tiny_tokenizer
 from torch import Tensor
 
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import Degradation, Degradations, with_blurs
 from miar_monai.errors import MissingWeightsError
 from miar_monai.losses import MIARObjective, ReconstructionLoss, adaptive_weight, corrupt_tokens, token_loss
 
@@ -108,17 +108,18 @@ def clean_teaching(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_teaching_without_corruption_is_what_decoding_sees() -> None:
     for loss in (objective(self_correction=0.0).train(), objective(self_correction=0.3).eval()):
-        tokens, inputs = loss.teach(tiny_slices())
+        tokens, inputs, latents = loss.teach(tiny_slices())
         expected_tokens, expected_inputs = clean_teaching(loss, tiny_slices())
         assert torch.equal(tokens, expected_tokens)
         torch.testing.assert_close(inputs, expected_inputs)
+        torch.testing.assert_close(latents, loss.tokenizer.quantizer.decode(tokens))
         assert len(inputs[0]) == sum(side**2 for side in SCALES[1:])
 
 
 def test_targets_repair_the_damage() -> None:
     loss = objective(self_correction=1.0).train()
     quantizer, hr = loss.network.quantizer, tiny_slices()
-    tokens, inputs = loss.teach(hr)
+    tokens, inputs, _ = loss.teach(hr)
     clean_tokens, clean_inputs = clean_teaching(loss, hr)
     f = loss.tokenizer.encoder(hr)
     schedule = quantizer.schedule
@@ -145,6 +146,30 @@ def test_losses_are_named_and_add_up() -> None:
     assert not torch.allclose(perceptual, faithful)
     expected = parts["token_loss"] + 3 * (parts["faithful_loss"] + parts["perceptual_loss"])
     torch.testing.assert_close(parts["loss"], expected)
+
+
+def test_each_image_is_judged_under_its_own_degradation() -> None:
+    kinds, index = with_blurs(Degradation(), [0.0]), torch.tensor([0, 1, 1, 0])
+    loss, hr = objective(degradations=kinds).eval(), tiny_slices()
+    lr = Degradations(kinds, index)(hr)
+    together = loss(lr, hr, index)
+    alone = [loss(lr[i : i + 1], hr[i : i + 1], index[i : i + 1]) for i in range(4)]
+    for name in ("token_loss", "faithful_loss", "perceptual_loss"):
+        torch.testing.assert_close(together[name], torch.stack([parts[name] for parts in alone]).mean())
+    assert not torch.isclose(together["loss"], loss(lr, hr)["loss"])
+
+
+def test_with_teacher_forcing_only_the_perceptual_map_sees_tokens_of_the_truth() -> None:
+    loss = objective(self_correction=0.0, teacher_forcing=1.0).train()
+    network, lr, hr = loss.network, lr_slices(), tiny_slices()
+    parts, features = loss(lr, hr), network.features(lr)
+    maps = network.estimate(network.quantizer.decode(loss.tokenizer.encode(hr)), features)
+    torch.testing.assert_close(parts["perceptual_loss"], loss.reconstruction(maps[:, :1], hr))
+    assert parts["faithful_loss"] == 0
+    free = loss.eval()(lr, hr)
+    perceptual, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 1.0))
+    torch.testing.assert_close(free["perceptual_loss"], loss.reconstruction(perceptual, hr))
+    torch.testing.assert_close(free["faithful_loss"], (faithful - hr).abs().mean())
 
 
 def test_early_scales_weigh_more_by_the_power() -> None:

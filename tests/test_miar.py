@@ -9,7 +9,7 @@ from tiny import spread, started, tiny_miar, tiny_slices, tiny_tokenizer
 from torch import Tensor
 
 from miar_monai.decoding import Decoding, decode_tokens
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import Degradation, Degradations
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import MIAR
 
@@ -32,10 +32,11 @@ def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> Non
     network, lr = trained(lr_encoder), lr_images()
     with torch.no_grad():
         linear = network.degradation.restore(lr, 1e-3)
-        features = network.lr_encoder(linear)
-        context = network.transformer.context(features.f_lr)
+        condition = torch.tensor([[-1.0, 0.0]] * 3).view(3, 2, 1, 1)  # damping 1e-3, blur 1
+        f_lr, skip = network.lr_encoder(linear, condition)
+        context = network.transformer.context(f_lr)
         decoded = decode_tokens(network.transformer, network.quantizer, context, Decoding("greedy"))
-        skips = {0: torch.nn.functional.pixel_unshuffle(linear, 2), 1: features.skip}
+        skips = {0: torch.nn.functional.pixel_unshuffle(linear, 2), 1: skip}
         maps = network.decoder(network.quantizer.decode(decoded.tokens), skips)
         maps = network.degradation.enforce(maps, lr, 1e-3)
     result = network.super_resolve(lr)
@@ -51,7 +52,7 @@ def test_fidelity_mixes_the_two_maps() -> None:
     network, lr = trained(), lr_images()
     perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
     features = network.features(lr)
-    maps = network.estimate(network.quantizer.decode(network.super_resolve(lr).tokens), lr, features)
+    maps = network.estimate(network.quantizer.decode(network.super_resolve(lr).tokens), features)
     torch.testing.assert_close(perceptual, maps[:, :1])
     torch.testing.assert_close(faithful, maps[:, 1:])
     torch.testing.assert_close(half, (perceptual + faithful) / 2)
@@ -64,7 +65,7 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
     network, lr = tiny_miar(lr_encoder=lr_encoder).eval(), lr_images().float()
     network.load_tokenizer(tokenizer)
     for latents in (torch.zeros(3, 6, 5, 5), torch.randn(3, 6, 5, 5)):
-        maps = network.estimate(latents, lr, network.features(lr))
+        maps = network.estimate(latents, network.features(lr))
         linear = network.degradation.enforce(torch.zeros_like(maps), lr, network.damping)
         torch.testing.assert_close(maps, linear)
     inner = [name for name in tokenizer.decoder.state_dict() if not name.startswith(("conv_out", "gain"))]
@@ -84,10 +85,10 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
     exact = network.degradation(hr)
     noise = 0.02 * torch.randn(exact.shape, generator=generator)
     mixed = torch.stack([exact[0], exact[1] + noise[1]])
-    damping = network.damping_of(mixed)
+    damping = network.features(mixed).damping
     assert damping[0] < 2e-3
     assert 0.05 < damping[1] < 0.2  # 0.02 / 0.2 = 0.1
-    assert network.damping_of(torch.zeros(1, 1, 10, 10)) == network.damping
+    assert network.features(torch.zeros(1, 1, 10, 10)).damping == network.damping
 
     def errors(restored: torch.Tensor) -> torch.Tensor:
         return (restored - hr).square().mean(dim=(1, 2, 3))
@@ -113,6 +114,28 @@ def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() 
     assert result.trust[2] < 2e-4
     torch.testing.assert_close(result.sr, torch.lerp(linear, alone, result.trust[:, None, None, None]))
     assert not torch.allclose(linear, alone, atol=0.01)
+
+
+def test_features_of_another_degradation_are_told_by_image() -> None:
+    network, hr = trained(), tiny_slices(3).double()
+    kinds, index = (network.degradation, Degradation(sigma=0.0)), torch.tensor([1, 0, 1])
+    mixed = Degradations(kinds, index)
+    lr = mixed(hr)
+    latents = torch.randn(3, 6, 5, 5, dtype=torch.float64)
+    together = network.estimate(latents, network.features(lr, mixed))
+    for i, kind in enumerate(index.tolist()):
+        one = slice(i, i + 1)
+        alone = network.estimate(latents[one], network.features(lr[one], kinds[kind]))
+        torch.testing.assert_close(together[one], alone)
+        wrong = network.estimate(latents[one], network.features(lr[one], kinds[1 - kind]))
+        assert not torch.allclose(together[one], wrong, atol=1e-3)
+
+
+def test_the_network_hears_of_the_noise_and_the_blur() -> None:
+    encoder, linear = trained().lr_encoder, tiny_slices(1).double()
+    said = [encoder(linear, torch.tensor(c).double().view(1, 2, 1, 1)) for c in ([-1, 0], [0, 0], [-1, -1])]
+    for one, other in ((said[0], said[1]), (said[0], said[2])):
+        assert all(not torch.allclose(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("lr_encoder", ["initialized", "shared"])
@@ -194,9 +217,9 @@ def test_training_mode_does_not_train_when_only_used() -> None:
 
 @pytest.mark.parametrize("degradation", [Degradation(), Degradation(sigma=0.0), Degradation(sigma=3.0, blur_on="hr")])
 def test_both_maps_explain_the_lr_images_whatever_the_networks_say(degradation: Degradation) -> None:
-    network = started(tiny_miar(degradation=degradation, damping=1e-6)).double()
+    network = started(tiny_miar(degradation=degradation, damping=1e-6, detail=1e9, known_noise=1e9)).double()
     lr = degradation(tiny_slices(3).double())
-    maps = network.estimate(torch.randn(3, 6, 5, 5, dtype=torch.float64), lr, network.features(lr))
+    maps = network.estimate(torch.randn(3, 6, 5, 5, dtype=torch.float64), network.features(lr))
     torch.testing.assert_close(degradation(maps), lr.expand(-1, 2, -1, -1), rtol=0, atol=1e-3)
     assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1  # they say different things
 

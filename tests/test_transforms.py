@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from monai.transforms import Compose, Flip, Invertd, Orientationd, Transform
 from phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 
 import miar_monai.transforms as T
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import Degradation, with_blurs
 from miar_monai.errors import ConfigurationError, ImageError, OutputError, find_miar_error
 from miar_monai.geometry import axial_axis, fov_corners, upscaled_affine
 from miar_monai.io import read_volume
@@ -82,6 +83,57 @@ def test_too_few_slices() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ low resolution
+
+
+KINDS = with_blurs(Degradation(), [0.0, 0.5])
+
+
+def simulate(seed: int = 0, **settings: Any) -> T.RandSimulateLowResolutiond:
+    return T.RandSimulateLowResolutiond("image", KINDS, **settings).set_random_state(seed)
+
+
+def test_random_low_resolution_says_what_it_was() -> None:
+    slice_, transform, seen = torch.from_numpy(head((64, 48, 1))[None, ..., 0]), simulate(noise_prob=0.0), []
+    for _ in range(300):
+        item = transform({"image": slice_, "label": slice_})
+        seen.append(int(item["degradation"]))
+        torch.testing.assert_close(item["image"], KINDS[seen[-1]](slice_))
+        assert item["label"] is slice_
+    counts = np.bincount(seen, minlength=3)
+    assert 120 < counts[0] < 180
+    assert counts[1:].min() > 50
+
+
+def test_random_noise_lies_within_its_bounds() -> None:
+    slice_, transform, levels = torch.zeros(1, 128, 128), simulate(other_prob=0.0, noise=(0.01, 0.1)), []
+    for _ in range(200):
+        levels.append(transform({"image": slice_})["image"].std().item())
+    noisy = np.array([level for level in levels if level > 0])
+    assert 70 < len(noisy) < 130
+    assert 0.009 < noisy.min() < 0.013
+    assert 0.075 < noisy.max() < 0.11
+    assert 0.025 < np.median(noisy) < 0.04  # uniform in the logarithm: 0.032
+
+
+def test_random_low_resolution_is_repeatable() -> None:
+    item = {"image": torch.from_numpy(head((32, 32, 1))[None, ..., 0])}
+    first, again, other = (simulate(seed, noise_prob=1.0)(item)["image"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"noise": (0.0, 0.1)}, r"^noise is \[0.0, 0.1\], but a lowest and a highest level above 0 are needed"),
+        ({"noise": (0.2, 0.1)}, r"^noise is \[0.2, 0.1\], but"),
+        ({"noise_prob": 1.5}, "^noise_prob is 1.5, but it must lie between 0 and 1"),
+        ({"other_prob": -1}, "^other_prob is -1, but it must lie between 0 and 1"),
+    ],
+)
+def test_random_low_resolution_out_of_range_is_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        simulate(**settings)
 
 
 @pytest.mark.parametrize("affine", [LPS_AFFINE, SAGITTAL])

@@ -31,8 +31,8 @@ class RegressionObjective(nn.Module):
     def start(self) -> None:
         """Do nothing: there is nothing to prepare; the trainer calls this."""
 
-    def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Return the loss of LR images (B, 1, h, w) and their truth (B, 1, H, W)."""
+    def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the loss of LR images (B, 1, h, w) and their truth (B, 1, H, W); how they came about is not told."""
         return {"loss": self.loss(self.network(lr).float(), hr)}
 
 
@@ -62,8 +62,8 @@ class DiffusionObjective(nn.Module):
                 " network.measure_scale(images) before training."
             )
 
-    def forward(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Return the loss of LR images (B, 1, h, w) and their truth (B, 1, H, W)."""
+    def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the loss of LR images (B, 1, h, w) and their truth (B, 1, H, W); how they came about is not told."""
         schedule = self.network.noise_schedule
         latents = self.network.encode(hr)  # (B, C, G, G)
         noise = torch.randn_like(latents)

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Encoder, ResidualBlock, group_norm, middle, zero_conv
 
-__all__ = ["LRFeatures", "LightLREncoder", "TokenizerLREncoder"]
-
-
-class LRFeatures(NamedTuple):
-    """What is known of the LR image."""
-
-    f_lr: Tensor
-    """On the latent grid, for cross-attention: (B, context_channels, G, G)."""
-    skip: Tensor
-    """On the grid of the LR image, for the decoder: (B, skip_channels, h, w)."""
-    linear: Tensor
-    """Its linear estimate of the HR image: (B, 1, H, W)."""
+__all__ = ["LightLREncoder", "TokenizerLREncoder"]
 
 
 def level_of_lr(scale: int, patch_size: int) -> int:
@@ -47,10 +36,9 @@ class TokenizerLREncoder(nn.Module):
         scale: HR pixels for each LR pixel.
 
     Example:
-        >>> import torch
         >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 16, 16), num_res_blocks=1), scale=4)
-        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32))]
-        [(1, 8, 4, 4), (1, 16, 8, 8), (1, 1, 32, 32)]
+        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32), torch.zeros(1, 2, 1, 1))]
+        [(1, 8, 4, 4), (1, 16, 8, 8)]
     """
 
     def __init__(self, encoder: Encoder, scale: int = 4) -> None:
@@ -59,10 +47,13 @@ class TokenizerLREncoder(nn.Module):
         self.skip_level = level_of_lr(scale, encoder.to_patches.downscale_factor)
         self.skip_channels = encoder.channels[self.skip_level]
 
-    def forward(self, linear: Tensor) -> LRFeatures:
-        """Map linear estimates (B, 1, H, W) to the features of their LR images."""
+    def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Map linear estimates (B, 1, H, W) to f_LR on the latent grid and the decoder's skip on that of the LR images.
+
+        The condition (B, 2, 1, 1) is for `LightLREncoder`: the tokenizer's encoder has no place for it.
+        """
         maps = self.encoder.features(linear)
-        return LRFeatures(self.encoder.latent(linear, maps[-1]), maps[self.skip_level], linear)
+        return self.encoder.latent(linear, maps[-1]), maps[self.skip_level]
 
 
 class PlainBlock(nn.Module):
@@ -87,10 +78,9 @@ class LightLREncoder(nn.Module):
         scale: HR pixels for each LR pixel; patches of so many pixels of the linear estimate are the input channels.
 
     Example:
-        >>> import torch
         >>> encoder = LightLREncoder(8, channels=(8, 16), num_blocks=1)
-        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32))]
-        [(1, 8, 4, 4), (1, 8, 8, 8), (1, 1, 32, 32)]
+        >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32), torch.zeros(1, 2, 1, 1))]
+        [(1, 8, 4, 4), (1, 8, 8, 8)]
     """
 
     def __init__(
@@ -103,15 +93,25 @@ class LightLREncoder(nn.Module):
         super().__init__()
         self.skip_channels = channels[0]
         self.to_patches = nn.PixelUnshuffle(scale)
-        self.conv_in = nn.Conv2d(scale**2, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(scale**2 + 2, channels[0], 3, padding=1)
         self.body = nn.Sequential(*(PlainBlock(channels[0]) for _ in range(num_blocks)))
         self.down = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
         self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
         self.norm_out = group_norm(channels[1])
         self.conv_out = nn.Conv2d(channels[1], context_channels, 3, padding=1)
 
-    def forward(self, linear: Tensor) -> LRFeatures:
-        """Map linear estimates (B, 1, H, W) to the features of their LR images."""
-        skip = self.body(self.conv_in(self.to_patches(linear)))  # (B, channels[0], h, w)
+    def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Map linear estimates to f_LR on the latent grid and the decoder's skip on the grid of the LR images.
+
+        Args:
+            linear: (B, 1, H, W).
+            condition: two numbers that say how each of them came about, (B, 2, 1, 1).
+
+        Returns:
+            (B, context_channels, G, G) and (B, channels[0], h, w).
+        """
+        patches = self.to_patches(linear)  # (B, scale², h, w)
+        x = torch.cat([patches, condition.to(patches).expand(-1, -1, *patches.shape[2:])], dim=1)
+        skip = self.body(self.conv_in(x))  # (B, channels[0], h, w)
         f_lr = self.conv_out(F.silu(self.norm_out(self.middle(self.down(skip)))))  # (B, context_channels, G, G)
-        return LRFeatures(f_lr, skip, linear)
+        return f_lr, skip

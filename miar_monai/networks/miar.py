@@ -10,16 +10,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.decoding import Decoding, decode_tokens
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import Degradation, SeparableDegradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Decoder, Encoder
-from miar_monai.networks.lr_encoder import LightLREncoder, LRFeatures, TokenizerLREncoder, level_of_lr
+from miar_monai.networks.lr_encoder import LightLREncoder, TokenizerLREncoder, level_of_lr
 from miar_monai.networks.msvqvae import MSVQVAE
 from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.networks.transformer import MIARTransformer
 
-__all__ = ["MIAR", "MIARResult"]
+__all__ = ["MIAR", "LRFeatures", "MIARResult"]
+
+
+class LRFeatures(NamedTuple):
+    """What is known of LR images: measured once, used everywhere."""
+
+    lr: Tensor
+    """The images: (B, 1, h, w)."""
+    degradation: SeparableDegradation
+    """How they came about."""
+    damping: Tensor
+    """Of the inverse of that: (B, 1, 1, 1)."""
+    trust: Tensor
+    """Share of what was learned in the result, in [0, 1]: (B, 1, 1, 1)."""
+    linear: Tensor
+    """Linear estimate of the HR images: (B, 1, H, W)."""
+    f_lr: Tensor
+    """On the latent grid, for cross-attention: (B, context_channels, G, G)."""
+    skip: Tensor
+    """On the grid of the LR images, for the decoder: (B, skip_channels, h, w)."""
 
 
 class MIARResult(NamedTuple):
@@ -32,15 +51,14 @@ class MIARResult(NamedTuple):
     score: Tensor
     """Log-probability of the tokens: (B,)."""
     trust: Tensor
-    """Share of what was learned in ``sr``, see `MIAR.trust`: (B,)."""
+    """Share of what was learned in ``sr``, see `MIAR.features`: (B,)."""
 
 
 class MIAR(nn.Module):
     """4× super-resolution by next-scale prediction: LR encoder, transformer, codebook and φ, decoder.
 
-    What is linear is solved in closed form: the networks see the damped linear inverse of the degradation they are
-    trained for, and both of their output maps are corrected to explain the LR image. What is left to learn is what the
-    LR image does not say.
+    What is linear is solved in closed form: the networks see the damped linear inverse of the degradation, and both of
+    their output maps are corrected to explain the LR image. What is left to learn is what the LR image does not say.
 
     The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
     faithful estimate; ``fidelity`` mixes them.
@@ -53,7 +71,8 @@ class MIAR(nn.Module):
         context_channels: channels of f_LR (32 with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
         dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
-        degradation: what makes LR images of HR images; its scale is the network's. The paper's by default.
+        degradation: what makes LR images of HR images, unless `features` is told otherwise; its scale is the network's.
+            The paper's by default.
         damping: of its inverse, at least; see `Degradation.enforce`.
         detail: standard deviation of the detail that is sought, in units of the intensities: the damping is the noise
             of the LR image over it, which is measured in each image (`Degradation.noise_level`).
@@ -89,8 +108,8 @@ class MIAR(nn.Module):
         positions: str = "rotary",
         degradation: Degradation | None = None,
         damping: float = 1e-3,
-        detail: float = 0.05,
-        known_noise: float = 3e-4,
+        detail: float = 0.2,
+        known_noise: float = 0.02,
     ) -> None:
         super().__init__()
         self.degradation = degradation or Degradation()
@@ -164,36 +183,39 @@ class MIAR(nn.Module):
         own |= {name: value for name, value in tokenizer.decoder.state_dict().items() if name not in last}
         self.decoder.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in last})
 
-    def damping_of(self, lr: Tensor) -> Tensor:
-        """Return how far the noise of LR images (B, 1, h, w) damps the inverse of the degradation: (B, 1, 1, 1)."""
-        return (self.degradation.noise_level(lr) / self.detail).clamp(min=self.damping)
+    def features(self, lr: Tensor, degradation: SeparableDegradation | None = None) -> LRFeatures:
+        """Return what is known of LR images.
 
-    def trust(self, lr: Tensor) -> Tensor:
-        """Return the share of what was learned in the result, in [0, 1]: (B, 1, 1, 1).
+        Their noise is measured. It damps the inverse of the degradation, and beyond what the weights have met in
+        training it moves the result to the linear estimate: a network takes noise that it does not know for detail.
 
-        1 up to the noise that the weights know; beyond, the result moves to the linear estimate. A network that has
-        never met noise takes it for detail and sharpens it.
+        Args:
+            lr: (B, 1, h, w).
+            degradation: how they came about; as the network was built by default.
         """
-        noise = self.degradation.noise_level(lr)
-        return (self.known_noise / noise.clamp(min=self.known_noise)).square()
-
-    def features(self, lr: Tensor) -> LRFeatures:
-        """Return what is known of LR images (B, 1, h, w)."""
-        return self.lr_encoder(self.degradation.restore(lr, self.damping_of(lr)))
+        degradation = degradation or self.degradation
+        noise = degradation.noise_level(lr)  # (B, 1, 1, 1)
+        damping = (noise / self.detail).clamp(min=self.damping)
+        trust = (self.known_noise / noise.clamp(min=self.known_noise)).square()
+        linear = degradation.restore(lr, damping)
+        sigma = torch.zeros_like(damping) + degradation.lr_sigma
+        f_lr, skip = self.lr_encoder(linear, torch.cat([damping.log10() + 2, sigma - 1], dim=1))  # both about 0
+        return LRFeatures(lr, degradation, damping, trust, linear, f_lr, skip)
 
     def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
         linear = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
         return self.decoder(f_hat, {0: linear, self.skip_level: features.skip})
 
-    def estimate(self, f_hat: Tensor, lr: Tensor, features: LRFeatures) -> Tensor:
+    def estimate(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, corrected to explain the LR images."""
-        maps = self.degradation.enforce(self.decode(f_hat, features).to(lr.dtype), lr, self.damping_of(lr))
-        return torch.lerp(features.linear, maps, self.trust(lr))
+        maps = self.decode(f_hat, features).to(features.lr.dtype)
+        maps = features.degradation.enforce(maps, features.lr, features.damping)
+        return torch.lerp(features.linear, maps, features.trust)
 
-    def render(self, f_hat: Tensor, lr: Tensor, features: LRFeatures, fidelity: float) -> Tensor:
+    def render(self, f_hat: Tensor, features: LRFeatures, fidelity: float) -> Tensor:
         """Return the images (B, 1, H, W) between both output maps: 0 is the most perceptual, 1 the most faithful."""
-        perceptual, faithful = self.estimate(f_hat, lr, features).split(1, dim=1)
+        perceptual, faithful = self.estimate(f_hat, features).split(1, dim=1)
         return torch.lerp(perceptual, faithful, fidelity)
 
     @torch.no_grad()
@@ -217,8 +239,8 @@ class MIAR(nn.Module):
         features = self.features(lr)
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
-        sr = self.render(decoded.f_hat, lr, features, fidelity)
-        return MIARResult(sr, decoded.tokens, decoded.score, self.trust(lr).flatten())
+        sr = self.render(decoded.f_hat, features, fidelity)
+        return MIARResult(sr, decoded.tokens, decoded.score, features.trust.flatten())
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve LR images (B, 1, lr_side, lr_side) greedily: (B, 1, scale · lr_side, scale · lr_side)."""

@@ -1,0 +1,84 @@
+"""What MIAR's parts are worth: networks that were trained without one of them, on the same slices, by the same code.
+
+    python -m benchmarks.ablations --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
+        --runs_dir runs/brats/ablations --output_dir ablations_output [--contrasts t1,t2] [--section test] ...
+
+``runs_dir`` holds a folder for each network, as ``benchmarks/recipe.sh`` makes them. Each is measured at the bundle's
+default, greedily, and with the latents of its tokens at zero, on the patients of the validation section unless
+``section`` says otherwise. It writes ``ablations.md``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+
+from benchmarks.robustness import METRICS, section, without_tokens
+from benchmarks.table import Method, load_volumes, open_run, provenance, read_config
+from miar_monai.checkpoints import load_weights
+from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
+from miar_monai.files import whole_file
+
+RESULT = "ablations.md"
+SETTINGS: dict[str, dict[str, Any]] = {"no-rope": {"positions": "learned"}}
+"""What the network of a folder has other than the bundle's."""
+
+
+def main(
+    dataset_dir: str | Sequence[str],
+    runs_dir: str,
+    bundle: str = "bundles/miar_brats",
+    output_dir: str = "ablations_output",
+    contrasts: str | Sequence[str] | None = None,
+    **settings: Any,
+) -> None:
+    """Measure the networks of the ablations.
+
+    Args:
+        dataset_dir: folder of the data, or several folders.
+        runs_dir: folder with ``<name>/model.pt``.
+        bundle: folder of the bundle.
+        output_dir: where ``ablations.md`` is written.
+        contrasts: of a BraTS folder; the bundle's by default.
+        settings: keys of the bundle's ``evaluate.json``: split_file, section, device, num_slices, ...
+
+    Raises:
+        ConfigurationError: if no network is found.
+    """
+    weights = {path.parent.name: path for path in sorted(Path(runs_dir).glob("*/model.pt"))}
+    if not weights:
+        raise ConfigurationError(f"{runs_dir} holds no <name>/model.pt: train the ablations with benchmarks/recipe.sh.")
+    settings = {"section": "validation", "metrics": list(METRICS), **settings}
+    config, given = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [RESULT])
+    get = config.get_parsed_content
+    evaluation, batch_size, default = get("evaluation"), get("sw_batch_size"), get("inferer")
+    greedy = read_config(bundle, {**given, "strategy": "greedy"}).get_parsed_content("inferer")
+    methods: dict[str, Method] = {}
+    for name, path in weights.items():
+        own = read_config(bundle, given)
+        for key, value in SETTINGS.get(name, {}).items():
+            own[f"network_def#{key}"] = value
+        network = load_weights(own.get_parsed_content("network"), path, "train it again.").to(evaluation.device).eval()
+        methods[name] = partial(default, network=network)
+        methods[f"{name}, greedy"] = partial(greedy, network=network)
+        methods[f"{name}, without tokens"] = partial(without_tokens, network, default.fidelity)
+    volumes = load_volumes(config)
+    with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
+        table = section("All networks", volumes, methods, evaluation, batch_size)
+    notes = provenance(bundle, config, volumes, batch_size)[:2]
+    text = "\n".join(["# Ablations", "", *notes, "", table])
+    with whole_file(Path(output_dir, RESULT), get("overwrite")) as part:
+        part.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    report_errors_in_one_sentence()
+    fire.Fire(main)
