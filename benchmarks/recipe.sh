@@ -5,7 +5,7 @@
 #
 # Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
 # Peers train on the degradation of the table alone, where that is to their advantage; MIAR on other blurs and noise too.
-# The ablations full, teacher-forcing, no-rope, no-self-correction and no-dropout (of the tokenizer's scales, which it
+# The ablations full, no-teacher-forcing, no-rope, no-self-correction and no-dropout (of the tokenizer's scales, which it
 # trains for MINUTES too) go to <output_dir>/ablations/<name>. WORKERS (7) loads data; EXTRA is added to every command.
 set -euo pipefail
 bundle=$1 data=$2 split=$3 output=$4
@@ -29,7 +29,7 @@ train() { # configs, separated by commas, and options
 
 stage1="'bundles/miar_$bundle/configs/train_stage1.json'" stage2="'bundles/miar_$bundle/configs/train.json'"
 tokenizer() { train "$stage1" --batch_size 32 --lr 4e-4 --final_lr 1e-5 --adversarial_weight 0 "$@"; }
-miar() { train "$stage2" --batch_size 32 --lr 5e-4 --final_lr 5e-6 --teacher_forcing "${FORCING:-0}" "$@"; }
+miar() { train "$stage2" --batch_size 32 --lr 5e-4 --final_lr 5e-6 "$@"; }
 ablation() { # name and options
   local into=$output/ablations/$1
   shift
@@ -43,7 +43,7 @@ for what in "$@"; do
     tokenizer) tokenizer ;;
     miar) miar ;;
     full) ablation full ;;
-    teacher-forcing) ablation teacher-forcing --teacher_forcing 0.5 ;;
+    no-teacher-forcing) ablation no-teacher-forcing --teacher_forcing 0 ;;
     no-rope) ablation no-rope --network_def#positions learned ;;
     no-self-correction) ablation no-self-correction --self_correction 0 ;;
     no-dropout)
