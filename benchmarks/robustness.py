@@ -3,10 +3,10 @@
     python -m benchmarks.robustness --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         --output_dir robustness_output [--contrasts t1,t2] [--peers_dir runs/peers] [--num_slices 8] ...
 
-The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred otherwise; MIAR is measured as it is
-and, where the blur is another one, told of it. With the slices as they should be, it is measured without its tokens
-too, whose latents are then zero: the difference is what predicting them is worth. It writes ``robustness.md``. The
-patients are those of the validation section unless ``section`` says otherwise.
+The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred otherwise; MIAR measures their blur, as
+it does for users, and is told the truth where the blur is another one than the training's. With the slices as they
+should be, it is measured without its tokens too, whose latents are then zero: the difference is what predicting them is
+worth. It writes ``robustness.md``. The patients are those of the validation section unless ``section`` says otherwise.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.files import whole_file
+from miar_monai.inferers import BeamSearchInferer
 from miar_monai.networks import MIAR
 
 RESULT = "robustness.md"
@@ -62,11 +63,11 @@ def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
     return network.render(latents, network.features(lr), fidelity)
 
 
-def told(network: MIAR, degradation: Degradation) -> MIAR:
-    """Return the network as it is for LR slices of another degradation; it shares all weights."""
-    other = copy(network)
-    other.degradation = degradation
-    return other
+def with_blur(inferer: BeamSearchInferer, network: MIAR, blur: float | str) -> Method:
+    """Return the method of an inferer that is told the blur of its input, or measures it."""
+    other = copy(inferer)
+    other.blur = blur
+    return partial(other, network=network)
 
 
 @torch.inference_mode()
@@ -122,7 +123,7 @@ def main(
     peers, _ = load_peers(bundle, peers_dir, Path("none"))
     common: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
     common |= {name: peer.to(evaluation.device).eval() for name, peer in peers.items()}
-    common["MIAR"] = partial(inferer, network=network)
+    common["MIAR"] = with_blur(inferer, network, "auto")
     volumes, own = load_volumes(config), network.degradation
 
     def measured(title: str, fault: Callable[[Volume], Tensor], more: Mapping[str, Method]) -> str:
@@ -135,7 +136,7 @@ def main(
     parts += [measured(title, lambda volume, fault=fault: fault(volume.lr), {}) for title, fault in FAULTS.items()]
     for sigma in BLURS:
         blur = Degradation(own.scale, sigma, own.blur_on)
-        more = {"MIAR, told the blur": partial(inferer, network=told(network, blur))}
+        more = {"MIAR, told the blur": with_blur(inferer, network, blur.lr_sigma)}
         title = f"Blur {sigma:g} instead of {own.sigma:g}"
         parts.append(measured(title, lambda volume, blur=blur: blur(volume.hr), more))
     notes = provenance(bundle, config, volumes, batch_size)[:2]

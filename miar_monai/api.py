@@ -21,6 +21,7 @@ from miar_monai import io
 from miar_monai.bundles import find_bundle, weights_path
 from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, GeometryError, ImageError, find_miar_error
 from miar_monai.geometry import is_singular
 from miar_monai.inferers import BeamSearchInferer
@@ -141,6 +142,11 @@ class SuperResolver:
         sr = self.postprocessing(data)["pred"]
         array = sr.as_tensor()[0].cpu().float().numpy()
         return Volume(array, np.asarray(sr.affine, dtype=np.float64), volume.dtype, volume.path)
+
+    def input_degradation(self, volume: Volume) -> Degradation:
+        """Return what the network is told about how a volume came about: its setting ``blur``, measured if "auto"."""
+        image = self.preprocessing({"image": volume})["image"].as_tensor()
+        return self.inferer.input_degradation(image.movedim(-1, 0), self.network.degradation)
 
     def num_tiles(self, volume: Volume) -> int:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""

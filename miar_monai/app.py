@@ -129,6 +129,11 @@ def main() -> None:
 @_model
 @_device
 @_inference
+@click.option(
+    "--blur",
+    metavar="auto|VOXELS",
+    help="How far INPUT is blurred: standard deviation in its voxels; auto measures it. [default: bundle's]",
+)
 @click.option("--preview", "with_preview", is_flag=True, help="Draw a picture, <name>_sr.png, beside each result.")
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
 @_overwrite
@@ -141,6 +146,7 @@ def sr(
     device: str,
     lookahead_tokens: int | None,
     fidelity: float | None,
+    blur: str | None,
     with_preview: bool,
     report_file: Path | None,
     overwrite: bool,
@@ -161,7 +167,7 @@ def sr(
     _check_outputs(targets if single else [], report_file, with_preview, overwrite)
     if quiet:
         _say_only_errors(click.get_current_context())
-    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity}
+    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": _number_or_text(blur)}
     resolver = SuperResolver(
         model, device, progress=not quiet, **{name: value for name, value in settings.items() if value is not None}
     )
@@ -183,6 +189,14 @@ def sr(
     if failed:
         click.echo(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", err=True)
         click.get_current_context().exit(3)
+
+
+def _number_or_text(value: str | None) -> float | str | None:
+    """Return a number where a text is one."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
 
 
 def _say_only_errors(context: click.Context) -> None:
@@ -230,7 +244,8 @@ class _Work:
         write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
         if self.with_preview:
             preview(volume, result, _picture(target), self.overwrite)
-        report = case_report(str(case.source), target, volume, result, seconds)
+        told = self.resolver.input_degradation(volume)
+        report = case_report(str(case.source), target, volume, result, told, seconds)
         self.say(summary(report))
         if not self.quiet:
             click.echo(str(target))

@@ -14,6 +14,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from miar_monai.blur import infer_degradation
 from miar_monai.decoding import Decoding, check_range
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
@@ -39,6 +40,8 @@ class BeamSearchInferer(Inferer):
         strategy: ``"beam"``, ``"greedy"``, ``"top_k"`` or ``"top_p"``.
         selection, score, top_k, top_p, temperature, seed: see `miar_monai.decoding.Decoding`.
         fidelity: from 0, the most perceptual output, to 1, the most faithful.
+        blur: standard deviation of the input's blur in LR voxels, for a `MIAR`: a number; ``"auto"``, which measures it
+            in the slices of a call (`miar_monai.blur.infer_degradation`); or None, that of the training.
         degradation: how the LR images came about, if that is known: the result is then made consistent with them.
         damping: of that correction (see `Degradation.enforce`); about 1e-3 for floating-point images, 1e-2 for 8 bits.
         tile_size: in-plane size of a tile; the network's.
@@ -71,7 +74,8 @@ class BeamSearchInferer(Inferer):
         top_p: float = 0.96,
         temperature: float = 1.0,
         seed: int = 0,
-        fidelity: float = 0.5,
+        fidelity: float = 0.25,
+        blur: float | str | None = None,
         degradation: Degradation | None = None,
         damping: float = 1e-3,
         tile_size: int = 64,
@@ -89,7 +93,12 @@ class BeamSearchInferer(Inferer):
             ("damping", damping, 0, float("inf")),
         ):
             check_range(name, value, low, high)
+        if isinstance(blur, str) and blur != "auto":
+            raise ConfigurationError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
+        if not (blur is None or isinstance(blur, str)):
+            check_range("blur", blur, 0, 2)
         self.fidelity = fidelity
+        self.blur = blur
         self.degradation = degradation
         self.damping = damping
         self.tile_size = tile_size
@@ -120,30 +129,39 @@ class BeamSearchInferer(Inferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
-        predictor = self._predictor(network, args, kwargs, trusted)
+        predictor = self._predictor(network, args, kwargs, slices, trusted)
         result = torch.cat([sr.to(plain.device) for sr in self._stream(slices, predictor)])  # (B * D, 1, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
-                "the input holds noise, or detail that the blur of the training would have removed: %d %% of the result"
-                " are what was learned, the rest is the linear estimate, which adds no detail.",
+                "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
+                " %d %% of the result are what was learned, the rest is the linear estimate, which adds no detail.",
                 round(100 * share),
             )
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, 1, H, W, D)
         return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
 
+    def input_degradation(self, slices: Tensor, own: Degradation) -> Degradation:
+        """Return what a network that was built for ``own`` is told about LR slices (N, 1, h, w)."""
+        if self.blur is None:
+            return own
+        if isinstance(self.blur, str):
+            return infer_degradation(slices, own)
+        return replace(own, sigma=self.blur, blur_on="lr")
+
     def _predictor(
-        self, network: Callable[..., Tensor], args: tuple, kwargs: dict, trusted: list[Tensor]
+        self, network: Callable[..., Tensor], args: tuple, kwargs: dict, slices: Tensor, trusted: list[Tensor]
     ) -> Callable[[Tensor], Tensor]:
         """Return a function of one batch of tiles, on the network's device; a `MIAR` adds its trust in each of them."""
         module = getattr(network, "module", network)  # without a wrapper for several GPUs
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
         if isinstance(module, MIAR):
             batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
+            degradation = self.input_degradation(slices, module.degradation)
 
             def decode(tiles: Tensor) -> Tensor:
                 decoding = replace(self.decoding, seed=next(batches))
-                decoded = module.super_resolve(tiles.to(device), decoding, self.fidelity)
+                decoded = module.super_resolve(tiles.to(device), decoding, self.fidelity, degradation)
                 trusted.append(decoded.trust)
                 return decoded.sr
 

@@ -38,25 +38,27 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     return found
 
 
-def data_consistency_rms(lr: Volume, sr: Volume) -> float:
+def data_consistency_rms(lr: Volume, sr: Volume, degradation: Degradation | None = None) -> float:
     """Return the root mean square of ``degrade(SR) - LR`` over the voxels, in units of the input.
 
-    The degradation is the one that the models were trained with (`Degradation`, the paper's Section 4.1). It need
-    not be how the input came about, so the number says how well SR explains LR under that assumption, and no more: it
-    is no estimate of the error of SR.
+    The degradation need not be how the input came about, so the number says how well SR explains LR under that
+    assumption, and no more: it is no estimate of the error of SR.
 
     Args:
         lr: the input, (X, Y, Z).
         sr: its result, on a finer grid in the axial plane.
+        degradation: what the network was told; that of the paper's Section 4.1 by default.
     """
     axis = axial_axis(lr.affine)
     slices = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(v.array, axis, 0))) for v in (lr, sr))  # (Z, X, Y)
     low, high = slices
-    residual = Degradation(scale=high.shape[1] // low.shape[1])(high) - low
+    residual = (degradation or Degradation())(high) - low
     return float(residual.double().square().mean().sqrt())
 
 
-def case_report(source: str, output: Path, lr: Volume, sr: Volume, seconds: float) -> dict[str, Any]:
+def case_report(
+    source: str, output: Path, lr: Volume, sr: Volume, degradation: Degradation, seconds: float
+) -> dict[str, Any]:
     """Return the report of a case that was super-resolved, ready for JSON.
 
     Args:
@@ -64,11 +66,13 @@ def case_report(source: str, output: Path, lr: Volume, sr: Volume, seconds: floa
         output: file of the result.
         lr: the input.
         sr: its result.
+        degradation: what the network was told about the input.
         seconds: that inference took.
 
     Returns:
         Sizes in voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units
-        of the input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved.
+        of the input; ``told_blur_voxels`` is the standard deviation of the blur that the network was told, in voxels of
+        the input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved.
     """
     shift = fov_corners(lr.affine, lr.array.shape) - fov_corners(sr.affine, sr.array.shape)
     return {
@@ -77,7 +81,8 @@ def case_report(source: str, output: Path, lr: Volume, sr: Volume, seconds: floa
         "before": _description(lr),
         "after": _description(sr),
         "largest_corner_shift_mm": float(np.linalg.norm(shift, axis=1).max()),
-        "data_consistency_rms": data_consistency_rms(lr, sr),
+        "told_blur_voxels": round(degradation.lr_sigma, 2),
+        "data_consistency_rms": data_consistency_rms(lr, sr, degradation),
         "seconds": round(seconds, 3),
     }
 
@@ -121,13 +126,17 @@ def summary(report: dict[str, Any]) -> str:
 
     Example:
         >>> side = {"shape": [60, 50, 4], "spacing_mm": [4.0, 4.0, 1.0]}
-        >>> summary({"before": side, "after": {"shape": [240, 200, 4], "spacing_mm": [1.0, 1.0, 1.0]},
-        ...     "data_consistency_rms": 1.234, "seconds": 9.87})
-        '60x50x4 at 4x4x1 mm -> 240x200x4 at 1x1x1 mm in 9.9 s; rms of degraded result minus input 1.23'
+        >>> report = {"before": side, "after": {"shape": [240, 200, 4], "spacing_mm": [1.0, 1.0, 1.0]},
+        ...     "told_blur_voxels": 0.0, "data_consistency_rms": 1.234, "seconds": 9.87}
+        >>> for part in summary(report).split("; "): print(part)
+        60x50x4 at 4x4x1 mm -> 240x200x4 at 1x1x1 mm in 9.9 s
+        assumed blur 0 voxels
+        rms of degraded result minus input 1.23
     """
     before, after = (
         f"{'x'.join(map(str, side['shape']))} at {'x'.join(f'{mm:.3g}' for mm in side['spacing_mm'])} mm"
         for side in (report["before"], report["after"])
     )
+    blur = f"assumed blur {report['told_blur_voxels']:.2g} voxels"
     residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g}"
-    return f"{before} -> {after} in {report['seconds']:.1f} s; {residual}"
+    return f"{before} -> {after} in {report['seconds']:.1f} s; {blur}; {residual}"

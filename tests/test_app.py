@@ -99,13 +99,19 @@ def test_settings_reach_the_network(bundle: Path, scan: Path) -> None:
     assert np.array_equal(voxels(Path("c.nii")), np.asarray(expected.dataobj))
 
 
-def test_a_scan_of_another_kind_is_named_unless_quiet(
+def test_noise_that_the_network_does_not_know_is_named_unless_quiet(
     bundle: Path, scan: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert sr(bundle, scan, "-o", "noted.nii").exit_code == 0
-    assert "the input holds noise" in caplog.text  # the phantom was never blurred
+    image = nib.load(scan)
+    noise = 0.2 * voxels(scan).max() * np.random.default_rng(0).standard_normal(image.shape)
+    noisy = scan.with_name("noisy.nii.gz")
+    nib.save(nib.Nifti1Image((voxels(scan) + noise).astype(np.int16), image.affine), noisy)
+    assert sr(bundle, scan, "-o", "clean.nii").exit_code == 0
+    assert not caplog.records
+    assert sr(bundle, noisy, "-o", "noted.nii").exit_code == 0
+    assert "the input holds more noise than the slices of the training" in caplog.text
     caplog.clear()
-    assert sr(bundle, scan, "-o", "quiet.nii", "--quiet").exit_code == 0
+    assert sr(bundle, noisy, "-o", "quiet.nii", "--quiet").exit_code == 0
     assert not caplog.records
     assert logging.getLogger("miar_monai").level == logging.NOTSET
 
@@ -201,8 +207,22 @@ def test_the_report_says_what_was_done(bundle: Path, scan: Path) -> None:
     assert case["before"]["field_of_view_mm"] == case["after"]["field_of_view_mm"] == [19, 13, 4.5]
     assert case["largest_corner_shift_mm"] < 1e-6
     assert case["before"]["range"] == [0, float(voxels(scan).max())]
+    assert case["told_blur_voxels"] == 1.0  # the training's: the scan is too small to be measured
     written = read_volume("scan_sr.nii.gz")
     assert case["data_consistency_rms"] == pytest.approx(data_consistency_rms(read_volume(scan), written), abs=0.5)
+
+
+def test_the_blur_of_the_input_can_be_given(bundle: Path, scan: Path) -> None:
+    assert sr(bundle, scan, "--blur", 0.5, "--report", "run.json", "--quiet").exit_code == 0
+    report = json.loads(Path("run.json").read_text())
+    assert report["settings"]["blur"] == 0.5
+    assert report["cases"][0]["told_blur_voxels"] == 0.5
+    told = voxels("scan_sr.nii.gz")
+    assert sr(bundle, scan, "--blur", "auto", "--overwrite", "--quiet").exit_code == 0
+    assert not np.array_equal(voxels("scan_sr.nii.gz"), told)
+    wrong = sr(bundle, scan, "--blur", "much", "--overwrite")
+    assert wrong.exit_code == 1
+    assert wrong.stderr == "error: blur is 'much', but a number of LR voxels or 'auto' is needed; correct it.\n"
 
 
 def test_the_residual_is_zero_for_what_degrades_to_the_input() -> None:

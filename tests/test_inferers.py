@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from monai.data import MetaTensor
 from tiny import started, tiny_miar
 from torch import Tensor, nn
 
+from miar_monai.decoding import Decoding
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import fov_corners, upscaled_affine
@@ -100,13 +103,42 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
     lr = network.degradation(hr)  # (2, 1, TILE, TILE)
     inferer()(lr, network)
     assert not caplog.records
-    volume = (lr + 0.05 * torch.randn_like(lr)).movedim(0, -1)[None]  # (1, 1, TILE, TILE, 2)
+    volume = (lr + 0.5 * torch.randn_like(lr)).movedim(0, -1)[None]  # (1, 1, TILE, TILE, 2)
     inferer(sw_batch_size=1)(volume, network)
     (said,) = caplog.messages
-    assert said.startswith("the input holds noise, or detail that the blur of the training would have removed: 0 % of")
-    network.known_noise = 1.0
+    assert said.startswith("the input holds more noise than the slices of the training, or is sharper than its blur")
+    assert ": 0 % of the result are what was learned" in said
+    network.known_noise = 10.0
     inferer()(volume, network)
     assert len(caplog.records) == 1
+
+
+def test_the_network_is_told_the_blur() -> None:
+    network = started(tiny_miar()).eval()
+    lr = Degradation(sigma=0.0)(torch.rand(2, 1, 4 * TILE, 4 * TILE))
+    plain, told = inferer()(lr, network), inferer(blur=0.0)(lr, network)
+    torch.testing.assert_close(told, network.super_resolve(lr, Decoding("beam"), 0.25, Degradation(sigma=0.0)).sr)
+    assert torch.equal(plain, inferer(blur=1.0)(lr, network))
+    assert not torch.allclose(plain, told, atol=0.01)
+    assert torch.equal(plain, inferer(blur="auto")(lr, network))  # too small to be measured
+
+
+def test_a_measured_blur_is_that_of_the_whole_call() -> None:
+    network = started(tiny_miar()).eval()
+    x = torch.linspace(0, 9, 192)
+    hr = (torch.sin(x[:, None] * x) + torch.rand(192, 192, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    lr = Degradation(sigma=0.0)(hr)[None, None]
+    assert inferer(blur="auto").input_degradation(lr, network.degradation).sigma == 0
+    torch.testing.assert_close(inferer(blur="auto")(lr, network), inferer(blur=0.0)(lr, network))
+
+
+@pytest.mark.parametrize(
+    ("blur", "sentence"),
+    [("none", "^blur is 'none', but a number of LR voxels or 'auto' is"), (-0.1, "^blur is -0.1, but it must lie")],
+)
+def test_a_blur_that_is_none_is_refused(blur: Any, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        inferer(blur=blur)
 
 
 def test_other_networks_get_the_extra_arguments() -> None:

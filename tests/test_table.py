@@ -27,8 +27,8 @@ from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
 from miar_monai.files import whole_file
 
-SWEEP = [f"MIAR, fidelity {fidelity}, greedy" for fidelity in ("0", "0.5", "1")]
-SEARCHES = [f"MIAR, fidelity 0.5, K = {k}" for k in (1, 2, 3)]
+SWEEP = [f"MIAR, fidelity {fidelity}, greedy" for fidelity in ("0", "0.25", "1")]
+SEARCHES = [f"MIAR, fidelity 0.25, K = {k}" for k in (1, 2, 3)]
 BASELINES = ["nearest", "bicubic", "linear inverse"]
 RCAN: dict[str, Any] = {"num_groups": 1, "num_blocks": 1, "channels": 16}
 SWINIR: dict[str, Any] = {"embed_dim": 8, "depths": [2], "num_heads": [2]}
@@ -243,7 +243,7 @@ def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplo
     assert "- plane.png is left out" in text
     assert not (bundle.parent / "out" / "plane.png").exists()
     assert "Left out: tokenizer.pt not found" in text
-    assert "- The bundle's default is MIAR, fidelity 0.5, K = 1." in text
+    assert "- The bundle's default is MIAR, fidelity 0.25, K = 1." in text
     assert "Section test of the split by split.json: BraTS_00002, BraTS_00003." in text
     assert "| minus linear inverse |" in text
     with pytest.raises(OutputError, match=r"table\.csv exists already"):

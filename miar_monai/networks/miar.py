@@ -219,13 +219,20 @@ class MIAR(nn.Module):
         return torch.lerp(perceptual, faithful, fidelity)
 
     @torch.no_grad()
-    def super_resolve(self, lr: Tensor, decoding: Decoding | None = None, fidelity: float = 0.5) -> MIARResult:
+    def super_resolve(
+        self,
+        lr: Tensor,
+        decoding: Decoding | None = None,
+        fidelity: float = 0.25,
+        degradation: SeparableDegradation | None = None,
+    ) -> MIARResult:
         """Predict the tokens of LR images and decode them.
 
         Args:
             lr: LR images, (B, 1, lr_side, lr_side).
             decoding: strategy and its settings; greedy by default.
             fidelity: from 0, the most perceptual output, to 1, the most faithful.
+            degradation: how the LR images came about; as the network was built by default.
 
         Raises:
             ConfigurationError: if ``lr`` has another size.
@@ -236,7 +243,7 @@ class MIAR(nn.Module):
                 f" {self.lr_side}); call it through miar_monai.inferers.BeamSearchInferer, which cuts other sizes into"
                 " tiles."
             )
-        features = self.features(lr)
+        features = self.features(lr, degradation)
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
         sr = self.render(decoded.f_hat, features, fidelity)
