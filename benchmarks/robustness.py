@@ -60,7 +60,9 @@ def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
     """Return what the network makes of LR slices (N, 1, lr_side, lr_side) if the latents of its tokens are zero."""
     side = network.schedule.latent_side
     latents = lr.new_zeros(len(lr), network.quantizer.latent_channels, side, side)
-    return network.render(latents, network.features(lr), fidelity)
+    observed = network.observe(lr)
+    maps = network.decode(latents, network.features(observed.linear, observed.condition))
+    return network.render(maps, observed, fidelity)
 
 
 def with_blur(inferer: BeamSearchInferer, network: MIAR, blur: float | str) -> Method:

@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 class BeamSearchInferer(Inferer):
     """Super-resolves 2D slices or the slices of 3D volumes by beam-search decoding.
 
-    In-plane sizes other than the network's are cut into overlapping tiles, whose results are blended with Gaussian
-    weights; smaller ones are padded with their border. Slices without contrast are returned as they are. A `MetaTensor`
-    comes back with the affine of the finer grid: same field of view, through-plane untouched. Nothing is kept between
-    calls.
+    In-plane sizes other than the network's are cut into overlapping tiles, whose results are blended with weights that
+    vanish at their borders; smaller ones are padded with their border. What a `MIAR` solves in closed form it solves on whole slices,
+    since a tile knows nothing of what its border was blurred with. Slices without contrast are returned as they are. A
+    `MetaTensor` comes back with the affine of the finer grid: same field of view, through-plane untouched. Nothing is
+    kept between calls.
 
     Args:
         lookahead_tokens: the paper's K: tokens of each scale that may take their second choice; 0 is greedy.
@@ -129,8 +130,8 @@ class BeamSearchInferer(Inferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
-        predictor = self._predictor(network, args, kwargs, slices, trusted)
-        result = torch.cat([sr.to(plain.device) for sr in self._stream(slices, predictor)])  # (B * D, 1, H, W)
+        super_resolve = self._slicewise(network, args, kwargs, slices, trusted)
+        result = torch.cat([sr.to(plain.device) for sr in self._stream(slices, super_resolve)])  # (B * D, 1, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
                 "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
@@ -149,39 +150,53 @@ class BeamSearchInferer(Inferer):
             return infer_degradation(slices, own)
         return replace(own, sigma=self.blur, blur_on="lr")
 
-    def _predictor(
+    def _slicewise(
         self, network: Callable[..., Tensor], args: tuple, kwargs: dict, slices: Tensor, trusted: list[Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        """Return a function of one batch of tiles, on the network's device; a `MIAR` adds its trust in each of them."""
+        """Return a function of a few LR slices, on the network's device; a `MIAR` adds its trust in each of them."""
         module = getattr(network, "module", network)  # without a wrapper for several GPUs
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
-        if isinstance(module, MIAR):
-            batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
-            degradation = self.input_degradation(slices, module.degradation)
+        if not isinstance(module, MIAR):
+            return lambda chunk: self._tiled(chunk, 1, lambda tiles: network(tiles.to(device), *args, **kwargs))
+        degradation = self.input_degradation(slices, module.degradation)
+        batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
 
-            def decode(tiles: Tensor) -> Tensor:
-                decoding = replace(self.decoding, seed=next(batches))
-                decoded = module.super_resolve(tiles.to(device), decoding, self.fidelity, degradation)
-                trusted.append(decoded.trust)
-                return decoded.sr
+        def predict(tiles: Tensor) -> Tensor:
+            decoding = replace(self.decoding, seed=next(batches))
+            return module.predict(tiles[:, :1], tiles[:, 1:, :1, :1], decoding)[0]
 
-            return decode
-        return lambda tiles: network(tiles.to(device), *args, **kwargs)
+        def super_resolve(chunk: Tensor) -> Tensor:
+            observed = module.observe(chunk.to(device), degradation)
+            trusted.append(observed.trust.flatten())
+            condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
+            inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
+            return module.render(self._tiled(inputs, module.scale, predict), observed, self.fidelity)
 
-    def _stream(self, slices: Tensor, predictor: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        return super_resolve
+
+    def _tiled(self, images: Tensor, scale: int, predictor: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a function of tiles, ``scale`` times as large as those of LR images, makes of images."""
+        side = self.tile_size * scale
+        # convolutions know least at a border; MONAI's own weights leave a thousandth of it, which shows as a seam
+        weight = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).pow(4).clamp(min=1e-6)
+        result = sliding_window_inference(
+            images,
+            roi_size=(side, side),
+            sw_batch_size=self.sw_batch_size,
+            predictor=predictor,
+            overlap=self.overlap,
+            roi_weight_map=torch.outer(weight, weight).to(images),
+            padding_mode="replicate",
+        )
+        assert isinstance(result, Tensor)
+        return result
+
+    @torch.no_grad()
+    def _stream(self, slices: Tensor, super_resolve: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Yield the results of a few slices at a time, so that memory does not grow with their number."""
         chunks = slices.split(self.sw_batch_size)
         for chunk in tqdm(chunks, desc="super-resolving", unit="batch", disable=not self.progress):
-            sr = sliding_window_inference(
-                chunk,
-                roi_size=(self.tile_size, self.tile_size),
-                sw_batch_size=self.sw_batch_size,
-                predictor=predictor,
-                overlap=self.overlap,
-                mode="gaussian",
-                padding_mode="replicate",
-            )
-            assert isinstance(sr, Tensor)
+            sr = super_resolve(chunk)
             if self.degradation is not None:
                 sr = self.degradation.enforce(sr, chunk.to(sr), self.damping)
             low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)

@@ -219,7 +219,8 @@ class MIARObjective(nn.Module):
             index: which of ``degradations`` each came about by, (B,), int64; the network's own by default.
         """
         tokens, inputs, true_f_hat = self.teach(hr)
-        features = self.network.features(lr, None if index is None else Degradations(self.degradations, index))
+        observed = self.network.observe(lr, None if index is None else Degradations(self.degradations, index))
+        features = self.network.features(observed.linear, observed.condition)
         context = self.network.transformer.context(features.f_lr)
         logits = self.network.transformer(inputs, context)  # (B, L · S, V)
         parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
@@ -228,7 +229,8 @@ class MIARObjective(nn.Module):
             predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
             taught = torch.rand(len(hr), 1, 1, 1, device=hr.device) < self.teacher_forcing * self.training
         f_hat = torch.where(taught, true_f_hat, predicted.f_hat)
-        perceptual, faithful = self.network.estimate(f_hat, features).float().split(1, dim=1)
+        maps = self.network.estimate(self.network.decode(f_hat, features), observed)
+        perceptual, faithful = maps.float().split(1, dim=1)
         parts["faithful_loss"] = F.l1_loss(torch.where(taught, hr, faithful), hr)
         parts["perceptual_loss"] = self.reconstruction(perceptual, hr)
         image_loss = parts["faithful_loss"] + parts["perceptual_loss"]

@@ -133,13 +133,13 @@ def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypa
     resolver = SuperResolver(bundle, "cpu", lookahead_tokens=0)
     volume = _volume((101, 64, 2))
     seen: list[int] = []
-    original = resolver.network.super_resolve
+    original = resolver.network.predict
 
     def counted(tiles: torch.Tensor, *args: Any) -> Any:
         seen.append(len(tiles))
         return original(tiles, *args)
 
-    monkeypatch.setattr(resolver.network, "super_resolve", counted)
+    monkeypatch.setattr(resolver.network, "predict", counted)
     resolver.volume(volume)
     assert resolver.num_tiles(volume) == sum(seen) == 4
     assert resolver.seconds_per_tile() > 0
@@ -177,7 +177,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
 def test_settings_devices_and_bundles_that_are_not_there_are_named(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*inference\.json has alpha, fidelity"):
+    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*inference\.json has alpha, blur, fidelity"):
         SuperResolver(bundle, "cpu", beams=3)
     with pytest.raises(ConfigurationError, match="fidelity"):
         SuperResolver(bundle, "cpu", fidelity=3)

@@ -113,6 +113,28 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("size", [(27, 16), (10, 31), (7, 23)])
+def test_slices_of_any_size_explain_their_input_up_to_the_border(size: tuple[int, int]) -> None:
+    network = started(tiny_miar(damping=1e-6, detail=1e9, known_noise=1e9)).double().eval()
+    hr = torch.rand(2, 1, 4 * size[0], 4 * size[1], dtype=torch.float64)
+    lr = network.degradation(hr)
+    sr = inferer()(lr, network)
+    torch.testing.assert_close(network.degradation(sr), lr, rtol=0, atol=1e-3)
+    assert (sr - network.observe(lr).linear).abs().max() > 0.1  # the networks add to it
+
+
+def test_a_tile_says_nothing_at_its_border_where_another_one_can() -> None:
+    class Marked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.zeros(len(x), 1, 40, 40)
+            y[..., [0, -1], :] = y[..., [0, -1]] = 1
+            return y
+
+    seams = inferer(overlap=0.5)(torch.rand(1, 1, 30, 30), Marked())
+    assert seams[..., 10:-10, 10:-10].max() < 1e-4
+    assert seams[..., 0, :].min() == 1  # at the border of the slice no other can
+
+
 def test_the_network_is_told_the_blur() -> None:
     network = started(tiny_miar()).eval()
     lr = Degradation(sigma=0.0)(torch.rand(2, 1, 4 * TILE, 4 * TILE))

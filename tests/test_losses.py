@@ -137,7 +137,9 @@ def test_losses_are_named_and_add_up() -> None:
     network, lr, hr = loss.network, lr_slices(), tiny_slices()
     parts = loss(lr, hr)
     tokens, inputs = clean_teaching(loss, hr)
-    logits = network.transformer(inputs, network.transformer.context(network.features(lr).f_lr))
+    observed = network.observe(lr)
+    features = network.features(observed.linear, observed.condition)
+    logits = network.transformer(inputs, network.transformer.context(features.f_lr))
     torch.testing.assert_close(parts["token_loss"], F.cross_entropy(logits.mT, tokens))
     torch.testing.assert_close(parts["token_accuracy"], (logits.argmax(dim=-1) == tokens).float().mean())
     perceptual, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 1.0))
@@ -162,8 +164,10 @@ def test_each_image_is_judged_under_its_own_degradation() -> None:
 def test_with_teacher_forcing_only_the_perceptual_map_sees_tokens_of_the_truth() -> None:
     loss = objective(self_correction=0.0, teacher_forcing=1.0).train()
     network, lr, hr = loss.network, lr_slices(), tiny_slices()
-    parts, features = loss(lr, hr), network.features(lr)
-    maps = network.estimate(network.quantizer.decode(loss.tokenizer.encode(hr)), features)
+    parts, observed = loss(lr, hr), network.observe(lr)
+    latents = network.quantizer.decode(loss.tokenizer.encode(hr))
+    maps = network.decode(latents, network.features(observed.linear, observed.condition))
+    maps = network.estimate(maps, observed)
     torch.testing.assert_close(parts["perceptual_loss"], loss.reconstruction(maps[:, :1], hr))
     assert parts["faithful_loss"] == 0
     free = loss.eval()(lr, hr)

@@ -9,7 +9,7 @@ from tiny import spread, started, tiny_miar, tiny_slices, tiny_tokenizer
 from torch import Tensor
 
 from miar_monai.decoding import Decoding, decode_tokens
-from miar_monai.degradation import Degradation, Degradations
+from miar_monai.degradation import Degradation, Degradations, SeparableDegradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import MIAR
 
@@ -25,6 +25,13 @@ def trained(lr_encoder: str = "light") -> MIAR:
 
 def lr_images(batch_size: int = 3) -> Tensor:
     return Degradation()(tiny_slices(batch_size).double())
+
+
+def corrected(network: MIAR, latents: Tensor, lr: Tensor, degradation: SeparableDegradation | None = None) -> Tensor:
+    """Return both maps of latents, corrected to explain LR images."""
+    observed = network.observe(lr, degradation)
+    maps = network.decode(latents, network.features(observed.linear, observed.condition))
+    return network.estimate(maps, observed)
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
@@ -51,8 +58,7 @@ def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> Non
 def test_fidelity_mixes_the_two_maps() -> None:
     network, lr = trained(), lr_images()
     perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
-    features = network.features(lr)
-    maps = network.estimate(network.quantizer.decode(network.super_resolve(lr).tokens), features)
+    maps = corrected(network, network.quantizer.decode(network.super_resolve(lr).tokens), lr)
     torch.testing.assert_close(perceptual, maps[:, :1])
     torch.testing.assert_close(faithful, maps[:, 1:])
     torch.testing.assert_close(half, (perceptual + faithful) / 2)
@@ -65,7 +71,7 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
     network, lr = tiny_miar(lr_encoder=lr_encoder).eval(), lr_images().float()
     network.load_tokenizer(tokenizer)
     for latents in (torch.zeros(3, 6, 5, 5), torch.randn(3, 6, 5, 5)):
-        maps = network.estimate(latents, network.features(lr))
+        maps = corrected(network, latents, lr)
         linear = network.degradation.enforce(torch.zeros_like(maps), lr, network.damping)
         torch.testing.assert_close(maps, linear)
     inner = [name for name in tokenizer.decoder.state_dict() if not name.startswith(("conv_out", "gain"))]
@@ -76,7 +82,7 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
     assert all(torch.equal(codes[name], value) for name, value in tokenizer.quantizer.state_dict().items())
     if lr_encoder != "light":
         linear = network.degradation.restore(lr, network.damping)
-        torch.testing.assert_close(network.features(lr).f_lr, tokenizer.encoder(linear))
+        torch.testing.assert_close(network.features(linear, torch.zeros(3, 2, 1, 1)).f_lr, tokenizer.encoder(linear))
 
 
 def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
@@ -85,10 +91,10 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
     exact = network.degradation(hr)
     noise = 0.02 * torch.randn(exact.shape, generator=generator)
     mixed = torch.stack([exact[0], exact[1] + noise[1]])
-    damping = network.features(mixed).damping
+    damping = network.observe(mixed).damping
     assert damping[0] < 2e-3
     assert 0.05 < damping[1] < 0.2  # 0.02 / 0.2 = 0.1
-    assert network.features(torch.zeros(1, 1, 10, 10)).damping == network.damping
+    assert network.observe(torch.zeros(1, 1, 10, 10)).damping == network.damping
 
     def errors(restored: torch.Tensor) -> torch.Tensor:
         return (restored - hr).square().mean(dim=(1, 2, 3))
@@ -96,7 +102,7 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
     measured, least, most = (
         errors(network.degradation.restore(mixed, value)) for value in (damping, network.damping, 0.1)
     )
-    torch.testing.assert_close(errors(network.features(mixed).linear), measured)
+    torch.testing.assert_close(errors(network.observe(mixed).linear), measured)
     assert measured[0] < most[0]
     assert measured[1] < least[1] / 10
 
@@ -108,7 +114,7 @@ def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() 
     lr = exact + torch.tensor([0.0, 0.002, 0.1]).view(3, 1, 1, 1) * torch.randn(exact.shape, generator=generator)
     result, learned = network.super_resolve(lr, fidelity=1.0), started(tiny_miar(known_noise=1.0)).eval()
     learned.load_state_dict(network.state_dict())
-    linear, alone = network.features(lr).linear, learned.super_resolve(lr, fidelity=1.0).sr
+    linear, alone = network.observe(lr).linear, learned.super_resolve(lr, fidelity=1.0).sr
     assert result.trust[0] == 1
     assert 0.05 < result.trust[1] < 0.9  # (0.001 / 0.002)² = 0.25, measured on few coefficients
     assert result.trust[2] < 2e-4
@@ -122,12 +128,12 @@ def test_features_of_another_degradation_are_told_by_image() -> None:
     mixed = Degradations(kinds, index)
     lr = mixed(hr)
     latents = torch.randn(3, 6, 5, 5, dtype=torch.float64)
-    together = network.estimate(latents, network.features(lr, mixed))
+    together = corrected(network, latents, lr, mixed)
     for i, kind in enumerate(index.tolist()):
         one = slice(i, i + 1)
-        alone = network.estimate(latents[one], network.features(lr[one], kinds[kind]))
+        alone = corrected(network, latents[one], lr[one], kinds[kind])
         torch.testing.assert_close(together[one], alone)
-        wrong = network.estimate(latents[one], network.features(lr[one], kinds[1 - kind]))
+        wrong = corrected(network, latents[one], lr[one], kinds[1 - kind])
         assert not torch.allclose(together[one], wrong, atol=1e-3)
 
 
@@ -219,7 +225,7 @@ def test_training_mode_does_not_train_when_only_used() -> None:
 def test_both_maps_explain_the_lr_images_whatever_the_networks_say(degradation: Degradation) -> None:
     network = started(tiny_miar(degradation=degradation, damping=1e-6, detail=1e9, known_noise=1e9)).double()
     lr = degradation(tiny_slices(3).double())
-    maps = network.estimate(torch.randn(3, 6, 5, 5, dtype=torch.float64), network.features(lr))
+    maps = corrected(network, torch.randn(3, 6, 5, 5, dtype=torch.float64), lr)
     torch.testing.assert_close(degradation(maps), lr.expand(-1, 2, -1, -1), rtol=0, atol=1e-3)
     assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1  # they say different things
 

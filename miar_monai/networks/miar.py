@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miar_monai.decoding import Decoding, decode_tokens
+from miar_monai.decoding import Decoded, Decoding, decode_tokens
 from miar_monai.degradation import Degradation, SeparableDegradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Decoder, Encoder
@@ -19,20 +19,33 @@ from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.networks.transformer import MIARTransformer
 
-__all__ = ["MIAR", "LRFeatures", "MIARResult"]
+__all__ = ["MIAR", "LRFeatures", "MIARResult", "Observation"]
 
 
-class LRFeatures(NamedTuple):
-    """What is known of LR images: measured once, used everywhere."""
+class Observation(NamedTuple):
+    """LR slices of any size, and what follows from them in closed form."""
 
     lr: Tensor
-    """The images: (B, 1, h, w)."""
+    """(B, 1, h, w)."""
     degradation: SeparableDegradation
     """How they came about."""
     damping: Tensor
     """Of the inverse of that: (B, 1, 1, 1)."""
     trust: Tensor
     """Share of what was learned in the result, in [0, 1]: (B, 1, 1, 1)."""
+    linear: Tensor
+    """Linear estimate of the HR images: (B, 1, H, W)."""
+
+    @property
+    def condition(self) -> Tensor:
+        """What the networks hear of damping and blur, both about 0: (B, 2, 1, 1)."""
+        sigma = torch.zeros_like(self.damping) + self.degradation.lr_sigma
+        return torch.cat([self.damping.log10() + 2, sigma - 1], dim=1)
+
+
+class LRFeatures(NamedTuple):
+    """What the networks see of LR images."""
+
     linear: Tensor
     """Linear estimate of the HR images: (B, 1, H, W)."""
     f_lr: Tensor
@@ -51,7 +64,7 @@ class MIARResult(NamedTuple):
     score: Tensor
     """Log-probability of the tokens: (B,)."""
     trust: Tensor
-    """Share of what was learned in ``sr``, see `MIAR.features`: (B,)."""
+    """Share of what was learned in ``sr``, see `MIAR.observe`: (B,)."""
 
 
 class MIAR(nn.Module):
@@ -59,6 +72,9 @@ class MIAR(nn.Module):
 
     What is linear is solved in closed form: the networks see the damped linear inverse of the degradation, and both of
     their output maps are corrected to explain the LR image. What is left to learn is what the LR image does not say.
+
+    The closed forms work on whole slices, the networks on tiles of them. `super_resolve` is all of it for slices of one
+    tile; `miar_monai.inferers.BeamSearchInferer` cuts larger ones.
 
     The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
     faithful estimate; ``fidelity`` mixes them.
@@ -71,7 +87,7 @@ class MIAR(nn.Module):
         context_channels: channels of f_LR (32 with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
         dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
-        degradation: what makes LR images of HR images, unless `features` is told otherwise; its scale is the network's.
+        degradation: what makes LR images of HR images, unless `observe` is told otherwise; its scale is the network's.
             The paper's by default.
         damping: of its inverse, at least; see `Degradation.enforce`.
         detail: standard deviation of the detail that is sought, in units of the intensities: the damping is the noise
@@ -183,40 +199,68 @@ class MIAR(nn.Module):
         own |= {name: value for name, value in tokenizer.decoder.state_dict().items() if name not in last}
         self.decoder.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in last})
 
-    def features(self, lr: Tensor, degradation: SeparableDegradation | None = None) -> LRFeatures:
-        """Return what is known of LR images.
+    def observe(self, lr: Tensor, degradation: SeparableDegradation | None = None) -> Observation:
+        """Solve what is linear.
 
-        Their noise is measured. It damps the inverse of the degradation, and beyond what the weights have met in
-        training it moves the result to the linear estimate: a network takes noise that it does not know for detail.
+        The noise of the slices is measured. It damps the inverse of the degradation, and beyond what the weights have
+        met in training it moves the result to the linear estimate: a network takes noise that it does not know for
+        detail.
 
         Args:
-            lr: (B, 1, h, w).
+            lr: LR slices of any size, (B, 1, h, w).
             degradation: how they came about; as the network was built by default.
         """
         degradation = degradation or self.degradation
         noise = degradation.noise_level(lr)  # (B, 1, 1, 1)
         damping = (noise / self.detail).clamp(min=self.damping)
         trust = (self.known_noise / noise.clamp(min=self.known_noise)).square()
-        linear = degradation.restore(lr, damping)
-        sigma = torch.zeros_like(damping) + degradation.lr_sigma
-        f_lr, skip = self.lr_encoder(linear, torch.cat([damping.log10() + 2, sigma - 1], dim=1))  # both about 0
-        return LRFeatures(lr, degradation, damping, trust, linear, f_lr, skip)
+        return Observation(lr, degradation, damping, trust, degradation.restore(lr, damping))
+
+    def features(self, linear: Tensor, condition: Tensor) -> LRFeatures:
+        """Return what the networks see of LR images: see `Observation` for the arguments."""
+        return LRFeatures(linear, *self.lr_encoder(linear, condition))
 
     def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
         linear = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
         return self.decoder(f_hat, {0: linear, self.skip_level: features.skip})
 
-    def estimate(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
-        """Return both output maps (B, 2, H, W), perceptual first, corrected to explain the LR images."""
-        maps = self.decode(f_hat, features).to(features.lr.dtype)
-        maps = features.degradation.enforce(maps, features.lr, features.damping)
-        return torch.lerp(features.linear, maps, features.trust)
+    def estimate(self, maps: Tensor, observed: Observation) -> Tensor:
+        """Return output maps (B, 2, H, W), corrected to explain the LR slices as far as these can be trusted."""
+        maps = observed.degradation.enforce(maps.to(observed.lr.dtype), observed.lr, observed.damping)
+        return torch.lerp(observed.linear, maps, observed.trust)
 
-    def render(self, f_hat: Tensor, features: LRFeatures, fidelity: float) -> Tensor:
-        """Return the images (B, 1, H, W) between both output maps: 0 is the most perceptual, 1 the most faithful."""
-        perceptual, faithful = self.estimate(f_hat, features).split(1, dim=1)
+    def render(self, maps: Tensor, observed: Observation, fidelity: float) -> Tensor:
+        """Return the images (B, 1, H, W) between both maps: 0 is the most perceptual, 1 the most faithful."""
+        perceptual, faithful = self.estimate(maps, observed).split(1, dim=1)
         return torch.lerp(perceptual, faithful, fidelity)
+
+    @torch.no_grad()
+    def predict(self, linear: Tensor, condition: Tensor, decoding: Decoding) -> tuple[Tensor, Decoded]:
+        """Predict the tokens of tiles and decode them.
+
+        Args:
+            linear: linear estimates of the tiles, (B, 1, scale · lr_side, scale · lr_side).
+            condition: see `Observation`, (B, 2, 1, 1).
+            decoding: strategy and its settings.
+
+        Returns:
+            Both output maps, (B, 2, scale · lr_side, scale · lr_side), not corrected yet, and the tokens.
+
+        Raises:
+            ConfigurationError: if the tiles have another size.
+        """
+        side = self.scale * self.lr_side
+        if linear.shape[1:] != (1, side, side):
+            got = (linear.shape[1], *(size // self.scale for size in linear.shape[2:]))
+            raise ConfigurationError(
+                f"the network got images of shape {got}, but it takes (1, {self.lr_side}, {self.lr_side}); call it"
+                " through miar_monai.inferers.BeamSearchInferer, which cuts other sizes into tiles."
+            )
+        features = self.features(linear, condition)
+        context = self.transformer.context(features.f_lr)
+        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding)
+        return self.decode(decoded.f_hat, features), decoded
 
     @torch.no_grad()
     def super_resolve(
@@ -237,17 +281,10 @@ class MIAR(nn.Module):
         Raises:
             ConfigurationError: if ``lr`` has another size.
         """
-        if lr.shape[1:] != (1, self.lr_side, self.lr_side):
-            raise ConfigurationError(
-                f"the network got images of shape {tuple(lr.shape[1:])}, but it takes (1, {self.lr_side},"
-                f" {self.lr_side}); call it through miar_monai.inferers.BeamSearchInferer, which cuts other sizes into"
-                " tiles."
-            )
-        features = self.features(lr, degradation)
-        context = self.transformer.context(features.f_lr)
-        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding())
-        sr = self.render(decoded.f_hat, features, fidelity)
-        return MIARResult(sr, decoded.tokens, decoded.score, features.trust.flatten())
+        observed = self.observe(lr, degradation)
+        maps, decoded = self.predict(observed.linear, observed.condition, decoding or Decoding())
+        sr = self.render(maps, observed, fidelity)
+        return MIARResult(sr, decoded.tokens, decoded.score, observed.trust.flatten())
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve LR images (B, 1, lr_side, lr_side) greedily: (B, 1, scale · lr_side, scale · lr_side)."""
