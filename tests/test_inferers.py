@@ -131,7 +131,7 @@ def test_a_tile_says_nothing_at_its_border_where_another_one_can() -> None:
             return y
 
     seams = inferer(overlap=0.5)(torch.rand(1, 1, 30, 30), Marked())
-    assert seams[..., 10:-10, 10:-10].max() < 1e-4
+    assert seams[..., 10:-10, 10:-10].max() < 2e-3
     assert seams[..., 0, :].min() == 1  # at the border of the slice no other can
 
 
