@@ -44,7 +44,7 @@ def test_missing_weights_of_the_perceptual_loss_are_named(tmp_path: Path, monkey
     pytest.importorskip("lpips", reason="the extra `train` is not installed")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr("urllib.request._opener", None)  # another test may have built it with the proxies of its time
+    monkeypatch.setattr("urllib.request._opener", None)  # built with the proxies of its time
     with pytest.raises(MissingWeightsError) as caught:
         ReconstructionLoss(perceptual=1.0, network="alex")
     assert str(caught.value) == (
