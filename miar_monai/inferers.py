@@ -30,10 +30,10 @@ class BeamSearchInferer(Inferer):
     """Super-resolves 2D slices or the slices of 3D volumes by beam-search decoding.
 
     In-plane sizes other than the network's are cut into overlapping tiles, whose results are blended with weights that
-    vanish at their borders; smaller ones are padded with their border. What a `MIAR` solves in closed form it solves on whole slices,
-    since a tile knows nothing of what its border was blurred with. Slices without contrast are returned as they are. A
-    `MetaTensor` comes back with the affine of the finer grid: same field of view, through-plane untouched. Nothing is
-    kept between calls.
+    vanish at their borders; smaller ones are padded with their border. What a `MIAR` solves in closed form it solves on
+    whole slices, since a tile knows nothing of what its border was blurred with. Slices without contrast are returned
+    as they are. A `MetaTensor` comes back with the affine of the finer grid: same field of view, through-plane
+    untouched. Nothing is kept between calls.
 
     Args:
         lookahead_tokens: the paper's K: tokens of each scale that may take their second choice; 0 is greedy.
