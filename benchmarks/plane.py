@@ -26,10 +26,11 @@ UNTRAINED = ("nearest", "bicubic", "linear inverse")
 def perception_distortion(
     rows: Sequence[Row], path: str | os.PathLike[str], sweeps: Sequence[Sequence[str]] = (), overwrite: bool = False
 ) -> Path:
-    """Draw mean PSNR against mean LPIPS of each method, and what was trained enlarged; each contrast has a column.
+    """Draw mean PSNR against mean LPIPS of each method, and the best of what was trained enlarged; by contrast.
 
-    The points are numbered, those that are drawn twice where they are enlarged, and the legend names them. MIAR is red,
-    what learns nothing gray, all else blue; hollow points are data-consistent. The best place is lower right.
+    Enlarged is what was trained and has a PSNR above that of the linear inverse, so that one failure does not crowd all
+    else. The points are numbered, those that are drawn twice where they are enlarged, and the legend names them. MIAR
+    is red, what learns nothing gray, all else blue; hollow points are data-consistent. The best place is lower right.
 
     Args:
         rows: of a `miar_monai.evaluation.SuperResolutionEvaluation`, with PSNR and LPIPS.
@@ -59,10 +60,11 @@ def perception_distortion(
         numbered = []
         for (whole, enlarged), (contrast, found) in zip(axes.T, sections.items(), strict=True):
             points = {method: (_mean(found, method, "PSNR"), _mean(found, method, "LPIPS")) for method in numbers}
-            trained = {method: point for method, point in points.items() if method not in UNTRAINED}
-            untrained = {method: point for method, point in points.items() if method in UNTRAINED}
-            numbered += [(whole, untrained), (enlarged, trained)]
-            for ax, some, title in ((whole, points, contrast), (enlarged, trained, "enlarged: what was trained")):
+            floor = points.get("linear inverse", (-np.inf,))[0]
+            best = {name: at for name, at in points.items() if name not in UNTRAINED and not at[0] < floor}
+            rest = {name: at for name, at in points.items() if name not in best}
+            numbered += [(whole, rest), (enlarged, best)]
+            for ax, some, title in ((whole, points, contrast), (enlarged, best, "enlarged: above the linear inverse")):
                 _draw(ax, some, numbers, sweeps)
                 ax.set(title=title, xlabel="PSNR (dB), higher is better", ylabel="LPIPS, lower is better")
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -78,7 +80,8 @@ def perception_distortion(
 def _draw(ax: Axes, points: Points, numbers: Mapping[str, int], sweeps: Sequence[Sequence[str]]) -> None:
     """Draw the points of one panel, and the lines below them."""
     for sweep in sweeps:
-        ax.plot(*zip(*(points[method] for method in sweep), strict=True), color="tab:red", linewidth=1, zorder=1)
+        line = np.array([points[method] for method in sweep if method in points]).reshape(-1, 2)
+        ax.plot(*line.T, color="tab:red", linewidth=1, zorder=1)
     for method, point in points.items():
         color = "tab:red" if method.startswith("MIAR") else "tab:gray" if method in UNTRAINED else "tab:blue"
         face = "white" if method.endswith("data-consistent") else color

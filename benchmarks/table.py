@@ -291,14 +291,14 @@ def provenance(bundle: str, config: ConfigParser, volumes: Sequence[Volume], bat
         machine = torch.cuda.get_device_name(device)
     precision = "bfloat16" if config.get_parsed_content("amp") else "float32"
     return [
-        f"- Bundle {Path(bundle).name}, commit {_commit()}.",
+        f"- Bundle {Path(bundle).name}, commit {commit()}.",
         f"- Section {config.get_parsed_content('section')} of {by}: {patients}.",
         f"- Time: median over batches of up to {batch_size} slices after a warm-up; {machine}, {precision}, "
         f"torch {torch.__version__}. Data consistency is added to the time of the method it follows.",
     ]
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit of the repository, marked if files were changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:

@@ -126,6 +126,7 @@ def test_the_plane_has_a_point_and_a_name_for_each_method(tmp_path: Path, monkey
     original = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args: (figures.append(self), original(self, *args)))
     methods = {name: {"p": [20.0 + i]} for i, name in enumerate([*BASELINES, "SwinIR", *SWEEP])}
+    methods["LDM-SR"] = {"p": [9.0]}  # below the linear inverse: not enlarged
     rows = rows_of(methods, "t1") + rows_of(methods, "t2")
     path = perception_distortion(rows, tmp_path / "new" / "plane.png", [SWEEP])
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -133,9 +134,9 @@ def test_the_plane_has_a_point_and_a_name_for_each_method(tmp_path: Path, monkey
     assert [text.get_text().split("  ")[-1] for text in figure.legends[0].get_texts()] == list(methods)
     assert [ax.get_title() for ax in figure.axes[:3]] == ["t1", "t2", "all contrasts"]
     for whole, enlarged in zip(figure.axes[:3], figure.axes[3:], strict=True):
-        assert [len(ax.collections) for ax in (whole, enlarged)] == [7, 4]
+        assert [len(ax.collections) for ax in (whole, enlarged)] == [8, 4]
         numbers = [number for ax in (whole, enlarged) for text in ax.texts for number in text.get_text().split(", ")]
-        assert sorted(numbers) == list("1234567")
+        assert sorted(numbers) == list("12345678")
         assert whole.lines[0].get_xydata().tolist() == [[24, 0.24], [25, 0.25], [26, 0.26]]
     with pytest.raises(OutputError, match="exists already"):
         perception_distortion(rows, path)

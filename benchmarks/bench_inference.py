@@ -1,0 +1,211 @@
+"""How long inference takes, what memory it needs, and whether faster arithmetic gives the same images.
+
+    python -m benchmarks.bench_inference [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,4] \
+        [--lookaheads 0,1,3] [--num_slices 1,8,64] [--sides 64,128,256] [--output_dir bench_output]
+
+The slices are those of the demo's brain (nilearn's ICBM152 template), a quarter of their resolution. It writes
+``inference.csv`` and ``inference.md`` with two tables: slices of one tile, for each precision, batch size and
+lookahead; and whole volumes through the bundle's inferer, for each number of slices and in-plane size. Medians after a
+warm-up, on a GPU by events. The peak of memory is that of the GPU, on Linux of the process, less what it held before.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.transforms import ResizeWithPadOrCrop
+from monai.utils import ensure_tuple
+from torch import Tensor
+
+from benchmarks.table import commit
+from miar_monai.api import SuperResolver, choose_device
+from miar_monai.decoding import Decoding
+from miar_monai.demo import template
+from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.files import refuse_to_overwrite, whole_file
+from miar_monai.io import check_output_folder
+from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Row = dict[str, Any]
+
+
+class Peak:
+    """The peak of memory while a block runs, in MiB, in ``mib``; NaN where nobody counts it.
+
+    Args:
+        device: whose memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.mib = float("nan")
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        elif Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**20
+        elif Path("/proc/self/clear_refs").exists():
+            self.mib = (_status("VmHWM") - self.before) / 2**20
+
+
+def _status(name: str) -> int:
+    """Return a number of bytes of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def median_ms(function: Callable[[], object], device: torch.device, repeats: int, warm_up: int = 1) -> float:
+    """Return the median duration of a function, after calls that are not counted."""
+    times = []
+    for _ in range(warm_up + repeats):
+        if device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            function()
+            end.record()
+            torch.cuda.synchronize(device)
+            times.append(start.elapsed_time(end))
+        else:
+            begin = time.perf_counter()
+            function()
+            times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times[warm_up:])
+
+
+def brain_slices(resolver: SuperResolver, side: int) -> Tensor:
+    """Return LR slices of the demo's brain, scaled as its bundle scales MRI: (40, 1, side, side)."""
+    scale = resolver.network.scale
+    hr = ScaleIntensityRobust()(CentralSlices(40)(LoadVolume()(str(template())))).as_tensor()
+    padded = ResizeWithPadOrCrop((side * scale, side * scale, -1))(hr)
+    slices = torch.as_tensor(padded).movedim(-1, 0).contiguous()
+    return resolver.network.degradation(slices).to(resolver.device)
+
+
+def measure_slices(
+    resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], repeats: int
+) -> list[Row]:
+    """Measure slices of one tile; what faster arithmetic changes is said in tokens and in dB of the images."""
+    network, device = resolver.network, resolver.device
+    lr, rows = brain_slices(resolver, network.lr_side), []
+    for k in lookaheads:
+        decoding = Decoding("beam", k)
+        for size in batch_sizes:
+            chosen, exact = lr[: size or 1], None
+            for name, dtype in PRECISIONS.items():
+
+                def decode(dtype: torch.dtype = dtype, chosen: Tensor = chosen, decoding: Decoding = decoding) -> Any:
+                    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        return network.super_resolve(chosen, decoding, resolver.inferer.fidelity)
+
+                with Peak(device) as peak:
+                    result = decode()
+                exact = exact or result
+                error = (result.sr.float() - exact.sr).square().mean().clamp(min=1e-12)
+                rows.append({
+                    "precision": name, "K": k, "batch": size,
+                    "ms per slice": median_ms(decode, device, repeats) / size,
+                    "peak MiB": peak.mib,
+                    "tokens as in float32 (%)": 100 * float((result.tokens == exact.tokens).float().mean()),
+                    "PSNR to float32 (dB)": float(-10 * error.log10()),
+                })  # fmt: skip
+    return rows
+
+
+def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: Sequence[int]) -> list[Row]:
+    """Measure volumes through the bundle's inferer, greedily: memory must not grow with the number of slices."""
+    inferer, rows = resolver.inferer, []
+    inferer.decoding = Decoding("greedy")
+    smallest = resolver.network.lr_side
+    for count, side in [*((count, smallest) for count in num_slices), *((1, side) for side in sides)]:
+        slices = brain_slices(resolver, side)
+        volume = slices.repeat(-(-count // len(slices)), 1, 1, 1)[:count].movedim(0, -1)[None, 0].contiguous()
+
+        def run(volume: Tensor = volume) -> object:
+            with torch.inference_mode():
+                return inferer(volume[None], resolver.network)
+
+        with Peak(resolver.device) as peak:
+            seconds = median_ms(run, resolver.device, 1, warm_up=0) / 1e3
+        result = volume.numel() * resolver.network.scale**2 * 4 / 2**20
+        rows.append({
+            "slices": count, "LR side": side, "s": seconds, "s per slice": seconds / count, "peak MiB": peak.mib,
+            "of which the result, MiB": result,
+        })  # fmt: skip
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as Markdown."""
+    cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), ["---"] * len(rows[0]), *cells])
+
+
+def main(
+    bundle: str = "bundles/miar_brats",
+    device: str = "auto",
+    batch_sizes: int | Sequence[int] = (1, 4),
+    lookaheads: int | Sequence[int] = (0, 1, 3),
+    num_slices: int | Sequence[int] = (1, 8, 64),
+    sides: int | Sequence[int] = (64, 128, 256),
+    repeats: int = 5,
+    output_dir: str = "bench_output",
+    overwrite: bool = False,
+) -> None:
+    """Measure and write both tables.
+
+    Args:
+        bundle: folder of the bundle, with its weights.
+        device: auto, cpu, cuda, cuda:<index> or mps.
+        batch_sizes: slices of one tile at once.
+        lookaheads: the paper's K; 0 is greedy.
+        num_slices: of volumes with slices of one tile.
+        sides: LR voxels along both axes of volumes with one slice.
+        repeats: of each measurement on slices.
+        output_dir: where ``inference.csv`` and ``inference.md`` are written.
+        overwrite: replace them.
+    """
+    check_output_folder(output_dir)
+    files = [Path(output_dir, name) for name in ("inference.csv", "inference.md")]
+    for file in files if not overwrite else ():
+        refuse_to_overwrite(file)
+    resolver = SuperResolver(bundle, str(choose_device(device)))
+    slices = measure_slices(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), repeats)
+    volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))
+    cuda = resolver.device.type == "cuda"
+    machine = torch.cuda.get_device_name(resolver.device) if cuda else f"{platform.machine()} CPU"
+    threads = "" if cuda else f", {torch.get_num_threads()} threads"
+    text = "\n".join([
+        "# Inference", "",
+        f"Bundle {Path(bundle).name}, commit {commit()}, {machine}{threads}, torch {torch.__version__}.", "",
+        "## Slices of one tile", "", table(slices), "",
+        "## Volumes, greedy, float32", "", table(volumes), "",
+    ])  # fmt: skip
+    with whole_file(files[0], overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*slices, *volumes) for key in row)))
+        writer.writeheader()
+        writer.writerows([*slices, *volumes])
+    with whole_file(files[1], overwrite) as part:
+        part.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    report_errors_in_one_sentence()
+    fire.Fire(main)
