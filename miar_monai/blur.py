@@ -74,7 +74,7 @@ def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
         Degradation(scale=4, sigma=1.0, blur_on='lr')
     """
     measured = estimate_blur(lr, own.scale)
-    if measured is None or own.lr_sigma - 0.06 < measured < own.lr_sigma + 0.09:
+    if measured is None or own.lr_sigma - 0.06 < measured < own.lr_sigma + 0.11:
         return own
     return replace(own, sigma=0.0 if measured < 0.65 else min(measured - 0.03, 1.25), blur_on="lr")
 
