@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import csv
 import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from monai.transforms import ResizeWithPadOrCrop
 from monai.utils import ensure_tuple
 from torch import Tensor
 
+from benchmarks.bench_training import median_ms
 from benchmarks.table import commit
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
@@ -71,24 +70,6 @@ def _status(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def median_ms(function: Callable[[], object], device: torch.device, repeats: int, warm_up: int = 1) -> float:
-    """Return the median duration of a function, after calls that are not counted."""
-    times = []
-    for _ in range(warm_up + repeats):
-        if device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            function()
-            end.record()
-            torch.cuda.synchronize(device)
-            times.append(start.elapsed_time(end))
-        else:
-            begin = time.perf_counter()
-            function()
-            times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times[warm_up:])
-
-
 def brain_slices(resolver: SuperResolver, side: int) -> Tensor:
     """Return LR slices of the demo's brain, scaled as its bundle scales MRI: (40, 1, side, side)."""
     scale = resolver.network.scale
@@ -120,7 +101,7 @@ def measure_slices(
                 error = (result.sr.float() - exact.sr).square().mean().clamp(min=1e-12)
                 rows.append({
                     "precision": name, "K": k, "batch": size,
-                    "ms per slice": median_ms(decode, device, repeats) / size,
+                    "ms per slice": median_ms(decode, device, repeats, warm_up=1) / size,
                     "peak MiB": peak.mib,
                     "tokens as in float32 (%)": 100 * float((result.tokens == exact.tokens).float().mean()),
                     "PSNR to float32 (dB)": float(-10 * error.log10()),

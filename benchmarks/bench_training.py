@@ -28,10 +28,17 @@ Losses = dict[str, Tensor]
 WARM_UP = 8
 
 
-def median_ms(step: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median duration of a step, after a warm-up that covers compilation and recording."""
+def median_ms(step: Callable[[], object], device: torch.device, repeats: int, warm_up: int = WARM_UP) -> float:
+    """Return the median duration of a step, after a warm-up that covers compilation and recording; on a GPU by events.
+
+    Args:
+        step: what is measured.
+        device: where it runs.
+        repeats: calls that count.
+        warm_up: calls before them that do not.
+    """
     times = []
-    for _ in range(repeats + WARM_UP):
+    for _ in range(warm_up + repeats):
         if device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -43,7 +50,7 @@ def median_ms(step: Callable[[], object], device: torch.device, repeats: int) ->
             begin = time.perf_counter()
             step()
             times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times[WARM_UP:])
+    return statistics.median(times[warm_up:])
 
 
 def main(
