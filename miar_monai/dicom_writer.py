@@ -115,7 +115,7 @@ def check_series_folder(folder: str | os.PathLike[str], headers: Sequence[Datase
     folder = Path(folder)
     if not overwrite:
         refuse_to_overwrite(folder)
-    if folder.is_dir() and any(folder.samefile(Path(header.filename).parent) for header in headers):
+    if folder.resolve() in {Path(header.filename).resolve().parent for header in headers}:
         raise OutputError(f"{folder} is the input, which is never changed: give another output folder.")
     if folder.exists() and not (folder.is_dir() and len(dicom_files(folder)) == len(list(folder.iterdir()))):
         raise OutputError(

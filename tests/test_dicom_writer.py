@@ -337,15 +337,15 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.usefixtures("_elsewhere")
 class TestCommand:
     def test_it_writes_what_nifti_would_hold(self, bundle: Path, series: Path) -> None:
-        done = miar_sr(bundle, series, "-o", "out", "--preview", "--report", "run.json")
+        done = miar_sr(bundle, series, "-o", "out", "--fidelity", 0.75, "--preview", "--report", "run.json")
         assert done.exit_code == 0, done.output
         assert names(Path()) == ["out/ct_sr.png", *(f"out/ct_sr/000{k}.dcm" for k in range(1, 5)), "run.json"]
         assert json.loads(Path("run.json").read_text())["cases"][0]["output"] == "out/ct_sr"
-        assert miar_sr(bundle, series, "-o", "out", "--out-format", "nifti").exit_code == 0
+        assert miar_sr(bundle, series, "-o", "out", "--fidelity", 0.75, "--out-format", "nifti").exit_code == 0
         assert_read_back(read_volume("out/ct_sr.nii.gz"), Path("out/ct_sr"), 0)
         derivation = pydicom.dcmread("out/ct_sr/0001.dcm").DerivationDescription
         assert f"miar-monai {miar_monai.__version__}, bundle " in derivation
-        assert "fidelity 0.5" in derivation
+        assert "fidelity 0.75" in derivation
 
     def test_it_replaces_a_series_only_when_told_to(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series).exit_code == 0
@@ -370,6 +370,7 @@ class TestCommand:
         assert done.stderr.splitlines()[-1] == f"1 of 3 cases failed: {scan}"
         assert f"error: {scan} is no DICOM series" in done.stderr
         assert {Path(name).parent.as_posix() for name in names(Path())} == {"out/a/ct_sr", "out/packed_sr"}
+        assert miar_sr(bundle, root / "packed.zip", "-o", "out", "--overwrite").exit_code == 0
         single = miar_sr(bundle, scan)
         assert single.exit_code == 1
         assert single.stderr.splitlines()[-1].startswith(f"error: {scan} is no DICOM series, and a derived series")
