@@ -78,26 +78,26 @@ def source_headers(volume: Volume) -> list[Dataset]:
             "counterparts in a derived series: write NIfTI (--out-format nifti)."
         )
     headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
-    for file, header in zip(series_files(folder), headers, strict=True):
-        _check_header(file, header)
+    for header in headers:
+        _check_header(header)
     normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
     heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
     return [headers[i] for i in np.argsort(heights, kind="stable")]
 
 
-def _check_header(file: str, header: Dataset) -> None:
+def _check_header(header: Dataset) -> None:
     from pydicom.uid import CTImageStorage, MRImageStorage
 
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     if missing:
         raise ImageError(
-            f"{file} has no {missing[0]}, which a derived image must have: export the series again, or write NIfTI "
+            f"{header.filename} has no {missing[0]}, which a derived image must have: export the series again, or write NIfTI "
             "(--out-format nifti)."
         )
     if header.SOPClassUID not in (CTImageStorage, MRImageStorage) or header.PhotometricInterpretation != "MONOCHROME2":
         raise ImageError(
-            f"{file} holds {header.SOPClassUID.name} in {header.PhotometricInterpretation}, but a series is derived "
-            "from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
+            f"{header.filename} holds {header.SOPClassUID.name} in {header.PhotometricInterpretation}, but a series is "
+            "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
         )
 
 

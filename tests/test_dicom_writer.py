@@ -379,3 +379,15 @@ class TestCommand:
         refused = miar_sr(bundle, series, "-o", "x.nii.gz")
         assert refused.exit_code == 2
         assert "a DICOM series is written to a folder, not to x.nii.gz" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("LIDC-IDRI-0006", "006[0-3].dcm"), ("tilted_gantry", "I??0")], ids=["chest", "tilted"]
+)
+def test_real_series_come_back(name: str, pattern: str, tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "ct").mkdir()
+    for path in (real_data / "dicom" / name).glob(pattern):
+        shutil.copy(path, tmp_path / "ct")
+    sr, written, _ = derive(tmp_path / "ct")
+    assert sr.array.shape[2] > 3
+    assert_read_back(sr, written, 0)
