@@ -91,8 +91,8 @@ def _check_header(header: Dataset) -> None:
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     if missing:
         raise ImageError(
-            f"{header.filename} has no {missing[0]}, which a derived image must have: export the series again, or write NIfTI "
-            "(--out-format nifti)."
+            f"{header.filename} has no {missing[0]}, which a derived image must have: "
+            "export the series again, or write NIfTI (--out-format nifti)."
         )
     if header.SOPClassUID not in (CTImageStorage, MRImageStorage) or header.PhotometricInterpretation != "MONOCHROME2":
         raise ImageError(
