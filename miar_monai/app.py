@@ -41,6 +41,7 @@ Examples:
   miar sr dicom_series/ -o result.nii.gz --preview
   miar sr study.zip -o results --model lidc --report run.json
   miar sr patients/ -o results                every case in the folder
+  miar sr dicom_series/ --out-format dicom    writes the series dicom_series_sr/
 
 {_EXIT_CODES}"""
 
@@ -126,6 +127,13 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="A .nii or .nii.gz file, or a folder. [default: <name>_sr.nii.gz here; for a folder of cases, <name>_sr/]",
 )
+@click.option(
+    "--out-format",
+    type=click.Choice(["nifti", "dicom"]),
+    default="nifti",
+    show_default=True,
+    help="dicom writes a derived series, a folder <name>_sr, in the study of INPUT, which must be a DICOM series.",
+)
 @_model
 @_device
 @_inference
@@ -142,6 +150,7 @@ def main() -> None:
 def sr(
     source: Path,
     output: Path | None,
+    out_format: str,
     model: str,
     device: str,
     lookahead_tokens: int | None,
@@ -163,15 +172,16 @@ def sr(
 
     cases = find_cases(source)
     single = len(cases) == 1 and cases[0].source == source
-    targets = _targets(cases, source, output, single)
-    _check_outputs(targets if single else [], report_file, with_preview, overwrite)
+    as_dicom = out_format == "dicom"
+    targets = _targets(cases, source, output, single, as_dicom)
+    _check_outputs(targets if single else [], report_file, with_preview, overwrite, as_dicom)
     if quiet:
         _say_only_errors(click.get_current_context())
     settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": _number_or_text(blur)}
     resolver = SuperResolver(
         model, device, progress=not quiet, **{name: value for name, value in settings.items() if value is not None}
     )
-    work = _Work(resolver, with_preview, overwrite, quiet)
+    work = _Work(resolver, as_dicom, with_preview, overwrite, quiet)
     reports = []
     for i, (case, target) in enumerate(zip(cases, targets, strict=True)):
         work.say("" if single else f"[{i + 1}/{len(cases)}] {case.source}")
@@ -209,8 +219,11 @@ def _say_only_errors(context: click.Context) -> None:
 class _Work:
     """What is done to each case, and said about it."""
 
-    def __init__(self, resolver: SuperResolver, with_preview: bool, overwrite: bool, quiet: bool) -> None:
+    def __init__(
+        self, resolver: SuperResolver, as_dicom: bool, with_preview: bool, overwrite: bool, quiet: bool
+    ) -> None:
         self.resolver = resolver
+        self.as_dicom = as_dicom
         self.with_preview = with_preview
         self.overwrite = overwrite
         self.quiet = quiet
@@ -226,22 +239,29 @@ class _Work:
     def do(self, case: Case, target: Path) -> dict[str, Any]:
         """Super-resolve a case and return its report."""
         from miar_monai.cases import opened
+        from miar_monai.dicom_writer import check_series_folder, source_headers, write_series
         from miar_monai.io import read_volume, write_nifti
         from miar_monai.preview import preview
-        from miar_monai.report import case_report, summary
+        from miar_monai.report import case_report, derivation, summary
 
         for file in (target, _picture(target)) if self.with_preview else (target,):
             if not self.overwrite:
                 refuse_to_overwrite(file)
         with opened(case.source) as path:
             volume = read_volume(path)
+            headers = source_headers(volume) if self.as_dicom else []
+            if self.as_dicom:
+                check_series_folder(target, headers, self.overwrite)
         if self.seconds_per_tile:
             seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
             self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
         start = time.perf_counter()
         result = self.resolver.volume(volume)
         seconds = time.perf_counter() - start
-        write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
+        if self.as_dicom:
+            write_series(target, result, headers, derivation(self.resolver), self.overwrite)
+        else:
+            write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
         if self.with_preview:
             preview(volume, result, _picture(target), self.overwrite)
         told = self.resolver.input_degradation(volume)
@@ -259,11 +279,13 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _targets(cases: list[Case], source: Path, output: Path | None, single: bool) -> list[Path]:
-    """Return the file of each result."""
+def _targets(cases: list[Case], source: Path, output: Path | None, single: bool, as_dicom: bool) -> list[Path]:
+    """Return the file of each result; as DICOM, the folder of each series."""
     named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not output.is_dir()
     if named and not single:
         raise click.UsageError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
+    if named and as_dicom:
+        raise click.UsageError(f"a DICOM series is written to a folder, not to {output}: give a folder.")
     if output is not None and not named and output.suffix and not output.is_dir():
         raise click.UsageError(f"{output} must be a .nii or .nii.gz file, or a folder; make a folder with a dot first.")
     if named:
@@ -271,7 +293,8 @@ def _targets(cases: list[Case], source: Path, output: Path | None, single: bool)
         targets = [output]
     else:
         folder = output or (Path() if single else Path(f"{source.resolve().name}_sr"))
-        targets = [folder / case.name.with_name(f"{case.name.name}_sr.nii.gz") for case in cases]
+        suffix = "" if as_dicom else ".nii.gz"
+        targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
     for case, target in zip(cases, targets, strict=True):
         if target.exists() and target.samefile(case.source):
             raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
@@ -284,17 +307,19 @@ def _picture(target: Path) -> Path:
     return target.with_name(f"{volume_stem(target)}.png")
 
 
-def _check_outputs(targets: list[Path], report_file: Path | None, with_preview: bool, overwrite: bool) -> None:
+def _check_outputs(
+    targets: list[Path], report_file: Path | None, with_preview: bool, overwrite: bool, as_dicom: bool
+) -> None:
     """Refuse what cannot be written before the work is done."""
     from miar_monai.io import check_output_folder
     from miar_monai.preview import check_preview
 
     if with_preview:
         check_preview()
-    files = [*targets, *([_picture(target) for target in targets] if with_preview else [])]
-    for path in [*files, *([report_file] if report_file else [])]:
+    pictures = [_picture(target) for target in targets] if with_preview else []
+    for path in [*targets, *pictures, *([report_file] if report_file else [])]:
         check_output_folder(path.parent)
-        if path.is_dir():
+        if path.is_dir() and not (as_dicom and path in targets):
             raise OutputError(f"{path} is a folder: a file is written there; give another name.")
         if not overwrite:
             refuse_to_overwrite(path)

@@ -10,9 +10,10 @@ import numpy as np
 
 from miar_monai.errors import GeometryError, ImageError
 
-__all__ = ["dicom_files", "dicom_tag", "is_dicom", "read_series"]
+__all__ = ["LPS_TO_RAS", "dicom_files", "dicom_tag", "is_dicom", "read_series", "series_files"]
 
-_LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+"""From the patient axes of DICOM to those of NIfTI, and back."""
 
 
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -63,7 +64,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     import itk
 
     slices = []
-    files = _series_files(folder)
+    files = series_files(folder)
     for file in files:
         try:
             slices.append(itk.imread(file, imageio=itk.GDCMImageIO.New()))
@@ -96,7 +97,13 @@ def _result_dtype(array: np.ndarray) -> np.dtype:
     return np.dtype(np.int16 if array.min() >= -(2**15) and array.max() < 2**15 else np.int32)
 
 
-def _series_files(folder: Path) -> Sequence[str]:
+def series_files(folder: Path) -> Sequence[str]:
+    """Return the files of the one series in a folder, in no order that means anything.
+
+    Raises:
+        ImageError: if there is no series, or a DICOM file cannot be read as an image.
+        GeometryError: if there are several series.
+    """
     import itk
 
     names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Directory=str(folder))
@@ -137,7 +144,7 @@ def _series_affine(folder: Path, positions: np.ndarray, axes: np.ndarray, spacin
     affine[:3, :2] = axes[0][:, :2] * spacings[0, :2]
     affine[:3, 2] = step
     affine[:3, 3] = positions[0]
-    return _LPS_TO_RAS @ affine
+    return LPS_TO_RAS @ affine
 
 
 def _check_gaps(folder: Path, positions: np.ndarray) -> None:

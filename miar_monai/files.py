@@ -10,7 +10,7 @@ from pathlib import Path
 
 from miar_monai.errors import OutputError
 
-__all__ = ["refuse_to_overwrite", "whole_file"]
+__all__ = ["refuse_to_overwrite", "whole_file", "whole_folder"]
 
 
 def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
@@ -22,7 +22,7 @@ def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
     if Path(path).exists():
         raise OutputError(
             f"{path} exists already and is left as it is: "
-            "give another output folder, remove the file, or allow overwriting (overwrite=True)."
+            "give another output folder, remove it, or allow overwriting (overwrite=True)."
         )
 
 
@@ -60,3 +60,32 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
             f"{path} cannot be written ({error}): a folder with write permission and free space is needed; "
             "give another output folder."
         ) from error
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder of the same name, which becomes ``path`` when the block ends without an error.
+
+    Args:
+        path: the folder to write. The folder above it is made if needed.
+        overwrite: replace what is there, a folder with all that it holds.
+
+    Yields:
+        The empty folder to write to, in the same file system as ``path``.
+
+    Raises:
+        OutputError: if ``path`` exists and ``overwrite`` is False, or if it cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole_folder(folder + "/a") as part:
+        ...         _ = (part / "b.txt").write_text("all of it")
+        ...     print(Path(folder, "a", "b.txt").read_text())
+        all of it
+    """
+    with whole_file(path, overwrite) as part:
+        part.mkdir()
+        yield part
+        if Path(path).exists():
+            # a folder cannot take the place of one that is not empty; what was there goes with the temporary folder
+            os.replace(path, part.with_name(f"{part.name}.old"))

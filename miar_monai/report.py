@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+import miar_monai
 from miar_monai.api import SuperResolver
 from miar_monai.bundles import metadata, weights_sha256
 from miar_monai.degradation import Degradation
 from miar_monai.geometry import axial_axis, fov_corners
 from miar_monai.io import Volume
 
-__all__ = ["case_report", "data_consistency_rms", "run_report", "summary", "versions"]
+__all__ = ["case_report", "data_consistency_rms", "derivation", "run_report", "summary", "versions"]
 
 _PACKAGES = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
 
@@ -119,6 +120,16 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
         "versions": versions(),
         "cases": cases,
     }
+
+
+def derivation(resolver: SuperResolver) -> str:
+    """Return in two sentences how a resolver makes its results, for those who meet them without their report."""
+    about = metadata(resolver.bundle)
+    settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
+    return (
+        f"MIAR fourfold super-resolution in the axial plane, miar-monai {miar_monai.__version__}, "
+        f"bundle {about.get('name')} {about.get('version')}, {settings}. For research: detail may be invented."
+    )
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from miar_monai.errors import OutputError
-from miar_monai.files import refuse_to_overwrite, whole_file
+from miar_monai.files import refuse_to_overwrite, whole_file, whole_folder
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -51,3 +51,25 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     wanted = r"file/a\.txt cannot be written \(.*give another output folder"
     with pytest.raises(OutputError, match=wanted), whole_file(tmp_path / "file" / "a.txt"):
         pytest.fail("the block must not run")
+
+
+def test_a_folder_appears_whole_and_replaces_another_only_when_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a"
+    with whole_folder(path) as part:
+        (part / "1").touch()
+        assert not path.exists()
+    with pytest.raises(OutputError, match="exists already"), whole_folder(path):
+        pytest.fail("the block must not run")
+
+    def fail() -> None:
+        with whole_folder(path, overwrite=True) as part:
+            (part / "2").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [file.name for file in path.iterdir()] == ["1"]
+    with whole_folder(path, overwrite=True) as part:
+        (part / "2").touch()
+    assert [file.name for file in path.iterdir()] == ["2"]
+    assert [file.name for file in path.parent.iterdir()] == ["a"]
