@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,11 @@ def dicom_tag(path: str | os.PathLike[str], tag: str) -> str:
         reader.ReadImageInformation()
     except RuntimeError:  # a DICOM file without an image, such as a structured report
         return ""
+    return _text(reader, tag)
+
+
+def _text(reader: Any, tag: str) -> str:
+    """Return the text of a tag of the image that ITK read last, or an empty text."""
     tags = reader.GetMetaDataDictionary()
     return str(tags[tag]).strip() if tags.HasKey(tag) else ""
 
@@ -66,13 +72,19 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     slices = []
     files = series_files(folder)
     for file in files:
+        reader = itk.GDCMImageIO.New()
         try:
-            slices.append(itk.imread(file, imageio=itk.GDCMImageIO.New()))
+            slices.append(itk.imread(file, imageio=reader))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ImageError(
                 f"{file} cannot be read ({reason}): a complete DICOM image is needed; copy it again."
             ) from error
+        if _text(reader, "0028|0004") == "MONOCHROME1":  # which ITK turns around, units lost
+            raise ImageError(
+                f"{file} holds inverted gray values (MONOCHROME1), whose units would come out wrong: "
+                "MONOCHROME2 is needed; convert the series."
+            )
     arrays = [itk.array_from_image(image) for image in slices]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) > 1 or len(shapes[0]) != 3 or shapes[0][0] != 1:

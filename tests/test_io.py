@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from phantoms import head, write_dicom_series, write_nifti_phantom
 
@@ -343,8 +344,6 @@ def test_truncated_slice(tmp_path: Path, k: int) -> None:
 
 
 def test_slice_whose_pixels_cannot_be_decoded(tmp_path: Path) -> None:
-    import pydicom
-
     write_dicom_series(tmp_path, SHAPE)
     path = tmp_path / "slice010.dcm"
     image = pydicom.dcmread(path)
@@ -376,3 +375,13 @@ def test_real_chest_ct(real_data: Path) -> None:
     assert volume.dtype == np.int16
     assert -2048 <= volume.array.min() < -1000 < np.median(volume.array) < 100
     np.testing.assert_allclose(np.diag(volume.affine), [-0.625, -0.625, 2.5, 1], atol=1e-6)
+
+
+def test_inverted_gray_values_are_refused(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, (16, 12, 3))
+    for path in dicom_files(tmp_path):
+        image = pydicom.dcmread(path)
+        image.PhotometricInterpretation = "MONOCHROME1"
+        image.save_as(path)
+    with pytest.raises(ImageError, match=r"holds inverted gray values \(MONOCHROME1\), whose units would"):
+        read_volume(tmp_path)
