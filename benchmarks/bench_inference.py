@@ -6,7 +6,7 @@
 The slices are those of the demo's brain (nilearn's ICBM152 template), a quarter of their resolution. It writes
 ``inference.csv`` and ``inference.md`` with two tables: slices of one tile, for each precision, batch size and
 lookahead; and whole volumes through the bundle's inferer, for each number of slices and in-plane size. Medians after a
-warm-up, on a GPU by events. The peak of memory is that of the GPU, on Linux of the process, less what it held before.
+warm-up, on a GPU by events. The peak of memory is that of the GPU, or on Linux of the whole process, libraries included.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import platform
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ Row = dict[str, Any]
 
 
 class Peak:
-    """The peak of memory while a block runs, in MiB, in ``mib``; NaN where nobody counts it.
+    """The peak of memory while a block runs, in MiB, in ``mib``: of the GPU, or on Linux of the whole process.
 
     Args:
-        device: whose memory.
+        device: whose memory; NaN where nobody counts it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,17 +52,15 @@ class Peak:
     def __enter__(self) -> Peak:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
         elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            self.before = _status("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**20
+            self.mib = torch.cuda.max_memory_allocated(self.device) / 2**20
         elif Path("/proc/self/clear_refs").exists():
-            self.mib = (_status("VmHWM") - self.before) / 2**20
+            self.mib = _status("VmHWM") / 2**20
 
 
 def _status(name: str) -> int:
@@ -111,7 +110,7 @@ def measure_slices(
 
 def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: Sequence[int]) -> list[Row]:
     """Measure volumes through the bundle's inferer, greedily: memory must not grow with the number of slices."""
-    inferer, rows = resolver.inferer, []
+    inferer, rows = copy(resolver.inferer), []
     inferer.decoding = Decoding("greedy")
     smallest = resolver.network.lr_side
     for count, side in [*((count, smallest) for count in num_slices), *((1, side) for side in sides)]:
@@ -123,7 +122,7 @@ def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: S
                 return inferer(volume[None], resolver.network)
 
         with Peak(resolver.device) as peak:
-            seconds = median_ms(run, resolver.device, 1, warm_up=0) / 1e3
+            seconds = median_ms(run, resolver.device, 1, warm_up=int(not rows)) / 1e3
         result = volume.numel() * resolver.network.scale**2 * 4 / 2**20
         rows.append({
             "slices": count, "LR side": side, "s": seconds, "s per slice": seconds / count, "peak MiB": peak.mib,
@@ -167,8 +166,8 @@ def main(
     for file in files if not overwrite else ():
         refuse_to_overwrite(file)
     resolver = SuperResolver(bundle, str(choose_device(device)))
+    volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))  # first: they need least memory
     slices = measure_slices(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), repeats)
-    volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))
     cuda = resolver.device.type == "cuda"
     machine = torch.cuda.get_device_name(resolver.device) if cuda else f"{platform.machine()} CPU"
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
