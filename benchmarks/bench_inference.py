@@ -6,7 +6,7 @@
 The slices are those of the demo's brain (nilearn's ICBM152 template), a quarter of their resolution. It writes
 ``inference.csv`` and ``inference.md`` with two tables: slices of one tile, for each precision, batch size and
 lookahead; and whole volumes through the bundle's inferer, for each number of slices and in-plane size. Medians after a
-warm-up, on a GPU by events. The peak of memory is that of the GPU, or on Linux of the whole process, libraries included.
+warm-up, on a GPU by events. The peak of memory is that of the GPU, on Linux of the whole process, libraries included.
 """
 
 from __future__ import annotations
