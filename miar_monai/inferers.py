@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
@@ -166,13 +167,22 @@ class BeamSearchInferer(Inferer):
             return module.predict(tiles[:, :1], tiles[:, 1:, :1, :1], decoding)[0]
 
         def super_resolve(chunk: Tensor) -> Tensor:
-            observed = module.observe(chunk.to(device), degradation)
+            height, width = chunk.shape[2:]
+            padded = self._padded(chunk.to(device))  # before the inverse, whose ripples would be drawn out as streaks
+            observed = module.observe(padded, degradation)
             trusted.append(observed.trust.flatten())
             condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
             inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
-            return module.render(self._tiled(inputs, module.scale, predict), observed, self.fidelity)
+            sr = module.render(self._tiled(inputs, module.scale, predict), observed, self.fidelity)
+            top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
+            return sr[..., top : top + height * module.scale, left : left + width * module.scale]
 
         return super_resolve
+
+    def _padded(self, slices: Tensor) -> Tensor:
+        """Return LR slices (N, 1, h, w), their border repeated on all sides until they fill a tile."""
+        missing = [max(self.tile_size - size, 0) for size in (slices.shape[3], slices.shape[2])]
+        return F.pad(slices, [part for size in missing for part in (size // 2, size - size // 2)], mode="replicate")
 
     def _tiled(self, images: Tensor, scale: int, predictor: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what a function of tiles, ``scale`` times as large as those of LR images, makes of images."""
