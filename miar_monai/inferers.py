@@ -47,7 +47,8 @@ class BeamSearchInferer(Inferer):
         degradation: how the LR images came about, if that is known: the result is then made consistent with them.
         damping: of that correction (see `Degradation.enforce`); about 1e-3 for floating-point images, 1e-2 for 8 bits.
         tile_size: in-plane size of a tile; the network's.
-        sw_batch_size: tiles that go through the network at once.
+        sw_batch_size: slices, and tiles of them, that go through the network at once; halved where a GPU's memory does
+            not hold them.
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
 
@@ -153,12 +154,15 @@ class BeamSearchInferer(Inferer):
 
     def _slicewise(
         self, network: Callable[..., Tensor], args: tuple, kwargs: dict, slices: Tensor, trusted: list[Tensor]
-    ) -> Callable[[Tensor], Tensor]:
-        """Return a function of a few LR slices, on the network's device; a `MIAR` adds its trust in each of them."""
+    ) -> Callable[[Tensor, int], Tensor]:
+        """Return a function of LR slices and of how many tiles go through the network at once, on its device.
+
+        A `MIAR` adds its trust in each of the slices.
+        """
         module = getattr(network, "module", network)  # without a wrapper for several GPUs
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
         if not isinstance(module, MIAR):
-            return lambda chunk: self._tiled(chunk, 1, lambda tiles: network(tiles.to(device), *args, **kwargs))
+            return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
         degradation = self.input_degradation(slices, module.degradation)
         batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
 
@@ -166,14 +170,14 @@ class BeamSearchInferer(Inferer):
             decoding = replace(self.decoding, seed=next(batches))
             return module.predict(tiles[:, :1], tiles[:, 1:, :1, :1], decoding)[0]
 
-        def super_resolve(chunk: Tensor) -> Tensor:
+        def super_resolve(chunk: Tensor, size: int) -> Tensor:
             height, width = chunk.shape[2:]
             padded = self._padded(chunk.to(device))  # before the inverse, whose ripples would be drawn out as streaks
             observed = module.observe(padded, degradation)
             trusted.append(observed.trust.flatten())
             condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
             inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
-            sr = module.render(self._tiled(inputs, module.scale, predict), observed, self.fidelity)
+            sr = module.render(self._tiled(inputs, module.scale, size, predict), observed, self.fidelity)
             top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
             return sr[..., top : top + height * module.scale, left : left + width * module.scale]
 
@@ -184,15 +188,15 @@ class BeamSearchInferer(Inferer):
         missing = [max(self.tile_size - size, 0) for size in (slices.shape[3], slices.shape[2])]
         return F.pad(slices, [part for size in missing for part in (size // 2, size - size // 2)], mode="replicate")
 
-    def _tiled(self, images: Tensor, scale: int, predictor: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what a function of tiles, ``scale`` times as large as those of LR images, makes of images."""
+    def _tiled(self, images: Tensor, scale: int, size: int, predictor: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a function of ``size`` tiles, ``scale`` times as large as those of LR, makes of images."""
         side = self.tile_size * scale
         # convolutions know least at a border; MONAI's own weights leave a thousandth of it, which shows as a seam
         weight = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).pow(4).clamp(min=1e-6)
         result = sliding_window_inference(
             images,
             roi_size=(side, side),
-            sw_batch_size=self.sw_batch_size,
+            sw_batch_size=size,
             predictor=predictor,
             overlap=self.overlap,
             roi_weight_map=torch.outer(weight, weight).to(images),
@@ -202,15 +206,29 @@ class BeamSearchInferer(Inferer):
         return result
 
     @torch.no_grad()
-    def _stream(self, slices: Tensor, super_resolve: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    def _stream(self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
         """Yield the results of a few slices at a time, so that memory does not grow with their number."""
-        chunks = slices.split(self.sw_batch_size)
-        for chunk in tqdm(chunks, desc="super-resolving", unit="batch", disable=not self.progress):
-            sr = super_resolve(chunk)
-            if self.degradation is not None:
-                sr = self.degradation.enforce(sr, chunk.to(sr), self.damping)
-            low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
-            yield torch.where((low == high).to(sr.device), low.to(sr), sr)
+        start, size = 0, self.sw_batch_size
+        with tqdm(total=len(slices), desc="super-resolving", unit="slice", disable=not self.progress) as bar:
+            while start < len(slices):
+                chunk = slices[start : start + size]
+                try:
+                    sr = super_resolve(chunk, size)
+                except torch.OutOfMemoryError as error:
+                    if size == 1:
+                        raise ConfigurationError(
+                            "the memory of the GPU does not hold one slice of this size: a larger one is needed, or"
+                            " the CPU; close what else runs on it, or choose another device."
+                        ) from error
+                    size //= 2
+                    logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
+                    continue
+                if self.degradation is not None:
+                    sr = self.degradation.enforce(sr, chunk.to(sr), self.damping)
+                low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
+                yield torch.where((low == high).to(sr.device), low.to(sr), sr)
+                start += len(chunk)
+                bar.update(len(chunk))
 
     @staticmethod
     def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:

@@ -123,6 +123,39 @@ def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(siz
     assert (sr - network.observe(lr).linear).abs().max() > 0.1  # the networks add to it
 
 
+class Limited(Nearest):
+    """A network whose device holds so many tiles."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 10, 10, 7), (2, 1, 25, 10)])
+def test_out_of_memory_halves_the_batch_says_so_and_finishes(
+    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    x, network = torch.rand(shape), Limited(most=1)
+    torch.testing.assert_close(inferer(sw_batch_size=4)(x, network), inferer(sw_batch_size=1)(x, Nearest()))
+    assert caplog.messages == [
+        "out of GPU memory: going on with 2 at once instead of 4.",
+        "out of GPU memory: going on with 1 at once instead of 2.",
+    ]
+    assert set(network.sizes[2:]) == {1}  # no other attempt
+
+
+def test_a_slice_that_no_memory_holds_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"^the memory of the GPU does not hold one slice of this size"):
+        inferer()(torch.rand(1, 1, 10, 10), Limited(most=0))
+
+
 def test_small_slices_are_padded_before_their_inverse() -> None:
     network = started(tiny_miar()).eval()
     lr = network.degradation(torch.rand(2, 1, 28, 20))  # (2, 1, 7, 5)
