@@ -20,10 +20,9 @@ import fire
 import torch
 
 from benchmarks.robustness import METRICS, section, without_tokens
-from benchmarks.table import Method, load_volumes, open_run, provenance, read_config
+from benchmarks.table import Method, load_volumes, open_run, provenance, publish, read_config
 from miar_monai.checkpoints import load_weights
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
-from miar_monai.files import whole_file
 
 RESULT = "ablations.md"
 SETTINGS: dict[str, dict[str, Any]] = {"no-rope": {"positions": "learned"}}
@@ -72,10 +71,7 @@ def main(
     with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
         table = section("All networks", volumes, methods, evaluation, batch_size)
     notes = provenance(bundle, config, volumes, batch_size)[:2]
-    text = "\n".join(["# Ablations", "", *notes, "", table])
-    with whole_file(Path(output_dir, RESULT), get("overwrite")) as part:
-        part.write_text(text, encoding="utf-8")
-    print(text)
+    publish("\n".join(["# Ablations", "", *notes, "", table]), Path(output_dir, RESULT), get("overwrite"))
 
 
 if __name__ == "__main__":

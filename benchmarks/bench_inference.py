@@ -25,7 +25,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from benchmarks.bench_training import median_ms
-from benchmarks.table import commit
+from benchmarks.table import commit, publish
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
 from miar_monai.demo import template
@@ -60,13 +60,8 @@ class Peak:
         if self.device.type == "cuda":
             self.mib = torch.cuda.max_memory_allocated(self.device) / 2**20
         elif Path("/proc/self/clear_refs").exists():
-            self.mib = _status("VmHWM") / 2**20
-
-
-def _status(name: str) -> int:
-    """Return a number of bytes of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.mib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def brain_slices(resolver: SuperResolver, side: int) -> Tensor:
@@ -87,7 +82,7 @@ def measure_slices(
     for k in lookaheads:
         decoding = Decoding("beam", k)
         for size in batch_sizes:
-            chosen, exact = lr[: size or 1], None
+            chosen, exact = lr[:size], None
             for name, dtype in PRECISIONS.items():
 
                 def decode(dtype: torch.dtype = dtype, chosen: Tensor = chosen, decoding: Decoding = decoding) -> Any:
@@ -181,9 +176,7 @@ def main(
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*slices, *volumes) for key in row)))
         writer.writeheader()
         writer.writerows([*slices, *volumes])
-    with whole_file(files[1], overwrite) as part:
-        part.write_text(text, encoding="utf-8")
-    print(text)
+    publish(text, files[1], overwrite)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,6 @@ for what in "$@"; do
       tokenizer --output_dir "$output/ablations/no-dropout" --tokenizer_def#dropout 0
       ablation no-dropout
       ;;
-    *) train "$stage2,'benchmarks/peers/$what.json'" --batch_size 16 --other_blur_prob 0 --noise_prob 0 ;;
+    *) train "$stage2,'benchmarks/peers/$what.json'" --batch_size 16 ;;
   esac
 done

@@ -22,12 +22,11 @@ import fire
 import torch
 from torch import Tensor
 
-from benchmarks.table import Method, Volume, batches, load_peers, load_volumes, open_run, provenance
+from benchmarks.table import Method, Volume, batches, load_peers, load_volumes, open_run, provenance, publish
 from miar_monai.checkpoints import load_weights
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import with_blurs
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
-from miar_monai.files import whole_file
 from miar_monai.inferers import BeamSearchInferer
 from miar_monai.networks import MIAR
 
@@ -136,16 +135,12 @@ def main(
     bare = {"MIAR without tokens": partial(without_tokens, network, inferer.fidelity)}
     parts = [measured("As in training", lambda volume: volume.lr, bare)]
     parts += [measured(title, lambda volume, fault=fault: fault(volume.lr), {}) for title, fault in FAULTS.items()]
-    for sigma in BLURS:
-        blur = Degradation(own.scale, sigma, own.blur_on)
+    for blur in with_blurs(own, BLURS)[1:]:
         more = {"MIAR, told the blur": with_blur(inferer, network, blur.lr_sigma)}
-        title = f"Blur {sigma:g} instead of {own.sigma:g}"
+        title = f"Blur {blur.sigma:g} instead of {own.sigma:g}"
         parts.append(measured(title, lambda volume, blur=blur: blur(volume.hr), more))
     notes = provenance(bundle, config, volumes, batch_size)[:2]
-    text = "\n".join(["# Robustness", "", *notes, "", *parts])
-    with whole_file(Path(output_dir, RESULT), get("overwrite")) as part:
-        part.write_text(text, encoding="utf-8")
-    print(text)
+    publish("\n".join(["# Robustness", "", *notes, "", *parts]), Path(output_dir, RESULT), get("overwrite"))
 
 
 if __name__ == "__main__":

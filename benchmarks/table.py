@@ -307,6 +307,13 @@ def commit() -> str:
         return "unknown"
 
 
+def publish(text: str, path: Path, overwrite: bool) -> None:
+    """Write a benchmark's text and print it."""
+    with whole_file(path, overwrite) as part:
+        part.write_text(text, encoding="utf-8")
+    print(text)
+
+
 def main(
     dataset_dir: str | Sequence[str],
     bundle: str = "bundles/miar_brats",
@@ -367,9 +374,7 @@ def main(
     text = ["# Comparison", "", *notes, "", evaluation.table(), "## Paired differences", ""]
     text.append(paired_report(evaluation.rows, ours, ["linear inverse", *peers], list(evaluation.scores)))
     text += ["## Tokenizer", "", _tokenizer_section(bundle, tokenizer_path, evaluation, volumes, batch_size)]
-    with whole_file(folder / "table.md", overwrite) as part:
-        part.write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    publish("\n".join(text), folder / "table.md", overwrite)
 
 
 def _tokenizer_section(

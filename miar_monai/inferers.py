@@ -174,10 +174,10 @@ class BeamSearchInferer(Inferer):
             height, width = chunk.shape[2:]
             padded = self._padded(chunk.to(device))  # before the inverse, whose ripples would be drawn out as streaks
             observed = module.observe(padded, degradation)
-            trusted.append(observed.trust.flatten())
             condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
             inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
             sr = module.render(self._tiled(inputs, module.scale, size, predict), observed, self.fidelity)
+            trusted.append(observed.trust.flatten())  # here, since a batch that memory does not hold is tried again
             top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
             return sr[..., top : top + height * module.scale, left : left + width * module.scale]
 
