@@ -1,12 +1,13 @@
 """How long inference takes, what memory it needs, and whether faster arithmetic gives the same images.
 
     python -m benchmarks.bench_inference [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,4] \
-        [--lookaheads 0,1,3] [--num_slices 1,8,64] [--sides 64,128,256] [--output_dir bench_output]
+        [--lookaheads 0,1,3] [--num_slices 1,8,64] [--sides 64,128,256] [--peers True] [--output_dir bench_output]
 
 The slices are those of the demo's brain (nilearn's ICBM152 template), a quarter of their resolution. It writes
-``inference.csv`` and ``inference.md`` with two tables: slices of one tile, for each precision, batch size and
-lookahead; and whole volumes through the bundle's inferer, for each number of slices and in-plane size. Medians after a
-warm-up, on a GPU by events. The peak of memory is that of the GPU, on Linux of the whole process, libraries included.
+``inference.csv`` and ``inference.md`` with three tables, all through the bundle's inferer: slices of one tile, for each
+precision, batch size and lookahead; the peers beside them, if asked for; and whole volumes, for each number of slices
+and in-plane size. Medians after a warm-up, on a GPU by events. The peak of memory is that of the GPU, on Linux of the
+whole process, libraries included.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import csv
 import platform
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from monai.transforms import ResizeWithPadOrCrop
 from monai.utils import ensure_tuple
 from torch import Tensor
 
-from benchmarks.bench_training import median_ms
-from benchmarks.table import commit, publish
+from benchmarks.bench_training import WARM_UP, median_ms
+from benchmarks.table import PEERS, commit, peer_network, publish
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
 from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_file
+from miar_monai.graphs import CUDAGraphed
 from miar_monai.io import check_output_folder
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
@@ -64,42 +67,75 @@ class Peak:
             self.mib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
-def brain_slices(resolver: SuperResolver, side: int) -> Tensor:
-    """Return LR slices of the demo's brain, scaled as its bundle scales MRI: (40, 1, side, side)."""
+def brain_slices(resolver: SuperResolver, side: int, count: int = 40) -> Tensor:
+    """Return LR slices of the demo's brain, scaled as its bundle scales MRI: (count, 1, side, side)."""
     scale = resolver.network.scale
     hr = ScaleIntensityRobust()(CentralSlices(40)(LoadVolume()(str(template())))).as_tensor()
     padded = ResizeWithPadOrCrop((side * scale, side * scale, -1))(hr)
     slices = torch.as_tensor(padded).movedim(-1, 0).contiguous()
-    return resolver.network.degradation(slices).to(resolver.device)
+    lr = resolver.network.degradation(slices).to(resolver.device)  # (40, 1, side, side)
+    return lr.repeat(-(-count // len(lr)), 1, 1, 1)[:count]
 
 
 def measure_slices(
     resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], repeats: int
 ) -> list[Row]:
-    """Measure slices of one tile; what faster arithmetic changes is said in tokens and in dB of the images."""
+    """Measure slices of one tile through the inferer, and compare its images with the plain path's in float32.
+
+    The blur is given, not measured, as it is for all batches of a volume but the first.
+    """
     network, device = resolver.network, resolver.device
-    lr, rows = brain_slices(resolver, network.lr_side), []
+    lr, rows = brain_slices(resolver, network.lr_side, max(batch_sizes)), []
+    greedy: dict[tuple[str, int], float] = {}
     for k in lookaheads:
-        decoding = Decoding("beam", k)
+        inferer = copy(resolver.inferer)
+        inferer.decoding, inferer.blur = Decoding("beam", k), None
         for size in batch_sizes:
-            chosen, exact = lr[:size], None
+            chosen, inferer.sw_batch_size = lr[:size], size
+            with torch.inference_mode():
+                exact = network.super_resolve(chosen, inferer.decoding, inferer.fidelity)
+            for name, dtype in PRECISIONS.items():
+                with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    tokens = network.super_resolve(chosen, inferer.decoding).tokens
+                    with Peak(device) as peak:
+                        sr = inferer(chosen, network)
+                    run = partial(inferer, chosen, network)
+                    ms = median_ms(run, device, repeats, warm_up=WARM_UP if device.type == "cuda" else 1) / size
+                error = (sr.float() - exact.sr).square().mean().clamp(min=1e-12)
+                ratio = ms / greedy.setdefault((name, size), ms)
+                rows.append({
+                    "precision": name, "K": k, "batch": size, "ms per slice": ms, "times the first K's": ratio,
+                    "peak MiB": peak.mib,
+                    "tokens as in float32 (%)": 100 * float((tokens == exact.tokens).float().mean()),
+                    "PSNR to plain float32 (dB)": float(-10 * error.log10()),
+                })  # fmt: skip
+    return rows
+
+
+def measure_peers(bundle: str, resolver: SuperResolver, batch_sizes: Sequence[int], repeats: int) -> list[Row]:
+    """Measure the peers on the same slices; how long they take does not depend on what they have learned.
+
+    Networks of one pass are measured as one CUDA graph on a GPU, as MIAR is; the hundred steps of the latent diffusion
+    model are those of MONAI's inferer.
+    """
+    lr, rows = brain_slices(resolver, resolver.network.lr_side, max(batch_sizes)), []
+    cuda = resolver.device.type == "cuda"
+    for peer, title in PEERS.items():
+        network = peer_network(bundle, peer).to(resolver.device).eval()
+        if peer == "ldm":
+            network.denoiser.scale_factor.fill_(1)
+        for size in batch_sizes:
             for name, dtype in PRECISIONS.items():
 
-                def decode(dtype: torch.dtype = dtype, chosen: Tensor = chosen, decoding: Decoding = decoding) -> Any:
-                    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        return network.super_resolve(chosen, decoding, resolver.inferer.fidelity)
+                def run(x: Tensor, network: Any = network, dtype: torch.dtype = dtype) -> dict[str, Tensor]:
+                    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+                        return {"sr": network(x)}
 
-                with Peak(device) as peak:
-                    result = decode()
-                exact = exact or result
-                error = (result.sr.float() - exact.sr).square().mean().clamp(min=1e-12)
-                rows.append({
-                    "precision": name, "K": k, "batch": size,
-                    "ms per slice": median_ms(decode, device, repeats, warm_up=1) / size,
-                    "peak MiB": peak.mib,
-                    "tokens as in float32 (%)": 100 * float((result.tokens == exact.tokens).float().mean()),
-                    "PSNR to float32 (dB)": float(-10 * error.log10()),
-                })  # fmt: skip
+                step = CUDAGraphed(run) if cuda and peer != "ldm" else run
+                warm_up, count = (WARM_UP, repeats) if cuda and peer != "ldm" else (1, max(repeats // 5, 1))
+                with torch.inference_mode():
+                    ms = median_ms(partial(step, lr[:size]), resolver.device, count, warm_up) / size
+                rows.append({"method": title, "precision": name, "batch": size, "ms per slice": ms})
     return rows
 
 
@@ -107,17 +143,16 @@ def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: S
     """Measure volumes through the bundle's inferer, greedily: memory must not grow with the number of slices."""
     inferer, rows = copy(resolver.inferer), []
     inferer.decoding = Decoding("greedy")
-    smallest = resolver.network.lr_side
+    smallest, cuda = resolver.network.lr_side, resolver.device.type == "cuda"
     for count, side in [*((count, smallest) for count in num_slices), *((1, side) for side in sides)]:
-        slices = brain_slices(resolver, side)
-        volume = slices.repeat(-(-count // len(slices)), 1, 1, 1)[:count].movedim(0, -1)[None, 0].contiguous()
+        volume = brain_slices(resolver, side, count).cpu().movedim(0, -1)[None, 0].contiguous()
 
         def run(volume: Tensor = volume) -> object:
             with torch.inference_mode():
                 return inferer(volume[None], resolver.network)
 
         with Peak(resolver.device) as peak:
-            seconds = median_ms(run, resolver.device, 1, warm_up=int(not rows)) / 1e3
+            seconds = median_ms(run, resolver.device, 1, warm_up=int(cuda or not rows)) / 1e3
         result = volume.numel() * resolver.network.scale**2 * 4 / 2**20
         rows.append({
             "slices": count, "LR side": side, "s": seconds, "s per slice": seconds / count, "peak MiB": peak.mib,
@@ -139,6 +174,7 @@ def main(
     lookaheads: int | Sequence[int] = (0, 1, 3),
     num_slices: int | Sequence[int] = (1, 8, 64),
     sides: int | Sequence[int] = (64, 128, 256),
+    peers: bool = False,
     repeats: int = 5,
     output_dir: str = "bench_output",
     overwrite: bool = False,
@@ -152,6 +188,7 @@ def main(
         lookaheads: the paper's K; 0 is greedy.
         num_slices: of volumes with slices of one tile.
         sides: LR voxels along both axes of volumes with one slice.
+        peers: measure SwinIR, RCAN and LDM-SR too; needs the extra bench.
         repeats: of each measurement on slices.
         output_dir: where ``inference.csv`` and ``inference.md`` are written.
         overwrite: replace them.
@@ -163,6 +200,7 @@ def main(
     resolver = SuperResolver(bundle, str(choose_device(device)))
     volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))  # first: they need least memory
     slices = measure_slices(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), repeats)
+    beside = measure_peers(bundle, resolver, ensure_tuple(batch_sizes), repeats) if peers else []
     cuda = resolver.device.type == "cuda"
     machine = torch.cuda.get_device_name(resolver.device) if cuda else f"{platform.machine()} CPU"
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
@@ -170,12 +208,13 @@ def main(
         "# Inference", "",
         f"Bundle {Path(bundle).name}, commit {commit()}, {machine}{threads}, torch {torch.__version__}.", "",
         "## Slices of one tile", "", table(slices), "",
+        *(["## The peers on the same slices", "", table(beside), ""] if beside else []),
         "## Volumes, greedy, float32", "", table(volumes), "",
     ])  # fmt: skip
     with whole_file(files[0], overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*slices, *volumes) for key in row)))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*slices, *beside, *volumes) for key in row)))
         writer.writeheader()
-        writer.writerows([*slices, *volumes])
+        writer.writerows([*slices, *beside, *volumes])
     publish(text, files[1], overwrite)
 
 

@@ -1,6 +1,9 @@
 """How long a training step of both stages takes at the shipped sizes, and what part of stage 1 the quantizer is.
 
-    python benchmarks/bench_training.py [--batch_size 32] [--compile True] [--cuda_graphs False] [--repeats 20]
+Model FLOPs: those of forward and backward of the networks, counted once; their share of the ceiling is that of a large
+matrix product in bfloat16 (on a CPU too), measured in the same run.
+
+    python -m benchmarks.bench_training [--batch_size 32] [--compile True] [--cuda_graphs False] [--repeats 20]
 
 Medians in milliseconds of forward, backward and optimizer, after a warm-up; on a GPU in bfloat16, timed by events.
 Random images, since the time does not depend on what they show. The perceptual loss is left out, so that no weights
@@ -19,6 +22,7 @@ import fire
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.losses import MIARObjective, ReconstructionLoss
@@ -59,6 +63,7 @@ def main(
     compile: bool = False,
     cuda_graphs: bool = True,
     repeats: int = 20,
+    side: int = 8192,
 ) -> None:
     """Print the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,10 +73,10 @@ def main(
     network = parser.get_parsed_content("network_def").to(device).train()
     network.load_tokenizer(tokenizer)
     loss = ReconstructionLoss(perceptual=0.0)
-    compile_networks(compile, tokenizer.encoder, tokenizer.decoder)
-    compile_networks(compile, network.lr_encoder, network.transformer, network.decoder)
     hr, lr = (torch.rand(batch_size, 1, side, side, device=device) for side in (4 * network.lr_side, network.lr_side))
     latents = tokenizer.encoder(hr).detach()
+
+    flops: list[int] = []
 
     def trained(losses: Callable[..., Tensor], *inputs: Tensor, module: torch.nn.Module) -> Callable[[], object]:
         """Return a training step of a module."""
@@ -86,6 +91,11 @@ def main(
             optimizer.step()
             return {"loss": value.detach()}
 
+        with FlopCounterMode(display=False) as counter:
+            step(*inputs)
+        flops.append(counter.get_total_flops())
+        for part in (module, tokenizer):
+            compile_networks(compile, part)
         recorded = CUDAGraphed(step) if graphs else step
         return lambda: recorded(*inputs)
 
@@ -100,18 +110,22 @@ def main(
     def stage2(lr: Tensor, hr: Tensor) -> Tensor:
         return objective(lr, hr)["loss"]
 
-    steps = {"stage 1": trained(stage1, hr, module=tokenizer)}
-    steps["stage 1, quantizer alone"] = trained(quantize, latents, module=tokenizer.quantizer)
-    rows = {name: median_ms(step, device, repeats) for name, step in steps.items()}
-    objective = MIARObjective(network, tokenizer, loss).to(device).train()
+    rows = {"stage 1": median_ms(trained(stage1, hr, module=tokenizer), device, repeats)}
+    quantizer = trained(quantize, latents, module=tokenizer.quantizer)
+    rows["stage 1, quantizer alone"] = median_ms(quantizer, device, repeats)
+    objective = MIARObjective(network, tokenizer, loss).to(device).train()  # which freezes the tokenizer
     rows["stage 2"] = median_ms(trained(stage2, lr, hr, module=network), device, repeats)
+    matrices = [torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2)]
+    ceiling = 2 * side**3 / median_ms(lambda: matrices[0] @ matrices[1], device, 10, 3)  # FLOP a millisecond
 
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     mode = f"{'compiled' if compile else 'not compiled'}, {'CUDA graphs' if graphs else 'no CUDA graphs'}"
-    print(f"{machine}, torch {torch.__version__}, batch {batch_size}, {mode}\n")
-    print("| what | ms a step | slices a second |\n|---|---|---|")
-    for name, duration in rows.items():
-        print(f"| {name} | {duration:.1f} | {1e3 * batch_size / duration:.0f} |")
+    print(f"{machine}, torch {torch.__version__}, batch {batch_size}, {mode}, ceiling {ceiling / 1e9:.3g} TFLOP/s\n")
+    print("| what | ms a step | slices a second | TFLOP a step | share of the ceiling (%) |\n|---|---|---|---|---|")
+    for (name, duration), count in zip(rows.items(), flops, strict=True):
+        utilization = 100 * count / duration / ceiling
+        speed = 1e3 * batch_size / duration
+        print(f"| {name} | {duration:.1f} | {speed:.0f} | {count / 1e12:.2f} | {utilization:.1f} |")
     share = rows["stage 1, quantizer alone"] / rows["stage 1"]
     print(f"\nThe quantizer is {100 * share:.0f} % of stage 1.")
 

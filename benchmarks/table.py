@@ -166,6 +166,12 @@ def miar_inferers(bundle: str, settings: Mapping[str, Any]) -> tuple[dict[str, B
     return dict([*sweep, *searches, default]), [name for name, _ in sweep], default[0]
 
 
+def peer_network(bundle: str, peer: str) -> Any:
+    """Return a peer, untrained, as its overlay of the bundle's training describes it."""
+    overlay = Path(__file__).with_name("peers") / f"{peer}.json"
+    return read_config(bundle, {}, overlay, workflow="train").get_parsed_content("network_def")
+
+
 def load_peers(bundle: str, peers_dir: str | None, tokenizer: Path) -> tuple[dict[str, nn.Module], list[str]]:
     """Return the trained peers whose weights are found, by their row's name, and one sentence for each other.
 
@@ -187,10 +193,9 @@ def load_peers(bundle: str, peers_dir: str | None, tokenizer: Path) -> tuple[dic
         if absent:
             missing.append(f"{title} is left out: {' and '.join(absent)} not found; train it and give --peers_dir.")
             continue
-        config = read_config(bundle, {}, Path(__file__).with_name("peers") / f"{peer}.json", workflow="train")
+        network = peer_network(bundle, peer)
         if peer == "ldm":
-            load_weights(config.get_parsed_content("tokenizer_def"), tokenizer, "give --tokenizer.")
-        network = config.get_parsed_content("network_def")
+            load_weights(network.tokenizer, tokenizer, "give --tokenizer.")
         trained = network.denoiser if peer == "ldm" else network
         load_weights(trained, needed[0], "train the peer again.")
         found[title] = network

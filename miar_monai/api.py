@@ -138,7 +138,7 @@ class SuperResolver:
         """
         data = self.preprocessing({"image": volume})
         with torch.inference_mode():
-            data["pred"] = self.inferer(data["image"][None].to(self.device), self.network)[0]
+            data["pred"] = self.inferer(data["image"][None], self.network)[0]  # which moves a few slices at a time
         sr = self.postprocessing(data)["pred"]
         array = sr.as_tensor()[0].cpu().float().numpy()
         return Volume(array, np.asarray(sr.affine, dtype=np.float64), volume.dtype, volume.path)

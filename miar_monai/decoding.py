@@ -109,6 +109,11 @@ class Decoding:
         """Number of tokens of a scale that branch."""
         return self.lookahead_tokens if self.strategy == "beam" else 0
 
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.strategy in ("top_k", "top_p")
+
 
 class Decoded(NamedTuple):
     """Result of `decode_tokens`."""
@@ -222,13 +227,12 @@ def decode_tokens(
     """
     batch_size, side = len(context.start), quantizer.schedule.latent_side
     f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
-    is_sampling = decoding.strategy in ("top_k", "top_p")
-    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if is_sampling else None
+    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
     logits, cache = transformer.step(None, 0, context, None)
     score, chosen = logits.new_zeros(batch_size, dtype=torch.float32), []
     for k in range(quantizer.schedule.num_scales):
         is_last = k + 1 == quantizer.schedule.num_scales
-        if is_sampling:
+        if decoding.samples:
             maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, M, n_k)
         elif is_last:
             maps = logits.argmax(dim=-1)[:, None]
@@ -245,9 +249,9 @@ def decode_tokens(
             if num_maps > 1:
                 ranking = confidence(logits).view(batch_size, num_maps)
                 winner = (ranking + own_score if decoding.score == "joint" else ranking).argmax(dim=1)
-            rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
-            logits, f_hat = logits[rows], f_hat[rows]
-            cache = [old.append(new.select(rows)) for old, new in zip(cache, added, strict=True)]
+                rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
+                logits, f_hat, added = logits[rows], f_hat[rows], [kv.select(rows) for kv in added]
+            cache = [old.append(new) for old, new in zip(cache, added, strict=True)]
         score = score + own_score.gather(1, winner[:, None])[:, 0]
         chosen.append(maps[torch.arange(batch_size, device=winner.device), winner])
     return Decoded(f_hat, torch.cat(chosen, dim=1), score)

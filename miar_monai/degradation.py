@@ -175,6 +175,7 @@ class SeparableDegradation(ABC):
                 f"{self.scale}; crop or pad the image to {size // self.scale * self.scale or self.scale} voxels."
             )
 
+
 @dataclass(frozen=True)
 class Degradation(SeparableDegradation):
     """Bicubic antialiased downsampling on the cell-centered grid, and a Gaussian blur: ``y = P x P^T``.

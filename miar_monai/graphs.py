@@ -75,7 +75,8 @@ class CUDAGraphed:
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> _Recording:
-        static = tuple(x.detach().clone() for x in inputs)
+        with torch.inference_mode(False):  # later calls may come from within such a mode or not
+            static = tuple(x.detach().clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         # a thread of the data loader pins memory meanwhile, which only this thread must not do
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -20,6 +20,7 @@ from miar_monai.decoding import Decoding, check_range
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import upscaled_affine
+from miar_monai.graphs import CUDAGraphed
 from miar_monai.networks import MIAR
 
 __all__ = ["BeamSearchInferer"]
@@ -34,7 +35,12 @@ class BeamSearchInferer(Inferer):
     vanish at their borders; smaller ones are padded with their border. What a `MIAR` solves in closed form it solves on
     whole slices, since a tile knows nothing of what its border was blurred with. Slices without contrast are returned
     as they are. A `MetaTensor` comes back with the affine of the finer grid: same field of view, through-plane
-    untouched. Nothing is kept between calls.
+    untouched.
+
+    On a GPU the thousand small kernels of a `MIAR` are recorded as one CUDA graph for each size of a batch, once it has
+    come up three times. The recordings, and the memory that they work in, are all that is kept between calls: until
+    the inferer meets another network, other weights, another precision or other settings. Sampling, whose seed a
+    recording would repeat, goes without.
 
     Args:
         lookahead_tokens: the paper's K: tokens of each scale that may take their second choice; 0 is greedy.
@@ -108,6 +114,7 @@ class BeamSearchInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.progress = progress
+        self._graphs: tuple[Hashable, CUDAGraphed] | None = None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
@@ -164,11 +171,7 @@ class BeamSearchInferer(Inferer):
         if not isinstance(module, MIAR):
             return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
         degradation = self.input_degradation(slices, module.degradation)
-        batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
-
-        def predict(tiles: Tensor) -> Tensor:
-            decoding = replace(self.decoding, seed=next(batches))
-            return module.predict(tiles[:, :1], tiles[:, 1:, :1, :1], decoding)[0]
+        predict = self._predictor(module)
 
         def super_resolve(chunk: Tensor, size: int) -> Tensor:
             height, width = chunk.shape[2:]
@@ -182,6 +185,35 @@ class BeamSearchInferer(Inferer):
             return sr[..., top : top + height * module.scale, left : left + width * module.scale]
 
         return super_resolve
+
+    def _predictor(self, network: MIAR) -> Callable[[Tensor], Tensor]:
+        """Return a function of tiles with their condition (N, 3, H, W): both output maps (N, 2, H, W)."""
+        batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
+
+        def predict(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
+            decoding = replace(self.decoding, seed=next(batches)) if self.decoding.samples else self.decoding
+            return {"maps": network.predict(linear, condition, decoding)[0]}
+
+        function: Callable[..., dict[str, Tensor]] = predict
+        if not self.decoding.samples and next(network.parameters()).is_cuda:
+            function = self._recorded(network, predict)
+        return lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
+
+    def _recorded(self, network: MIAR, predict: Callable[..., dict[str, Tensor]]) -> CUDAGraphed:
+        """Return the function as CUDA graphs: those of an earlier call where nothing that they hold has changed."""
+        precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        weights = tuple(x.data_ptr() for x in (*network.parameters(), *network.buffers()))
+        key = (weights, precision, self.decoding)
+        if self._graphs is None or self._graphs[0] != key:
+
+            def uncached(*inputs: Tensor) -> dict[str, Tensor]:
+                torch.clear_autocast_cache()  # casts of weights that were made outside must not be recorded
+                outputs = predict(*inputs)
+                torch.clear_autocast_cache()  # nor those of the recording be used outside
+                return outputs
+
+            self._graphs = key, CUDAGraphed(uncached)
+        return self._graphs[1]
 
     def _padded(self, slices: Tensor) -> Tensor:
         """Return LR slices (N, 1, h, w), their border repeated on all sides until they fill a tile."""

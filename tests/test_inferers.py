@@ -276,3 +276,39 @@ def test_sampling_draws_anew_for_each_batch_of_tiles() -> None:
     x = torch.rand(1, 1, TILE, TILE, 1).to(next(network.parameters())).expand(-1, -1, -1, -1, 2)
     result = inferer(strategy="top_k", sw_batch_size=1)(x, network)
     assert not torch.equal(result[..., 0], result[..., 1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lookahead_tokens", [0, 2])
+def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precision: torch.dtype) -> None:
+    network = started(tiny_miar()).float().cuda().eval()
+    chosen = inferer(lookahead_tokens=lookahead_tokens, sw_batch_size=2)
+    for turn in range(6):  # launched three times, recorded, replayed
+        if turn == 5:
+            network.load_state_dict({name: 0.9 * value for name, value in network.state_dict().items()})
+        lr = torch.rand(2, 1, TILE, TILE, device="cuda")
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32), torch.inference_mode(turn % 2 == 0):
+            found = chosen(lr, network)
+            wanted = network.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert chosen._graphs is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_other_weights_other_precision_and_other_settings_are_recorded_anew() -> None:
+    chosen, lr, seen = inferer(), torch.rand(1, 1, TILE, TILE), []
+    networks = [started(tiny_miar()).float().cuda().eval() for _ in range(2)]
+    for network, enabled in ((networks[0], False), (networks[1], False), (networks[1], True)):
+        with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+            chosen(lr, network)
+            chosen(lr, network)
+        assert chosen._graphs is not None
+        seen.append(chosen._graphs[1])
+    chosen.decoding = Decoding("greedy")
+    chosen(lr, networks[1])
+    seen.append(chosen._graphs[1])
+    assert len(set(map(id, seen))) == 4
+    inferer(strategy="top_k")(lr, networks[1])  # which cannot be recorded

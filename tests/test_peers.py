@@ -9,6 +9,7 @@ import torch
 from bundle_runs import BUNDLES, NAMES, ONE_STEP, TOKENIZER, Finished, config, quick_command, tiny_tokenizer_file
 from phantoms import write_brats_folder, write_nifti_phantom
 from tiny import started, tiny_slices, tiny_tokenizer
+from tiny_peers import DENOISER, RCAN, SWINIR
 from torch import Tensor, nn
 
 from benchmarks.peers.networks import NOISE, PEERS, Denoiser, LatentDiffusion, rcan, swinir
@@ -18,9 +19,6 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 
 OVERLAYS = Path(__file__).parents[1] / "benchmarks" / "peers"
-SWINIR: dict[str, Any] = {"embed_dim": 8, "depths": [2], "num_heads": [2]}
-RCAN: dict[str, Any] = {"num_groups": 1, "num_blocks": 1, "channels": 16}
-DENOISER: dict[str, Any] = {"channels": [32, 32], "num_res_blocks": 1, "head_channels": 32}
 TINY: dict[str, dict[str, Any]] = {
     "swinir": {f"network_def#{key}": value for key, value in SWINIR.items()},
     "rcan": {f"network_def#{key}": value for key, value in RCAN.items()},

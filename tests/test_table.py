@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from phantoms import write_brats_folder
 from scipy import stats
 from tiny import CODES, tiny_slices, tiny_tokenizer
+from tiny_peers import shrink_peers
 from torch import Tensor
 
 from benchmarks import robustness, table
@@ -30,9 +31,6 @@ from miar_monai.files import whole_file
 SWEEP = [f"MIAR, fidelity {fidelity}, greedy" for fidelity in ("0", "0.25", "1")]
 SEARCHES = [f"MIAR, fidelity 0.25, K = {k}" for k in (1, 2, 3)]
 BASELINES = ["nearest", "bicubic", "linear inverse"]
-RCAN: dict[str, Any] = {"num_groups": 1, "num_blocks": 1, "channels": 16}
-SWINIR: dict[str, Any] = {"embed_dim": 8, "depths": [2], "num_heads": [2]}
-DENOISER: dict[str, Any] = {"channels": [32, 32], "num_res_blocks": 1, "head_channels": 32}
 
 
 # Paired differences
@@ -254,18 +252,10 @@ def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplo
 def test_peers_tokenizer_other_weights_and_contrasts_are_measured_where_they_are_given(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("spandrel", "einops"):
-        pytest.importorskip(name, reason=f"{name} is not installed; the peers need the extra bench")
-    from benchmarks.peers import networks
-
-    make = {"swinir": partial(networks.swinir, **SWINIR), "rcan": partial(networks.rcan, **RCAN)}
-    for name, function in make.items():
-        monkeypatch.setattr(networks, name, function)
-        save_weights(function(), tmp_path / "peers" / f"{name}.pt")
-    denoiser = partial(networks.Denoiser, **DENOISER)
-    monkeypatch.setattr(networks, "Denoiser", denoiser)
-    monkeypatch.setattr(networks, "LatentDiffusion", partial(networks.LatentDiffusion, sampling_steps=2))
-    ldm = denoiser(TOKENIZER["latent_channels"])
+    networks = shrink_peers(monkeypatch)
+    for name in ("swinir", "rcan"):
+        save_weights(getattr(networks, name)(), tmp_path / "peers" / f"{name}.pt")
+    ldm = networks.Denoiser(TOKENIZER["latent_channels"])
     ldm.scale_factor.fill_(1)
     save_weights(ldm, tmp_path / "peers" / "ldm.pt")
     text, rows = make_table(

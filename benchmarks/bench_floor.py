@@ -1,0 +1,178 @@
+"""How far inference is from what the hardware allows: operations and bytes counted, ceilings measured, time by kernel.
+
+    python -m benchmarks.bench_floor [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,64] \
+        [--lookaheads 0,3] [--output_dir bench_output]
+
+It writes ``floor.md``. For each batch size and lookahead, in bfloat16: floating-point operations, the bytes that the
+operations of PyTorch read and write (each by itself: a compiler that fuses them moves less), their number, the time that
+these take at the ceilings of the machine, and the time that they do take, on a GPU as one CUDA graph; then which kinds
+of kernels that time goes to. The ceilings are those of a large matrix product and of a large copy, measured in the same
+run.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.utils import ensure_tuple
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.bench_inference import Row, brain_slices, table
+from benchmarks.bench_training import WARM_UP, median_ms
+from benchmarks.table import commit, publish
+from miar_monai.api import SuperResolver, choose_device
+from miar_monai.decoding import Decoding
+from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.files import refuse_to_overwrite
+from miar_monai.graphs import CUDAGraphed
+from miar_monai.io import check_output_folder
+
+KINDS = {
+    "attention": ("fmha", "flash", "attention", "softmax"),
+    "convolutions": ("conv", "implicit", "xmma_fprop", "fprop", "dgrad", "winograd", "im2col"),
+    "matrix products": ("gemm", "gemv", "nvjet", "cutlass", "splitk"),
+    "normalization": ("norm", "rowwisemoments", "welford"),
+    "copies, casts and gathers": ("copy", "cat", "index", "gather", "memcpy", "memset", "scatter"),
+    "reductions": ("reduce", "argmax", "topk", "sort"),
+    "elementwise": ("elementwise", "vectorized", "upsample", "shuffle"),
+}
+"""Kinds of kernels, by what their names hold; the first that fits."""
+
+
+class Traffic(TorchDispatchMode):
+    """Counts operations, and the bytes that they read and write; views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.operations += 1
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            self.bytes += sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors)
+        return result
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, side: int) -> tuple[float, float]:
+    """Return the operations and the bytes per second of a large matrix product and of a large copy.
+
+    Args:
+        device: where.
+        dtype: of the product.
+        side: of its matrices; the copy is of as many float32 numbers.
+    """
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = median_ms(partial(torch.mm, a, b), device, 10, 3)
+    source, target = (torch.empty(side, side, device=device) for _ in range(2))
+    copy = median_ms(partial(target.copy_, source), device, 10, 3)
+    return 2e3 * side**3 / product, 2e3 * source.nbytes / copy
+
+
+def measure(
+    resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], dtype: torch.dtype, side: int
+) -> tuple[list[Row], list[Row], tuple[float, float]]:
+    """Return the rows of both tables and the ceilings: `ceilings` of ``side``."""
+    device, network = resolver.device, resolver.network
+    limits = ceilings(device, dtype, side)
+    rows, kinds = [], []
+    for k in lookaheads:
+        for size in batch_sizes:
+            observed = network.observe(brain_slices(resolver, network.lr_side, size))
+
+            def predict(linear: Tensor, condition: Tensor, k: int = k) -> dict[str, Tensor]:
+                with torch.autocast(device.type, dtype, cache_enabled=False):
+                    return {"maps": network.predict(linear, condition, Decoding("beam", k))[0]}
+
+            inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
+            with torch.inference_mode():
+                with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+                    predict(*inputs)
+                cuda = device.type == "cuda"
+                run = partial(CUDAGraphed(predict), *inputs)
+                ms = median_ms(run, device, 20 if cuda else 1, WARM_UP if cuda else 1)
+                kinds.append({"K": k, "batch": size, **profile(run, device)})
+            floor = 1e3 * max(flops.get_total_flops() / limits[0], traffic.bytes / limits[1])
+            rows.append({
+                "K": k, "batch": size, "GFLOP": flops.get_total_flops() / 1e9, "GB moved": traffic.bytes / 1e9,
+                "operations": traffic.operations, "ms of arithmetic": 1e3 * flops.get_total_flops() / limits[0],
+                "ms of memory": 1e3 * traffic.bytes / limits[1], "ms": ms, "times the floor": ms / floor,
+            })  # fmt: skip
+    return rows, kinds, limits
+
+
+def profile(run: Any, device: torch.device) -> Row:
+    """Return the milliseconds of each kind of kernel in one call, and the number of kernels; empty on a CPU."""
+    if device.type != "cuda":
+        return {}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    times: Counter[str] = Counter()
+    count = 0
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            name = event.name.lower()
+            kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
+            times[kind] += event.time_range.elapsed_us() / 1e3
+            count += 1
+    return {"kernels": count, **{kind: times[kind] for kind in (*KINDS, "other")}}
+
+
+def main(
+    bundle: str = "bundles/miar_brats",
+    device: str = "auto",
+    batch_sizes: int | Sequence[int] = (1, 64),
+    lookaheads: int | Sequence[int] = (0, 3),
+    side: int = 8192,
+    output_dir: str = "bench_output",
+    overwrite: bool = False,
+) -> None:
+    """Count, measure and write.
+
+    Args:
+        bundle: folder of the bundle, with its weights.
+        device: auto, cpu, cuda, cuda:<index> or mps.
+        batch_sizes: slices of one tile at once.
+        lookaheads: the paper's K; 0 is greedy.
+        side: of the matrices whose product gives the ceiling.
+        output_dir: where ``floor.md`` is written.
+        overwrite: replace it.
+    """
+    check_output_folder(output_dir)
+    path = Path(output_dir, "floor.md")
+    if not overwrite:
+        refuse_to_overwrite(path)
+    resolver = SuperResolver(bundle, str(choose_device(device)))
+    cuda = resolver.device.type == "cuda"
+    rows, kinds, limits = measure(
+        resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), torch.bfloat16, side
+    )
+    machine = torch.cuda.get_device_name(resolver.device) if cuda else f"{platform.machine()} CPU"
+    text = [
+        "# The floor of inference", "",
+        f"Bundle {Path(bundle).name}, commit {commit()}, {machine}, torch {torch.__version__}, bfloat16. Ceilings, "
+        f"measured in this run: {limits[0] / 1e12:.3g} TFLOP/s (matrix product of side {side}), "
+        f"{limits[1] / 1e9:.0f} GB/s (copy).",
+        "", table(rows), "",
+    ]  # fmt: skip
+    if cuda:
+        text += ["Milliseconds by kind of kernel:", "", table(kinds), ""]
+    publish("\n".join(text), path, overwrite)
+
+
+if __name__ == "__main__":
+    report_errors_in_one_sentence()
+    fire.Fire(main)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bundle import write_tiny_bundle
+
+from benchmarks.bench_floor import Traffic, main
+from miar_monai.errors import OutputError
+
+pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
+
+
+def test_a_view_is_free_and_a_sum_reads_and_writes() -> None:
+    a, b = torch.ones(8, 16), torch.ones(16)
+    with Traffic() as traffic:
+        a.view(16, 8).transpose(0, 1)
+        a + b
+    assert traffic.operations == 1
+    assert traffic.bytes == 4 * (2 * 8 * 16 + 16)
+
+
+def test_a_broadcast_tensor_is_read_once() -> None:
+    a = torch.ones(1, 16).expand(8, -1)
+    with Traffic() as traffic:
+        a.clone()
+    assert traffic.bytes == 4 * (16 + 8 * 16)
+
+
+def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, out = str(write_tiny_bundle(tmp_path / "tiny")), str(tmp_path / "out")
+    main(bundle, "cpu", batch_sizes=(1, 2), lookaheads=0, side=64, output_dir=out)
+    text = (tmp_path / "out" / "floor.md").read_text()
+    assert capsys.readouterr().out == text + "\n"
+    header, _, one, two = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:8])
+    one, two = (dict(zip(header, map(float, row), strict=True)) for row in (one, two))
+    assert two["GFLOP"] == pytest.approx(2 * one["GFLOP"], rel=1e-3)
+    assert one["GB moved"] < two["GB moved"] < 2 * one["GB moved"]  # weights are read once
+    assert one["operations"] == two["operations"] > 100
+    assert one["times the floor"] > 0
+    with pytest.raises(OutputError, match=r"floor\.md exists already"):
+        main(bundle, "cpu", output_dir=out)

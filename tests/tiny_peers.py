@@ -1,0 +1,24 @@
+"""The peers of the comparison table: real, and small."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+RCAN: dict[str, Any] = {"num_groups": 1, "num_blocks": 1, "channels": 16}
+SWINIR: dict[str, Any] = {"embed_dim": 8, "depths": [2], "num_heads": [2]}
+DENOISER: dict[str, Any] = {"channels": [32, 32], "num_res_blocks": 1, "head_channels": 32}
+
+
+def shrink_peers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give the peers sizes that a test has time for, and return their module; skip where their packages are missing."""
+    for name in ("spandrel", "einops"):
+        pytest.importorskip(name, reason=f"{name} is not installed; the peers need the extra bench")
+    from benchmarks.peers import networks
+
+    for name, sizes in (("swinir", SWINIR), ("rcan", RCAN), ("Denoiser", DENOISER)):
+        monkeypatch.setattr(networks, name, partial(getattr(networks, name), **sizes))
+    monkeypatch.setattr(networks, "LatentDiffusion", partial(networks.LatentDiffusion, sampling_steps=2))
+    return networks
