@@ -4,8 +4,8 @@
         [--lookaheads 0,3] [--output_dir bench_output]
 
 It writes ``floor.md``. For each batch size and lookahead, in bfloat16: floating-point operations, the bytes that the
-operations of PyTorch read and write (each by itself: a compiler that fuses them moves less), their number, the time that
-these take at the ceilings of the machine, and the time that they do take, on a GPU as one CUDA graph; then which kinds
+operations of PyTorch read and write (each by itself: a compiler that fuses them moves less), their number, the time
+that these take at the ceilings of the machine, and that they do take, on a GPU as one CUDA graph; then which kinds
 of kernels that time goes to. The ceilings are those of a large matrix product and of a large copy, measured in the same
 run.
 """
@@ -23,12 +23,9 @@ import fire
 import torch
 from monai.utils import ensure_tuple
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_inference import Row, brain_slices, table
-from benchmarks.bench_training import WARM_UP, median_ms
+from benchmarks.bench_training import WARM_UP, Work, median_ms
 from benchmarks.table import commit, publish
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
@@ -47,23 +44,6 @@ KINDS = {
     "elementwise": ("elementwise", "vectorized", "upsample", "shuffle"),
 }
 """Kinds of kernels, by what their names hold; the first that fits."""
-
-
-class Traffic(TorchDispatchMode):
-    """Counts operations, and the bytes that they read and write; views are free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.operations += 1
-            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-            self.bytes += sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors)
-        return result
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, side: int) -> tuple[float, float]:
@@ -98,17 +78,17 @@ def measure(
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
             with torch.inference_mode():
-                with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+                with Work() as work:
                     predict(*inputs)
                 cuda = device.type == "cuda"
                 run = partial(CUDAGraphed(predict), *inputs)
                 ms = median_ms(run, device, 20 if cuda else 1, WARM_UP if cuda else 1)
                 kinds.append({"K": k, "batch": size, **profile(run, device)})
-            floor = 1e3 * max(flops.get_total_flops() / limits[0], traffic.bytes / limits[1])
+            arithmetic, memory = 1e3 * work.flops / limits[0], 1e3 * work.bytes / limits[1]
             rows.append({
-                "K": k, "batch": size, "GFLOP": flops.get_total_flops() / 1e9, "GB moved": traffic.bytes / 1e9,
-                "operations": traffic.operations, "ms of arithmetic": 1e3 * flops.get_total_flops() / limits[0],
-                "ms of memory": 1e3 * traffic.bytes / limits[1], "ms": ms, "times the floor": ms / floor,
+                "K": k, "batch": size, "GFLOP": work.flops / 1e9, "GB moved": work.bytes / 1e9,
+                "operations": work.operations, "ms of arithmetic": arithmetic, "ms of memory": memory,
+                "ms": ms, "times the floor": ms / max(arithmetic, memory),
             })  # fmt: skip
     return rows, kinds, limits
 

@@ -17,12 +17,15 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fire
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.losses import MIARObjective, ReconstructionLoss
@@ -30,6 +33,27 @@ from miar_monai.training import compile_networks
 
 Losses = dict[str, Tensor]
 WARM_UP = 8
+
+
+class Work(TorchDispatchMode):
+    """Counts operations, their floating-point operations, and the bytes that they read and write; views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.flops = 0
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not func.is_view:
+            count = flop_registry.get(func.overloadpacket)
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            self.operations += 1
+            self.flops += count(*args, **kwargs, out_val=result) if count else 0
+            self.bytes += sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors)
+        return result
 
 
 def median_ms(step: Callable[[], object], device: torch.device, repeats: int, warm_up: int = WARM_UP) -> float:
@@ -91,9 +115,9 @@ def main(
             optimizer.step()
             return {"loss": value.detach()}
 
-        with FlopCounterMode(display=False) as counter:
+        with Work() as work:
             step(*inputs)
-        flops.append(counter.get_total_flops())
+        flops.append(work.flops)
         for part in (module, tokenizer):
             compile_networks(compile, part)
         recorded = CUDAGraphed(step) if graphs else step

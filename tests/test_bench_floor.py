@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_bundle import write_tiny_bundle
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_floor import Traffic, main
+from benchmarks.bench_floor import main
+from benchmarks.bench_training import Work
 from miar_monai.errors import OutputError
 
 pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
@@ -14,18 +16,27 @@ pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
 
 def test_a_view_is_free_and_a_sum_reads_and_writes() -> None:
     a, b = torch.ones(8, 16), torch.ones(16)
-    with Traffic() as traffic:
+    with Work() as work:
         a.view(16, 8).transpose(0, 1)
         a + b
-    assert traffic.operations == 1
-    assert traffic.bytes == 4 * (2 * 8 * 16 + 16)
+    assert work.operations == 1
+    assert work.bytes == 4 * (2 * 8 * 16 + 16)
 
 
 def test_a_broadcast_tensor_is_read_once() -> None:
     a = torch.ones(1, 16).expand(8, -1)
-    with Traffic() as traffic:
+    with Work() as work:
         a.clone()
-    assert traffic.bytes == 4 * (16 + 8 * 16)
+    assert work.bytes == 4 * (16 + 8 * 16)
+
+
+def test_operations_are_counted_as_in_pytorch() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    with Work() as work:
+        network(torch.rand(7, 2, 6, 6)).sum().backward()
+    with FlopCounterMode(display=False) as counter:
+        network(torch.rand(7, 2, 6, 6)).sum().backward()
+    assert work.flops == counter.get_total_flops() > 0
 
 
 def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
