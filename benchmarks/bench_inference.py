@@ -167,6 +167,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), ["---"] * len(rows[0]), *cells])
 
 
+def machine(device: torch.device) -> str:
+    """Return what a device is called, and of a CPU how many of its cores work."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
 def main(
     bundle: str = "bundles/miar_brats",
     device: str = "auto",
@@ -201,12 +208,9 @@ def main(
     volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))  # first: they need least memory
     slices = measure_slices(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), repeats)
     beside = measure_peers(bundle, resolver, ensure_tuple(batch_sizes), repeats) if peers else []
-    cuda = resolver.device.type == "cuda"
-    machine = torch.cuda.get_device_name(resolver.device) if cuda else f"{platform.machine()} CPU"
-    threads = "" if cuda else f", {torch.get_num_threads()} threads"
     text = "\n".join([
         "# Inference", "",
-        f"Bundle {Path(bundle).name}, commit {commit()}, {machine}{threads}, torch {torch.__version__}.", "",
+        f"Bundle {Path(bundle).name}, commit {commit()}, {machine(resolver.device)}, torch {torch.__version__}.", "",
         "## Slices of one tile", "", table(slices), "",
         *(["## The peers on the same slices", "", table(beside), ""] if beside else []),
         "## Volumes, greedy, float32", "", table(volumes), "",

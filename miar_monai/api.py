@@ -23,7 +23,7 @@ from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, GeometryError, ImageError, find_miar_error
-from miar_monai.geometry import is_singular
+from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
 from miar_monai.io import Volume, read_volume
 
@@ -127,21 +127,26 @@ class SuperResolver:
                 return self._like(image, self.volume(read_volume(path)))
         return self._like(image, self.volume(_volume(image)))
 
-    def volume(self, volume: Volume) -> Volume:
+    def volume(self, volume: Volume, told: Degradation | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
 
         Args:
             volume: in its own units, (X, Y, Z); not changed.
+            told: of `input_degradation`, for callers who need it too; measured here otherwise.
 
         Returns:
             The finer volume over the same field of view, in the same units, axes and dtype for storage.
         """
         data = self.preprocessing({"image": volume})
-        with torch.inference_mode():
-            data["pred"] = self.inferer(data["image"][None], self.network)[0]  # which moves a few slices at a time
+        data["pred"] = self.infer(data["image"], told)
         sr = self.postprocessing(data)["pred"]
         array = sr.as_tensor()[0].cpu().float().numpy()
         return Volume(array, np.asarray(sr.affine, dtype=np.float64), volume.dtype, volume.path)
+
+    def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
+        """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
+        with torch.inference_mode():
+            return self.inferer(image[None], self.network, told=told)[0]
 
     def input_degradation(self, volume: Volume) -> Degradation:
         """Return what the network is told about how a volume came about: its setting ``blur``, measured if "auto"."""
@@ -150,10 +155,11 @@ class SuperResolver:
 
     def num_tiles(self, volume: Volume) -> int:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
-        shape = self.preprocessing({"image": volume})["image"].shape[1:]
+        sides = list(volume.array.shape)
+        slices = sides.pop(axial_axis(volume.affine))
         step = max(int(self.inferer.tile_size * (1 - self.inferer.overlap)), 1)
-        columns, rows = (max(-(-(size - self.inferer.tile_size) // step), 0) + 1 for size in shape[:2])
-        return columns * rows * shape[2]
+        columns, rows = (max(-(-(side - self.inferer.tile_size) // step), 0) + 1 for side in sides)
+        return columns * rows * slices
 
     def seconds_per_tile(self) -> float:
         """Return how long one tile takes now on this machine."""

@@ -256,7 +256,8 @@ class _Work:
             seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
             self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
         start = time.perf_counter()
-        result = self.resolver.volume(volume)
+        told = self.resolver.input_degradation(volume)
+        result = self.resolver.volume(volume, told)
         seconds = time.perf_counter() - start
         if self.as_dicom:
             write_series(target, result, headers, derivation(self.resolver), self.overwrite)
@@ -264,8 +265,7 @@ class _Work:
             write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
         if self.with_preview:
             preview(volume, result, _picture(target), self.overwrite)
-        told = self.resolver.input_degradation(volume)
-        report = case_report(str(case.source), target, volume, result, told, seconds)
+        report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device)
         self.say(summary(report))
         if not self.quiet:
             click.echo(str(target))

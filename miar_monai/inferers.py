@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -116,14 +116,22 @@ class BeamSearchInferer(Inferer):
         self.progress = progress
         self._graphs: tuple[Hashable, CUDAGraphed] | None = None
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        told: Degradation | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
 
         Args:
             inputs: LR images in about [0, 1].
             network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile).
             *args: for a network that is not a `MIAR`.
-            **kwargs: likewise.
+            told: of `input_degradation`, for a `MIAR`, where a caller asked for it before; measured here otherwise.
+            **kwargs: as ``args``.
 
         Returns:
             (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``.
@@ -139,8 +147,8 @@ class BeamSearchInferer(Inferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
-        super_resolve = self._slicewise(network, args, kwargs, slices, trusted)
-        result = torch.cat([sr.to(plain.device) for sr in self._stream(slices, super_resolve)])  # (B * D, 1, H, W)
+        super_resolve = self._slicewise(network, args, kwargs, slices, trusted, told)
+        result = self._filled(len(slices), plain.device, self._stream(slices, super_resolve))  # (B * D, 1, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
                 "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
@@ -151,6 +159,17 @@ class BeamSearchInferer(Inferer):
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, 1, H, W, D)
         return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
 
+    @staticmethod
+    def _filled(length: int, device: torch.device, parts: Iterator[Tensor]) -> Tensor:
+        """Return what `torch.cat` returns, ``length`` images on a device, but never hold it twice."""
+        first = next(parts)
+        result = torch.empty(length, *first.shape[1:], dtype=first.dtype, device=device)
+        end = 0
+        for part in chain([first], parts):
+            start, end = end, end + len(part)
+            result[start:end] = part
+        return result
+
     def input_degradation(self, slices: Tensor, own: Degradation) -> Degradation:
         """Return what a network that was built for ``own`` is told about LR slices (N, 1, h, w)."""
         if self.blur is None:
@@ -160,7 +179,13 @@ class BeamSearchInferer(Inferer):
         return replace(own, sigma=self.blur, blur_on="lr")
 
     def _slicewise(
-        self, network: Callable[..., Tensor], args: tuple, kwargs: dict, slices: Tensor, trusted: list[Tensor]
+        self,
+        network: Callable[..., Tensor],
+        args: tuple,
+        kwargs: dict,
+        slices: Tensor,
+        trusted: list[Tensor],
+        told: Degradation | None,
     ) -> Callable[[Tensor, int], Tensor]:
         """Return a function of LR slices and of how many tiles go through the network at once, on its device.
 
@@ -170,7 +195,7 @@ class BeamSearchInferer(Inferer):
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
         if not isinstance(module, MIAR):
             return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
-        degradation = self.input_degradation(slices, module.degradation)
+        degradation = told or self.input_degradation(slices, module.degradation)
         predict = self._predictor(module)
 
         def super_resolve(chunk: Tensor, size: int) -> Tensor:

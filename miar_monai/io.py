@@ -222,8 +222,9 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
 def _nifti_image(array: np.ndarray, affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        array = np.clip(np.rint(np.asarray(array, dtype=np.float64)), limits.min, limits.max)
-    image = nib.Nifti1Image(array.astype(dtype), affine, dtype=dtype)
+        array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that holds the limits exactly
+        array = np.clip(array, limits.min, limits.max, out=array)
+    image = nib.Nifti1Image(array.astype(dtype, copy=False), affine, dtype=dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)

@@ -1,0 +1,215 @@
+"""How long a volume takes from file to file, stage by stage, with the process already up, and what memory it needs.
+
+    python -m benchmarks.bench_volumes [--device cuda:0] [--brain_slices 155] [--ct_slices 300] \
+        [--growth 1,10,100,1000] [--processes 1,2,4] [--output_dir bench_output] [--sw_batch_size 16]
+
+The volumes are made of the demo's brain (nilearn's ICBM152 template): 60 x 60 voxels as MRI, 128 x 128 as CT, its
+slices repeated and stretched to fill the field of view, with noise, in 16-bit NIfTI. It writes ``volumes.csv`` and
+``volumes.md``: the seconds of each stage, for both kinds of volumes and for growing numbers of slices, medians after a
+warm-up; and how many volumes an hour one, two or more processes of ``miar sr`` under ``torchrun`` get through, which
+share the devices. Other settings, such as ``--sw_batch_size``, are those of inference.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.utils import ensure_tuple
+
+from benchmarks.bench_inference import Peak, Row, machine, table
+from benchmarks.table import commit, publish
+from miar_monai.api import SuperResolver, choose_device
+from miar_monai.degradation import Degradation
+from miar_monai.demo import template
+from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.files import refuse_to_overwrite, whole_file
+from miar_monai.io import check_output_folder, read_volume, write_nifti
+from miar_monai.report import case_report
+from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
+
+MIB = 2**20
+
+
+class Kind(NamedTuple):
+    """A kind of volume: its bundle, LR voxels along both axes of a slice, and its units."""
+
+    bundle: str
+    side: int
+    low: float
+    high: float
+    noise: float
+
+
+BRAIN = Kind("bundles/miar_brats", 60, 0, 1000, 5)
+CT = Kind("bundles/miar_lidc", 128, -1000, 1000, 10)
+
+
+class Stopwatch:
+    """Seconds of each stage, in ``seconds``, in the order in which the stages began for the first time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Any:
+        """Count a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+    def of(self, stage: str, function: Callable) -> Callable:
+        """Return a function whose calls are counted."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self(stage):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+def write_lr(path: Path, kind: Kind, slices: int) -> Path:
+    """Write a low-resolution volume of a kind."""
+    brain = ScaleIntensityRobust()(CentralSlices(150)(LoadVolume()(str(template())))).as_tensor()
+    side = Degradation().scale * kind.side
+    hr = F.interpolate(brain.movedim(-1, 0), (side, side), mode="bilinear")  # (150, 1, side, side)
+    lr = Degradation()(hr).movedim(0, -1)[0].numpy()
+    lr = np.take(lr, np.arange(slices) % lr.shape[-1], axis=-1)
+    noise = kind.noise * np.random.default_rng(0).standard_normal(lr.shape)
+    affine = np.diag([240 / kind.side, 240 / kind.side, 1, 1])
+    return write_nifti(path, kind.low + (kind.high - kind.low) * lr + noise, affine, np.int16)
+
+
+def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> dict[str, float]:
+    """Super-resolve a volume as ``miar sr`` does and return the seconds of each stage."""
+    watch = Stopwatch()
+    with watch("read"):
+        volume = read_volume(source)
+    with watch("blur"):
+        told = resolver.input_degradation(volume)
+    stages = {"preprocessing": "preprocess", "infer": "network", "postprocessing": "postprocess"}
+    plain = {name: getattr(resolver, name) for name in stages}
+    for name, stage in stages.items():
+        setattr(resolver, name, watch.of(stage, plain[name]))
+    result = resolver.volume(volume, told)
+    for name in stages:
+        setattr(resolver, name, plain[name])
+    with watch("write"):
+        write_nifti(target, result.array, result.affine, result.dtype, overwrite=True)
+    with watch("report"):
+        case_report(str(source), target, volume, result, told, 0.0, resolver.device)
+    return dict(watch.seconds)
+
+
+def measure(resolver: SuperResolver, name: str, kind: Kind, slices: int, repeats: int, folder: Path) -> Row:
+    """Measure a volume; the first run, a warm-up, does not count."""
+    source, target, runs = write_lr(folder / "lr.nii.gz", kind, slices), folder / "sr.nii.gz", []
+    for repeat in range(repeats + 1):
+        with Peak(torch.device("cpu")) as host, Peak(resolver.device) as peak:
+            seconds = from_file_to_file(resolver, source, target)
+        runs += [seconds] * bool(repeat)
+    stages = {f"{stage} (s)": statistics.median(run[stage] for run in runs) for stage in runs[0]}
+    size = slices * (kind.side * resolver.network.scale) ** 2
+    memory = {"peak of the GPU (MiB)": peak.mib} if resolver.device.type == "cuda" else {}
+    row = {
+        "volume": f"{name} {kind.side} x {kind.side} x {slices}",
+        "whole (s)": statistics.median(sum(run.values()) for run in runs), **stages,
+        **memory, "peak of the process (MiB)": host.mib, "result, float32 (MiB)": 4 * size / MIB,
+        "files, in and out (MiB)": f"{source.stat().st_size / MIB:.3g}, {target.stat().st_size / MIB:.3g}",
+    }  # fmt: skip
+    source.unlink()
+    target.unlink()
+    return row
+
+
+def measure_processes(processes: int, volumes: int, slices: int, device: str) -> Row:
+    """Measure ``miar sr`` on a folder of brain volumes, its start included, shared by processes under torchrun."""
+    with tempfile.TemporaryDirectory() as name:
+        source = write_lr(Path(name, "in", "0.nii.gz"), BRAIN, slices)
+        for i in range(1, volumes):
+            source.with_name(f"{i}.nii.gz").write_bytes(source.read_bytes())
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = ["-m", "miar_monai.app", "sr", f"{name}/in", "-o", f"{name}/out", "--quiet", "--model", BRAIN.bundle]
+        threads = {"OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // processes, 1))}
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, *launcher, *command, "--device", device], check=True, env=os.environ | threads
+        )
+        seconds = time.perf_counter() - start
+        assert len(list(Path(name, "out").iterdir())) == volumes
+    return {
+        "processes": processes, "volumes": volumes, "slices": slices, "s, with the start": seconds,
+        "volumes an hour": 3600 * volumes / seconds,
+    }  # fmt: skip
+
+
+def main(
+    device: str = "auto",
+    brain_slices: int = 155,
+    ct_slices: int = 300,
+    growth: int | Sequence[int] = (1, 10, 100, 1000),
+    processes: int | Sequence[int] = (),
+    volumes: int = 16,
+    repeats: int = 3,
+    output_dir: str = "bench_output",
+    overwrite: bool = False,
+    **settings: Any,
+) -> None:
+    """Measure and write the tables.
+
+    Args:
+        device: auto, cpu, cuda, cuda:<index> or mps.
+        brain_slices: of the MRI volume; 0 leaves it out.
+        ct_slices: of the CT volume; 0 leaves it out.
+        growth: slices of MRI volumes that show how time and memory grow; empty leaves them out.
+        processes: how many of ``miar sr`` at once share a folder of volumes; empty leaves this out.
+        volumes: in that folder, of ``brain_slices`` slices each.
+        repeats: of each volume, after one that does not count.
+        output_dir: where ``volumes.csv`` and ``volumes.md`` are written.
+        overwrite: replace them.
+        **settings: of inference, such as ``sw_batch_size`` and ``lookahead_tokens``.
+    """
+    check_output_folder(output_dir)
+    files = [Path(output_dir, name) for name in ("volumes.csv", "volumes.md")]
+    for file in files if not overwrite else ():
+        refuse_to_overwrite(file)
+    chosen, rows = choose_device(device), []
+    with tempfile.TemporaryDirectory() as name:
+        for title, kind, counts in (
+            ("brain MRI", BRAIN, [brain_slices]), ("chest CT", CT, [ct_slices]), ("brain MRI", BRAIN, growth)
+        ):  # fmt: skip
+            if counts := [count for count in ensure_tuple(counts) if count]:
+                resolver = SuperResolver(kind.bundle, str(chosen), **settings)
+                rows += [measure(resolver, title, kind, count, repeats, Path(name)) for count in counts]
+    shared = [measure_processes(n, volumes, brain_slices, device) for n in ensure_tuple(processes)]
+    given = ", ".join(f"{name} {value}" for name, value in settings.items()) or "settings of the bundles"
+    text = "\n".join([
+        "# Volumes, from file to file", "",
+        f"Commit {commit()}, {machine(chosen)}, torch {torch.__version__}, {given}.", "",
+        "## Stages", "", table(rows), "",
+        *(["## Processes that share a folder", "", table(shared), ""] if shared else []),
+    ])  # fmt: skip
+    with whole_file(files[0], overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*rows, *shared) for key in row)))
+        writer.writeheader()
+        writer.writerows([*rows, *shared])
+    publish(text, files[1], overwrite)
+
+
+if __name__ == "__main__":
+    report_errors_in_one_sentence()
+    fire.Fire(main)
