@@ -187,7 +187,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device of a name.
 
     Args:
-        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``. Processes of ``torchrun`` get the GPUs
+            of ``"auto"`` and ``"cuda"`` in turn.
 
     Raises:
         ConfigurationError: if the name is another one, or this machine has no such device.
@@ -197,7 +198,9 @@ def choose_device(name: str) -> torch.device:
         device(type='cpu')
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError:

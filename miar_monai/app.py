@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from miar_monai.api import SuperResolver
     from miar_monai.cases import Case
 
+    Job = tuple[Case, Path]
+
 __all__ = ["main"]
 
 _EXIT_CODES = """\b
@@ -41,6 +44,9 @@ Examples:
   miar sr dicom_series/ -o result.nii.gz --preview
   miar sr study.zip -o results --model lidc --report run.json
   miar sr patients/ -o results                every case in the folder
+  miar sr patients/ -o results --skip-existing   what is missing of it, after an interruption
+  torchrun --nproc_per_node=4 -m miar_monai.app sr patients/ -o results
+                                              shared by four processes, each with a GPU of its own
   miar sr dicom_series/ --out-format dicom    writes the series dicom_series_sr/
 
 {_EXIT_CODES}"""
@@ -89,6 +95,17 @@ _device = click.option(
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace existing results.")
 _quiet = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+
+
+def _fraction(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Return the two numbers of ``I/N``."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
+    part, parts = (int(number) for number in found.groups()) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise click.BadParameter(f"{value!r} is no part such as 1/8 or 8/8.")
+    return part, parts
 
 
 def _inference(command: Callable) -> Callable:
@@ -144,6 +161,15 @@ def main() -> None:
 )
 @click.option("--preview", "with_preview", is_flag=True, help="Draw a picture, <name>_sr.png, beside each result.")
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
+@click.option(
+    "--part",
+    metavar="I/N",
+    callback=_fraction,
+    help="Do the I-th of N parts of a folder's cases: for arrays of jobs, each with a report of its own.",
+)
+@click.option(
+    "--skip-existing", is_flag=True, help="Leave out cases whose result is there: go on after an interruption."
+)
 @_overwrite
 @_quiet
 @_debug
@@ -158,6 +184,8 @@ def sr(
     blur: str | None,
     with_preview: bool,
     report_file: Path | None,
+    part: tuple[int, int] | None,
+    skip_existing: bool,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -168,37 +196,55 @@ def sr(
     """
     from miar_monai.api import SuperResolver
     from miar_monai.cases import find_cases
+    from miar_monai.parallel import part_of, processes
     from miar_monai.report import run_report
 
-    cases = find_cases(source)
-    single = len(cases) == 1 and cases[0].source == source
-    as_dicom = out_format == "dicom"
-    targets = _targets(cases, source, output, single, as_dicom)
-    _check_outputs(targets if single else [], report_file, with_preview, overwrite, as_dicom)
+    if overwrite and skip_existing:
+        raise click.UsageError("--overwrite and --skip-existing exclude each other: give one of them.")
     if quiet:
         _say_only_errors(click.get_current_context())
-    settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": _number_or_text(blur)}
-    resolver = SuperResolver(
-        model, device, progress=not quiet, **{name: value for name, value in settings.items() if value is not None}
-    )
-    work = _Work(resolver, as_dicom, with_preview, overwrite, quiet)
-    reports = []
-    for i, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        work.say("" if single else f"[{i + 1}/{len(cases)}] {case.source}")
+    with processes() as all_of_us:
+        cases = find_cases(source)
+        single = len(cases) == 1 and cases[0].source == source
+        as_dicom = out_format == "dicom"
+        jobs = _jobs(cases, source, output, single, as_dicom)
+        targets = [target for _, target in jobs] if single and not skip_existing else []
+        _check_outputs(targets, report_file, with_preview, overwrite, as_dicom)
+        jobs = part_of(jobs, part[0] - 1, part[1]) if part else jobs
+        all_of_us.wait()  # with the first result until all have looked at the folder
+        settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": _number_or_text(blur)}
+        given = {name: value for name, value in settings.items() if value is not None}
+        resolver = SuperResolver(model, device, progress=not quiet and all_of_us.rank == 0, **given)
+        work = _Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet)
+        mine = part_of(list(enumerate(jobs)), all_of_us.rank, all_of_us.size)
+        reports = all_of_us.gather(_do_all(work, mine, len(jobs), single and all_of_us.size == 1))
+        failed = [report["input"] for report in reports if "error" in report]
+        if all_of_us.rank == 0:
+            if report_file is not None:
+                with whole_file(report_file, overwrite) as file:
+                    file.write_text(json.dumps(run_report(resolver, reports), indent=2) + "\n", encoding="utf-8")
+            if skipped := sum("skipped" in report for report in reports):
+                work.say(f"{skipped} of {len(jobs)} cases had a result already")
+            if failed:
+                click.echo(f"{len(failed)} of {len(jobs)} cases failed: {', '.join(failed)}", err=True)
+        all_of_us.wait()  # for the report: torchrun ends all when one ends with an error
+    if failed:
+        click.get_current_context().exit(3)
+
+
+def _do_all(work: _Work, numbered: list[tuple[int, Job]], count: int, single: bool) -> dict[int, dict[str, Any]]:
+    """Return the reports of cases, some of ``count``; a failure does not stop the others, unless it is a single one."""
+    reports = {}
+    for number, (case, target) in numbered:
+        work.say("" if single else f"[{number + 1}/{count}] {case.source}")
         try:
-            reports.append(work.do(case, target))
+            reports[number] = work.do(case, target)
         except Exception as error:
             if single or click.get_current_context().meta.get("miar.debug"):
                 raise
-            reports.append({"input": str(case.source), "error": _sentence(error)})
+            reports[number] = {"input": str(case.source), "error": _sentence(error)}
             click.echo(f"error: {_sentence(error)}", err=True)
-    if report_file is not None:
-        with whole_file(report_file, overwrite) as part:
-            part.write_text(json.dumps(run_report(resolver, reports), indent=2) + "\n", encoding="utf-8")
-    failed = [report["input"] for report in reports if "error" in report]
-    if failed:
-        click.echo(f"{len(failed)} of {len(cases)} cases failed: {', '.join(failed)}", err=True)
-        click.get_current_context().exit(3)
+    return reports
 
 
 def _number_or_text(value: str | None) -> float | str | None:
@@ -220,12 +266,19 @@ class _Work:
     """What is done to each case, and said about it."""
 
     def __init__(
-        self, resolver: SuperResolver, as_dicom: bool, with_preview: bool, overwrite: bool, quiet: bool
+        self,
+        resolver: SuperResolver,
+        as_dicom: bool,
+        with_preview: bool,
+        overwrite: bool,
+        skip_existing: bool,
+        quiet: bool,
     ) -> None:
         self.resolver = resolver
         self.as_dicom = as_dicom
         self.with_preview = with_preview
         self.overwrite = overwrite
+        self.skip_existing = skip_existing
         self.quiet = quiet
         self.seconds_per_tile = 0.0
         if resolver.device.type == "cpu" and not quiet:
@@ -244,9 +297,13 @@ class _Work:
         from miar_monai.preview import preview
         from miar_monai.report import case_report, derivation, summary
 
-        for file in (target, _picture(target)) if self.with_preview else (target,):
-            if not self.overwrite:
-                refuse_to_overwrite(file)
+        if self.skip_existing and target.exists():
+            return {"input": str(case.source), "output": str(target), "skipped": True}
+        redraw = self.overwrite or self.skip_existing  # a picture without a result was left by a killed run
+        if not self.overwrite:
+            refuse_to_overwrite(target)
+        if self.with_preview and not redraw:
+            refuse_to_overwrite(_picture(target))
         with opened(case.source) as path:
             volume = read_volume(path)
             headers = source_headers(volume) if self.as_dicom else []
@@ -259,12 +316,12 @@ class _Work:
         told = self.resolver.input_degradation(volume)
         result = self.resolver.volume(volume, told)
         seconds = time.perf_counter() - start
-        if self.as_dicom:
+        if self.with_preview:
+            preview(volume, result, _picture(target), redraw)
+        if self.as_dicom:  # after all else: a case is done when its result is there
             write_series(target, result, headers, derivation(self.resolver), self.overwrite)
         else:
             write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
-        if self.with_preview:
-            preview(volume, result, _picture(target), self.overwrite)
         report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device)
         self.say(summary(report))
         if not self.quiet:
@@ -279,8 +336,11 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _targets(cases: list[Case], source: Path, output: Path | None, single: bool, as_dicom: bool) -> list[Path]:
-    """Return the file of each result; as DICOM, the folder of each series."""
+def _jobs(cases: list[Case], source: Path, output: Path | None, single: bool, as_dicom: bool) -> list[Job]:
+    """Return each case with the file of its result; as DICOM, with the folder of its series.
+
+    A result that an earlier run left among the cases is none of them.
+    """
     named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not output.is_dir()
     if named and not single:
         raise click.UsageError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
@@ -298,7 +358,8 @@ def _targets(cases: list[Case], source: Path, output: Path | None, single: bool,
     for case, target in zip(cases, targets, strict=True):
         if target.exists() and target.samefile(case.source):
             raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
-    return targets
+    results = {target.resolve() for target in targets}
+    return [job for job in zip(cases, targets, strict=True) if job[0].source.resolve() not in results]
 
 
 def _picture(target: Path) -> Path:

@@ -43,7 +43,7 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
 
     Args:
         source: a NIfTI file, a zip file, or a folder. In a folder, NIfTI files, zip files and folders with a DICOM
-            series count at any depth; results are named after the places of the cases in it.
+            series count at any depth, unless they are hidden; results are named after the places of the cases in it.
 
     Returns:
         The cases. A file, or a folder with a DICOM series and nothing else, is one case whose source is ``source``.
@@ -68,7 +68,9 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
             f"{source} {'is no file and no folder' if source.exists() else 'does not exist'}: a NIfTI file, a folder "
             "with a DICOM series, a zip file of either, or a folder of such cases is needed."
         )
-    found = [case for folder, _, _ in sorted(os.walk(source)) for case in _cases_of(source, Path(folder))]
+    folders = [Path(folder) for folder, _, _ in sorted(os.walk(source))]
+    seen = [folder for folder in folders if not any(part.startswith(".") for part in folder.relative_to(source).parts)]
+    found = [case for folder in seen for case in _cases_of(source, folder)]
     if not found:
         raise DatasetError(
             f"{source} holds no case: NIfTI files (.nii, .nii.gz), folders with the slices of a DICOM series, or zip "
