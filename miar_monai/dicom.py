@@ -65,26 +65,20 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
 
     Raises:
         ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
-        GeometryError: if there are several series, or slices are missing, duplicate or unevenly spaced.
+        GeometryError: if there are several series, or slices have no place in millimeters, or are missing, duplicate or
+            unevenly spaced.
     """
     import itk
 
     slices = []
     files = series_files(folder)
+    _check_headers(folder, files)
     for file in files:
         reader = itk.GDCMImageIO.New()
         try:
             slices.append(itk.imread(file, imageio=reader))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ImageError(
-                f"{file} cannot be read ({reason}): a complete DICOM image is needed; copy it again."
-            ) from error
-        if _text(reader, "0028|0004") == "MONOCHROME1":  # which ITK turns around, units lost
-            raise ImageError(
-                f"{file} holds inverted gray values (MONOCHROME1), whose units would come out wrong: "
-                "MONOCHROME2 is needed; convert the series."
-            )
+            raise _unreadable(file, error) from error
     arrays = [itk.array_from_image(image) for image in slices]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) > 1 or len(shapes[0]) != 3 or shapes[0][0] != 1:
@@ -97,10 +91,64 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     spacings = np.array([image.GetSpacing() for image in slices])
     order = np.argsort(positions @ axes[0][:, 2], kind="stable")
     if len(files) == 1:  # ITK calls a single slice 1 mm thick, whatever its header says
-        spacings[0, 2] = float(dicom_tag(files[0], "0018|0050") or 1)
+        spacings[0, 2] = float(dicom_tag(files[0], "0018|0050"))
+    _check_parallel(folder, files, axes, spacings)
     affine = _series_affine(folder, positions[order], axes, spacings)
     array = np.concatenate([arrays[i] for i in order]).transpose(2, 1, 0)
     return np.ascontiguousarray(array, dtype=np.float32), affine, _result_dtype(array)
+
+
+def _unreadable(path: str | Path, error: Exception) -> ImageError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return ImageError(f"{path} cannot be read ({reason}): a complete DICOM image is needed; copy it again.")
+
+
+def _check_headers(folder: Path, files: Sequence[str]) -> None:
+    """Refuse what ITK would fill with a guess, such as 1 mm for a missing PixelSpacing, or leave out."""
+    needed = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"]
+    needed += ["SliceThickness"] if len(files) == 1 else []  # otherwise the positions tell
+    frames = {_check_header(file, needed) for file in files}
+    if len(frames) > 1:
+        raise GeometryError(
+            f"{folder}: the slices have {len(frames)} frames of reference, so their positions do not belong together; "
+            "slices of one are needed: put each stack into a folder of its own."
+        )
+
+
+def _check_header(file: str, needed: Sequence[str]) -> str:
+    """Return the frame of reference of a slice, if its voxels are in units and it has the elements that are needed."""
+    from pydicom import dcmread
+
+    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    others = ("PhotometricInterpretation", "ModalityLUTSequence", "FrameOfReferenceUID")
+    try:
+        header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*needed, *groups, *others])
+        kind, frame = (str(header.get(name) or "") for name in ("PhotometricInterpretation", "FrameOfReferenceUID"))
+        missing = [name for name in needed if not (item := header.get_item(name)) or not item.value]
+    except Exception as error:  # whatever a damaged header does to its parser
+        raise _unreadable(file, error) from error
+    if any(name in header for name in groups):
+        raise ImageError(
+            f"{file} is an enhanced (multi-frame) image, which is not read: a series with one slice a file is needed; "
+            "export it as such, or convert it to NIfTI."
+        )
+    if kind != "MONOCHROME2":  # ITK turns MONOCHROME1 around, units lost
+        found = "inverted gray values" if kind == "MONOCHROME1" else "no gray values"
+        raise ImageError(
+            f"{file} holds {found} ({kind}), whose units would come out wrong: MONOCHROME2 is needed; convert the "
+            "series."
+        )
+    if "ModalityLUTSequence" in header:
+        raise ImageError(
+            f"{file} gives its units by a table (Modality LUT), which is not read: rescaling by slope and intercept is "
+            "needed; convert the series."
+        )
+    if missing:
+        raise GeometryError(
+            f"{file} has no {missing[0]}, so its voxels have no place in millimeters: a complete header is needed; "
+            "export the series again."
+        )
+    return frame
 
 
 def _result_dtype(array: np.ndarray) -> np.dtype:
@@ -118,14 +166,20 @@ def series_files(folder: Path) -> Sequence[str]:
     """
     import itk
 
-    names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Directory=str(folder))
+    try:
+        names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Directory=str(folder))
+    except RuntimeError as error:  # one damaged file is enough
+        raise _unreadable(f"a file in {folder}", error) from error
     series = {uid: list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
     if not series:
         raise ImageError(
             f"{folder} holds no DICOM series: give a folder with the slices of one series, or a NIfTI file."
         )
     if len(series) > 1:
-        found = ", ".join(f"{uid} ({len(files)} files)" for uid, files in sorted(series.items()))
+        found = ", ".join(
+            f"{uid} ({dicom_tag(files[0], '0008|103e') or 'no description'}, {len(files)} files)"
+            for uid, files in sorted(series.items())
+        )
         raise GeometryError(
             f"{folder} holds {len(series)} DICOM series: {found}; "
             "a folder with one series is needed: move each series into a folder of its own."
@@ -140,13 +194,21 @@ def series_files(folder: Path) -> Sequence[str]:
     return files
 
 
+def _check_parallel(folder: Path, files: Sequence[str], axes: np.ndarray, spacings: np.ndarray) -> None:
+    """Refuse slices that lie unlike most of them, such as a localizer."""
+    grids = np.concatenate([axes.reshape(len(files), -1), spacings[:, :2]], axis=1)
+    odd = np.flatnonzero(np.abs(grids - np.median(grids, axis=0)).max(axis=1) > 1e-3)
+    if len(odd):
+        names = sorted(Path(file).name for i, file in enumerate(files) if i in odd)
+        raise GeometryError(
+            f"{folder}: {len(odd)} of {len(files)} slices differ from the others in orientation or voxel size, the "
+            f"first is {names[0]}; parallel slices of one voxel size are needed: put each stack into a folder of its "
+            "own, and localizers aside."
+        )
+
+
 def _series_affine(folder: Path, positions: np.ndarray, axes: np.ndarray, spacings: np.ndarray) -> np.ndarray:
     """Return the RAS+ affine of slices sorted along their normal, from where they really lie (LPS, millimeters)."""
-    if np.ptp(axes, axis=0).max() > 1e-3 or np.ptp(spacings[:, :2], axis=0).max() > 1e-3:
-        raise GeometryError(
-            f"{folder}: the slices differ in orientation or voxel size; "
-            "parallel slices of one voxel size are needed: put each stack into a folder of its own."
-        )
     if len(positions) > 1:
         _check_gaps(folder, positions)
         step = (positions[-1] - positions[0]) / (len(positions) - 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -292,8 +293,14 @@ def test_folder_without_dicom(tmp_path: Path) -> None:
 def test_several_series_are_listed(tmp_path: Path) -> None:
     write_dicom_series(tmp_path, SHAPE)
     write_dicom_series(tmp_path, (37, 31, 3), series="2", prefix="other")
-    with pytest.raises(GeometryError, match=r"holds 2 DICOM series: [\d.]+ \(\d files\), [\d.]+ \(\d files\); a"):
+    for path in tmp_path.glob("other*"):
+        image = pydicom.dcmread(path)
+        image.SeriesDescription = "T2 ax"
+        image.save_as(path)
+    with pytest.raises(GeometryError, match=r"holds 2 DICOM series: .*; a folder with one series is needed") as caught:
         read_volume(tmp_path)
+    assert re.search(r" [\d.]+ \(no description, 7 files\)", str(caught.value))
+    assert re.search(r" [\d.]+ \(T2 ax, 3 files\)", str(caught.value))
 
 
 def test_missing_slices(tmp_path: Path) -> None:
@@ -328,7 +335,7 @@ def test_slices_of_different_kinds(tmp_path: Path) -> None:
         read_volume(tmp_path / "size")
     write_dicom_series(tmp_path / "turned", SHAPE)
     write_dicom_series(tmp_path / "turned", SHAPE, orientation=(0, 1, 0, 0, 0, -1), prefix="sagittal")
-    with pytest.raises(GeometryError, match="turned: the slices differ in orientation or voxel size; parallel slices"):
+    with pytest.raises(GeometryError, match=r"turned: .* differ from the others in orientation or voxel size"):
         read_volume(tmp_path / "turned")
 
 
@@ -375,13 +382,3 @@ def test_real_chest_ct(real_data: Path) -> None:
     assert volume.dtype == np.int16
     assert -2048 <= volume.array.min() < -1000 < np.median(volume.array) < 100
     np.testing.assert_allclose(np.diag(volume.affine), [-0.625, -0.625, 2.5, 1], atol=1e-6)
-
-
-def test_inverted_gray_values_are_refused(tmp_path: Path) -> None:
-    write_dicom_series(tmp_path, (16, 12, 3))
-    for path in dicom_files(tmp_path):
-        image = pydicom.dcmread(path)
-        image.PhotometricInterpretation = "MONOCHROME1"
-        image.save_as(path)
-    with pytest.raises(ImageError, match=r"holds inverted gray values \(MONOCHROME1\), whose units would"):
-        read_volume(tmp_path)
