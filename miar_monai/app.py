@@ -60,8 +60,8 @@ class _Commands(click.Group):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of libraries, for their developers
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click ends quietly when nobody reads on, as in miar info | head -1
         except Exception as error:
             if ctx.meta.get("miar.debug"):
                 raise
@@ -240,7 +240,8 @@ def _do_all(work: _Work, numbered: list[tuple[int, Job]], count: int, single: bo
         try:
             reports[number] = work.do(case, target)
         except Exception as error:
-            if single or click.get_current_context().meta.get("miar.debug"):
+            debug = click.get_current_context().meta.get("miar.debug")
+            if single or debug or isinstance(error, BrokenPipeError):
                 raise
             reports[number] = {"input": str(case.source), "error": _sentence(error)}
             click.echo(f"error: {_sentence(error)}", err=True)

@@ -438,6 +438,18 @@ def test_info_answers_at_once_without_pytorch() -> None:
     assert min(seconds) < 0.5
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_reader_who_leaves_ends_the_command_quietly(folder: bool, bundle: Path, scan: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    parts = ["sr", str(scan.parent), "--model", str(bundle), "--device", "cpu", "-o", "out"] if folder else ["info"]
+    done = subprocess.run([sys.executable, "-m", "miar_monai.app", *parts], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 1
+    assert b"roken" not in done.stderr
+    assert b"Error" not in done.stderr
+
+
 def test_evaluate_measures_the_test_patients(bundle: Path, tmp_path: Path) -> None:
     data = write_brats_folder(tmp_path / "data", 3, (40, 36, 44), ("t2",))
     config = shutil.copytree(bundle, tmp_path / "copy") / "configs" / "evaluate.json"
