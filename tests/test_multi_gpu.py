@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_runs import NAMES, arguments, command, config
+from bundle_runs import NAMES, arguments, command, config, tiny_checkpoint
 from monai.bundle import ConfigParser
-from phantoms import write_brats_folder
+from phantoms import write_brats_folder, write_nifti_phantom
 
 PARALLEL = ("--standalone", "--nnodes=1", "--nproc_per_node=2", "-m", "monai.bundle")
 STAGES = {"train_stage1": ("tokenizer.pt", "stage1"), "train": ("model.pt", "stage2")}
@@ -47,3 +47,21 @@ def test_the_overlay_changes_what_it_means_to_change(name: str, kind: str) -> No
     # stage 1 validates in the first process; stage 2 in all, each with its share, as MONAI's metrics gather
     kept = {"train_stage1": "[:2]", "train": "[:3]"}[kind]
     assert overlaid["train#trainer#train_handlers"].endswith(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("miar_brats", 3), ("miar_lidc", 1)])
+def test_two_processes_infer_each_volume_once(
+    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    for i in range(count):
+        write_nifti_phantom(tmp_path / "in" / f"{i}.nii.gz", (19, 13, 2), seed=i)
+    files = [config(name, "inference"), config(name, "multi_gpu_inference")]
+    parts = arguments(
+        name, "inference", tmp_path, config_file=files, dataset_dir=tmp_path / "in", output_dir=tmp_path / "out",
+        checkpoint=tiny_checkpoint(tmp_path, name),
+    )  # fmt: skip
+    done = command(*PARALLEL, *parts, module="torch.distributed.run")  # none is overwritten, so none is written twice
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i}_sr.nii.gz" for i in range(count)]
