@@ -73,13 +73,13 @@ def measure(
             observed = network.observe(brain_slices(resolver, network.lr_side, size))
 
             def predict(linear: Tensor, condition: Tensor, k: int = k) -> dict[str, Tensor]:
-                with torch.autocast(device.type, dtype, cache_enabled=False):
+                with torch.autocast(device.type, dtype):
                     return {"maps": network.predict(linear, condition, Decoding("beam", k))[0]}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
+            with torch.no_grad(), Work() as work:  # in inference mode, operations would not be taken apart
+                predict(*inputs)
             with torch.inference_mode():
-                with Work() as work:
-                    predict(*inputs)
                 cuda = device.type == "cuda"
                 run = partial(CUDAGraphed(predict), *inputs)
                 ms = median_ms(run, device, 20 if cuda else 1, WARM_UP if cuda else 1)
@@ -97,7 +97,7 @@ def profile(run: Any, device: torch.device) -> Row:
     """Return the milliseconds of each kind of kernel in one call, and the number of kernels; empty on a CPU."""
     if device.type != "cuda":
         return {}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
         run()
         torch.cuda.synchronize()
     times: Counter[str] = Counter()

@@ -148,27 +148,28 @@ def uncertain_positions(probabilities: Tensor, count: int, alpha: float, selecti
     return confidence.topk(count, dim=-1, largest=selection == "literal").indices
 
 
-def candidate_maps(logits: Tensor, decoding: Decoding) -> Tensor:
+def candidate_maps(log_p: Tensor, decoding: Decoding) -> Tensor:
     """Return the candidate token maps of one scale, the greedy one first: (B, 2^count, n), int64.
 
     Args:
-        logits: (B, n, V). A scale with fewer than ``lookahead_tokens`` tokens branches at all of them.
+        log_p: log-probabilities of the codes, (B, n, V). A scale with fewer than ``lookahead_tokens`` tokens branches
+            at all of them.
         decoding: settings.
 
     Example:
-        >>> logits = torch.tensor([[[3.0, 2.0, 0.0], [9.0, 0.0, 1.0]]])
-        >>> candidate_maps(logits, Decoding("beam", lookahead_tokens=1))
+        >>> log_p = torch.tensor([[[0.6, 0.3, 0.1], [0.8, 0.05, 0.15]]]).log()
+        >>> candidate_maps(log_p, Decoding("beam", lookahead_tokens=1))
         tensor([[[0, 0],
                  [1, 0]]])
     """
-    count = min(decoding.num_branching, logits.shape[1])
+    count = min(decoding.num_branching, log_p.shape[1])
     if count == 0:
-        return logits.argmax(dim=-1)[:, None]
-    top = logits.float().log_softmax(dim=-1).topk(2, dim=-1)  # as logarithms, no second choice underflows to a tie
+        return log_p.argmax(dim=-1)[:, None]
+    top = log_p.topk(2, dim=-1)  # as logarithms, no second choice underflows to a tie
     positions = uncertain_positions(top.values.exp(), count, decoding.alpha, decoding.selection)  # (B, count)
-    bits = torch.arange(2**count, device=logits.device)[:, None] >> torch.arange(count, device=logits.device) & 1
-    flips = torch.zeros(len(logits), len(bits), logits.shape[1], dtype=torch.bool, device=logits.device)
-    flips.scatter_(2, positions[:, None].expand(-1, len(bits), -1), bits.bool().expand(len(logits), -1, -1))
+    bits = torch.arange(2**count, device=log_p.device)[:, None] >> torch.arange(count, device=log_p.device) & 1
+    flips = torch.zeros(len(log_p), len(bits), log_p.shape[1], dtype=torch.bool, device=log_p.device)
+    flips.scatter_(2, positions[:, None].expand(-1, len(bits), -1), bits.bool().expand(len(log_p), -1, -1))
     first, second = top.indices[:, None].unbind(-1)  # (B, 1, n)
     return torch.where(flips, second, first)
 
@@ -196,15 +197,14 @@ def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator
     return codes.gather(-1, drawn)[..., 0]
 
 
-def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the summed log-probability of token maps (B, M, n) under the logits (B, n, V) they share: (B, M)."""
-    chosen = logits.gather(2, tokens.mT).float()  # (B, n, M)
-    return (chosen - logits.float().logsumexp(dim=-1, keepdim=True)).sum(dim=1)
+def log_probability(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """Return the summed log-probability of token maps (B, M, n) under the (B, n, V) they share: (B, M)."""
+    return log_p.gather(2, tokens.mT).sum(dim=1)
 
 
-def confidence(logits: Tensor) -> Tensor:
+def confidence(log_p: Tensor) -> Tensor:
     """Return Σ log P_max over the tokens of a scale (paper Eq. 5): (...)."""
-    return (logits.amax(dim=-1).float() - logits.float().logsumexp(dim=-1)).sum(dim=-1)
+    return log_p.amax(dim=-1).sum(dim=-1)
 
 
 def decode_tokens(
@@ -229,29 +229,27 @@ def decode_tokens(
     f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
     generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
     logits, cache = transformer.step(None, 0, context, None)
-    score, chosen = logits.new_zeros(batch_size, dtype=torch.float32), []
+    score, chosen = f_hat.new_zeros(batch_size), []
     for k in range(quantizer.schedule.num_scales):
+        log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B, n_k, V)
         is_last = k + 1 == quantizer.schedule.num_scales
         if decoding.samples:
-            maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, M, n_k)
+            maps = sample_tokens(log_p, decoding, generator)[:, None]  # (B, M, n_k)
         elif is_last:
-            maps = logits.argmax(dim=-1)[:, None]
+            maps = log_p.argmax(dim=-1)[:, None]
         else:
-            maps = candidate_maps(logits, decoding)
+            maps = candidate_maps(log_p, decoding)
         num_maps = maps.shape[1]
-        own_score = log_probability(logits, maps)  # (B, M)
+        own_score = log_probability(log_p, maps)  # (B, M)
         f_hat = quantizer.add_scale(f_hat.repeat_interleave(num_maps, dim=0), maps.flatten(0, 1), k)
-        winner = torch.zeros_like(score, dtype=torch.int64)
+        winner = torch.zeros_like(own_score[:, 0], dtype=torch.int64)
         if not is_last:
-            logits, added = transformer.step(
-                quantizer.to_scale(f_hat, k + 1), k + 1, context.repeat(num_maps), [kv.repeat(num_maps) for kv in cache]
-            )
-            if num_maps > 1:
-                ranking = confidence(logits).view(batch_size, num_maps)
-                winner = (ranking + own_score if decoding.score == "joint" else ranking).argmax(dim=1)
-                rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
-                logits, f_hat, added = logits[rows], f_hat[rows], [kv.select(rows) for kv in added]
-            cache = [old.append(new) for old, new in zip(cache, added, strict=True)]
+            logits, cache = transformer.step(quantizer.to_scale(f_hat, k + 1), k + 1, context, cache)
+        if num_maps > 1:
+            ranking = confidence(logits.log_softmax(dim=-1, dtype=torch.float32)).view(batch_size, num_maps)
+            winner = (ranking + own_score if decoding.score == "joint" else ranking).argmax(dim=1)
+            rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
+            logits, f_hat, cache = logits[rows], f_hat[rows], [kv.select(rows) for kv in cache]
         score = score + own_score.gather(1, winner[:, None])[:, 0]
         chosen.append(maps[torch.arange(batch_size, device=winner.device), winner])
     return Decoded(f_hat, torch.cat(chosen, dim=1), score)

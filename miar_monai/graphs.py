@@ -65,6 +65,11 @@ class CUDAGraphed:
         recording.graph.replay()
         return {name: output.clone() for name, output in recording.outputs.items()}
 
+    def clear(self) -> None:
+        """Forget all recordings, and give back the memory that they work in."""
+        self._recordings.clear()
+        self._calls.clear()
+
     def _call_aside(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
         """Call the function on a stream of its own, as PyTorch asks of calls before a recording."""
         stream.wait_stream(torch.cuda.current_stream(stream.device))

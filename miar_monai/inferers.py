@@ -277,6 +277,8 @@ class BeamSearchInferer(Inferer):
                             "the memory of the GPU does not hold one slice of this size: a larger one is needed, or"
                             " the CPU; close what else runs on it, or choose another device."
                         ) from error
+                    if self._graphs is not None:
+                        self._graphs[1].clear()
                     size //= 2
                     logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
                     continue

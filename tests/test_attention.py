@@ -16,7 +16,7 @@ def normal(*shape: int) -> torch.Tensor:
 
 @given(st.lists(st.tuples(st.floats(-40, 40), st.floats(-40, 40)), min_size=1, max_size=9))
 def test_rotation_keeps_norms(positions: list[tuple[float, float]]) -> None:
-    x = normal(2, 3, len(positions), HEAD)
+    x = normal(2, len(positions), 3, HEAD)
     turned = rotate(x, rotary_table(torch.tensor(positions), HEAD))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
 
@@ -29,20 +29,21 @@ def test_equal_places_on_two_scales_get_equal_angles() -> None:
 
 
 def test_angles_follow_the_rotary_formula() -> None:
-    (cos, sin) = rotary_table(torch.tensor([[3.0, -2.5]]), HEAD)
+    table = rotary_table(torch.tensor([[3.0, -2.5]]), HEAD)
     angles = torch.tensor([[3.0, 3.0 * 10000 ** (-0.5), -2.5, -2.5 * 10000 ** (-0.5)]], dtype=torch.float64)
-    torch.testing.assert_close(cos, angles.cos().float())
-    torch.testing.assert_close(sin, angles.sin().float())
+    x = torch.arange(1.0, HEAD + 1)[None, None]
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.exp(1j * angles).to(torch.complex64)
+    torch.testing.assert_close(rotate(x, table), torch.view_as_real(turned).flatten(-2))
 
 
 @given(st.floats(-20, 20), st.floats(-20, 20))
 def test_scores_depend_on_offsets_only(rows: float, columns: float) -> None:
     positions = torch.rand(6, 2, dtype=torch.float64) * 32
-    q, k = normal(1, 2, 6, HEAD), normal(1, 2, 6, HEAD)
+    q, k = normal(1, 6, 2, HEAD), normal(1, 6, 2, HEAD)
 
     def scores(places: torch.Tensor) -> torch.Tensor:
         table = rotary_table(places, HEAD)
-        return rotate(q, table) @ rotate(k, table).mT
+        return torch.einsum("bqhd,bkhd->bhqk", rotate(q, table), rotate(k, table))
 
     shifted = scores(positions + torch.tensor([rows, columns], dtype=torch.float64))
     torch.testing.assert_close(shifted, scores(positions), rtol=0, atol=1e-5)  # the table is in single precision
@@ -50,9 +51,9 @@ def test_scores_depend_on_offsets_only(rows: float, columns: float) -> None:
 
 
 def test_rows_and_columns_turn_different_pairs() -> None:
-    rows, columns = rotary_table(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), HEAD).unbind(1)
-    assert torch.equal(rows[:, :2], columns[:, 2:])
-    assert torch.equal(rows[:, 2:], rotary_table(torch.zeros(1, 2), HEAD)[:, 0, 2:])
+    rows, columns, nowhere = rotary_table(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), HEAD)[:, :, 0].unbind(1)
+    assert torch.equal(rows[:, : HEAD // 2], columns[:, HEAD // 2 :])
+    assert torch.equal(rows[:, HEAD // 2 :], nowhere[:, HEAD // 2 :])
 
 
 def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
@@ -62,8 +63,7 @@ def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
     masked, _ = attention(x, table, mask=level[:, None] >= level)
     cache, parts = None, []
     for first, last in ((0, 1), (1, 4), (4, 7)):
-        out, own = attention(x[:, first:last], table[:, first:last], cache=cache)
-        cache = own if cache is None else cache.append(own)
+        out, cache = attention(x[:, first:last], table[:, first:last], cache=cache)
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, dim=1), masked, rtol=0, atol=1e-12)
 
@@ -73,10 +73,11 @@ def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperat
     x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
     _, own = attention(x, table)
     q = attention.queries(x, table)
-    expected = (q @ own.key.mT).softmax(dim=-1) @ own.value
-    torch.testing.assert_close(attention.attend(q, own), attention.out(expected.transpose(1, 2).flatten(2)))
-    torch.testing.assert_close(q.norm(dim=-1), torch.full((1, 2, 5), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
-    torch.testing.assert_close(own.key.norm(dim=-1), torch.ones(1, 2, 5, dtype=torch.float64), rtol=1e-6, atol=0)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, own.key).softmax(dim=-1)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weights, own.value)
+    torch.testing.assert_close(attention.attend(q, own), attention.out(expected.flatten(2)))
+    torch.testing.assert_close(q.norm(dim=-1), torch.full((1, 5, 2), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(own.key.norm(dim=-1), torch.ones(1, 5, 2, dtype=torch.float64), rtol=1e-6, atol=0)
     attention.log_temperature.data.fill_(9.0)
     assert attention.queries(x, table).norm(dim=-1).max() <= 100.01
 
@@ -96,18 +97,40 @@ def test_cross_attention_depends_on_offsets_between_tokens_and_features() -> Non
     torch.testing.assert_close(attention(x, rotary_table(here, HEAD), shuffled), attend(0.0))
 
 
+def test_candidates_share_what_their_sample_has_seen() -> None:
+    layer, cross = SelfAttention(16, num_heads=2).double(), CrossAttention(16, num_heads=2, context_dim=5).double()
+    seen, x, features = normal(2, 3, 16), normal(6, 4, 16), normal(2, 7, 5)
+    table, places = rotary_table(torch.rand(7, 2) * 5, HEAD), rotary_table(torch.rand(7, 2) * 5, HEAD)
+    _, cache = layer(seen, table[:, :3])
+    _, copies = layer(seen.repeat_interleave(3, dim=0), table[:, :3])
+    shared, longer = layer(x, table[:, 3:], cache=cache)
+    alone, wanted = layer(x, table[:, 3:], cache=copies)
+    torch.testing.assert_close(shared, alone)
+    torch.testing.assert_close(tuple(longer), tuple(wanted))
+    crossed = cross(x, table[:, 3:], cross.context(features, places))
+    repeated = cross(x, table[:, 3:], cross.context(features.repeat_interleave(3, dim=0), places))
+    torch.testing.assert_close(crossed, repeated)
+
+
 def test_cache_operations_make_new_caches() -> None:
-    cache = KeyValue(normal(2, 2, 3, 4), normal(2, 2, 3, 4))
+    cache = KeyValue(normal(2, 3, 2, 4), normal(2, 3, 2, 4))
     kept = KeyValue(cache.key.clone(), cache.value.clone())
-    repeated = cache.repeat(3)
+    back = cache.select(torch.tensor([1, 0, 1]))
+    assert torch.equal(back.key, cache.key[[1, 0, 1]])
+    assert torch.equal(back.value, cache.value[[1, 0, 1]])
+    candidates = KeyValue(normal(6, 1, 2, 4), normal(6, 1, 2, 4))
+    longer = cache.append(candidates)
     for i in range(6):
-        assert torch.equal(repeated.key[i], cache.key[i // 3])
-        assert torch.equal(repeated.value[i], cache.value[i // 3])
-    back = repeated.select(torch.tensor([4, 1]))
-    assert torch.equal(back.key, cache.key.flip(0))
-    assert torch.equal(back.value, cache.value.flip(0))
-    longer = cache.append(KeyValue(cache.key[:, :, :1], cache.value[:, :, :1]))
-    assert torch.equal(longer.key[:, :, :3], cache.key)
-    assert torch.equal(longer.value[:, :, 3], cache.value[:, :, 0])
+        for old, new, both in zip(cache, candidates, longer, strict=True):
+            assert torch.equal(both[i], torch.cat([old[i // 3], new[i]]))
     assert torch.equal(cache.key, kept.key)
     assert torch.equal(cache.value, kept.value)
+
+
+def test_a_cache_holds_keys_and_values_in_one_precision() -> None:
+    attention = SelfAttention(16, num_heads=2)
+    x, table = normal(1, 5, 16).float(), rotary_table(torch.rand(5, 2) * 5, HEAD)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, cache = attention(x, table)
+    assert cache.key.dtype == cache.value.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), attention(x, table)[0], rtol=0, atol=0.02)

@@ -48,7 +48,8 @@ def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture
     one, two = (dict(zip(header, map(float, row), strict=True)) for row in (one, two))
     assert two["GFLOP"] == pytest.approx(2 * one["GFLOP"], rel=1e-3)
     assert one["GB moved"] < two["GB moved"] < 2 * one["GB moved"]  # weights are read once
-    assert one["operations"] == two["operations"] > 100
+    assert two["operations"] == pytest.approx(one["operations"], rel=0.1)
+    assert one["operations"] > 100
     assert one["times the floor"] > 0
     with pytest.raises(OutputError, match=r"floor\.md exists already"):
         main(bundle, "cpu", output_dir=out)

@@ -151,8 +151,10 @@ def test_every_scale_goes_through_the_network_once(
     calls, step = [], networks[0].step
 
     def counted(inputs: Any, k: int, context: Any, cache: Any) -> Any:
-        cached = 0 if cache is None else cache[0].key.shape[2]
-        calls.append((k, len(context.start), cached))
+        cached = 0 if cache is None else cache[0].key.shape[1]
+        calls.append((k, 3 if inputs is None else len(inputs), cached))
+        assert len(context.start) == 3  # candidates share it
+        assert cache is None or len(cache[0].key) == 3
         return step(inputs, k, context, cache)
 
     monkeypatch.setattr(networks[0], "step", counted)
@@ -164,7 +166,7 @@ def test_every_scale_goes_through_the_network_once(
 
 @given(st.integers(1, 6), st.integers(0, 4), st.sampled_from(["uncertain", "literal"]))
 def test_candidates_are_all_ways_to_take_second_choices(n: int, count: int, selection: str) -> None:
-    logits = 30 * torch.randn(2, n, 5)  # many second choices underflow as probabilities
+    logits = (30 * torch.randn(2, n, 5)).log_softmax(dim=-1)  # many second choices underflow as probabilities
     maps = candidate_maps(logits, Decoding("beam", lookahead_tokens=count, selection=selection))
     ranked = logits.argsort(dim=-1, descending=True)
     for sample, order in zip(maps, ranked, strict=True):

@@ -31,8 +31,7 @@ def test_cached_steps_equal_the_masked_forward(positions: str) -> None:
     cache, steps = None, []
     for k, (first, last) in enumerate(transformer.schedule.bounds):
         own = None if k == 0 else inputs[:, first - 1 : last - 1]
-        logits, added = transformer.step(own, k, context, cache)
-        cache = added if cache is None else [old.append(new) for old, new in zip(cache, added, strict=True)]
+        logits, cache = transformer.step(own, k, context, cache)
         steps.append(logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), masked, rtol=0, atol=1e-10)
 
@@ -116,13 +115,10 @@ def test_context_of_another_grid_is_refused() -> None:
         tiny_transformer().context(normal(1, CONTEXT, 3, 3))
 
 
-def test_context_repeats_and_cuts_samples() -> None:
-    transformer = tiny_transformer()
-    f_lr = features(3)
-    repeated, first = transformer.context(f_lr).repeat(2), transformer.context(f_lr).first(2)
-    expected = transformer.context(f_lr.repeat_interleave(2, dim=0))
-    for got, wanted in ((repeated, expected), (first, transformer.context(f_lr[:2]))):
-        torch.testing.assert_close(got.start, wanted.start)
-        for a, b in zip(got.blocks, wanted.blocks, strict=True):
-            torch.testing.assert_close(a.key, b.key)
-            torch.testing.assert_close(a.value, b.value)
+def test_a_context_is_cut_to_its_first_samples() -> None:
+    transformer, f_lr = tiny_transformer(), features(3)
+    first, wanted = transformer.context(f_lr).first(2), transformer.context(f_lr[:2])
+    torch.testing.assert_close(first.start, wanted.start)
+    for a, b in zip(first.blocks, wanted.blocks, strict=True):
+        torch.testing.assert_close(a.key, b.key)
+        torch.testing.assert_close(a.value, b.value)

@@ -12,22 +12,27 @@ __all__ = ["CrossAttention", "KeyValue", "SelfAttention", "rotary_table", "rotat
 
 
 class KeyValue(NamedTuple):
-    """Keys (already rotated) and values of one attention layer, each (B, heads, tokens, D / heads)."""
+    """Keys (already rotated) and values of one attention layer, each (B, tokens, heads, D / heads)."""
 
     key: Tensor
     value: Tensor
 
     def append(self, other: KeyValue) -> KeyValue:
-        """Return the cache with the tokens of ``other`` behind its own; nothing is changed in place."""
-        return KeyValue(torch.cat([self.key, other.key], dim=2), torch.cat([self.value, other.value], dim=2))
+        """Return a cache with the tokens of ``other`` behind its own; nothing is changed in place.
 
-    def repeat(self, times: int) -> KeyValue:
-        """Return the cache with each sample ``times`` times in a row."""
-        return KeyValue(*(t[:, None].expand(-1, times, -1, -1, -1).flatten(0, 1) for t in self))  # once: no copy
+        ``other`` may have M candidates in a row for each sample, (B · M, ...): each continues its sample's cache.
+        """
+        return KeyValue(*(_append(old, new) for old, new in zip(self, other, strict=True)))
 
     def select(self, samples: Tensor) -> KeyValue:
         """Return the cache of the given samples (N,), int64."""
         return KeyValue(self.key[samples], self.value[samples])
+
+
+def _append(old: Tensor, new: Tensor) -> Tensor:
+    candidates = new.unflatten(0, (len(old), -1))  # (B, M, tokens, heads, d)
+    shared = old[:, None].expand(-1, candidates.shape[1], -1, -1, -1)
+    return torch.cat([shared, candidates], dim=2).flatten(0, 1)
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
@@ -40,25 +45,27 @@ def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> Ten
         base: the angle of pair j is position · base^(-4j / d).
 
     Returns:
-        (2, L, d / 2), float32: cosines, sines.
+        (2, L, 1, d), float32: the cosine of each pair, twice; its sine, negative and positive.
 
     Reference:
         Paper Sec. 3.2 and appendix A (scale-aligned 2D RoPE); Su et al., RoFormer, 2021.
 
     Example:
         >>> rotary_table(torch.zeros(3, 2), 8).shape
-        torch.Size([2, 3, 4])
+        torch.Size([2, 3, 1, 8])
     """
     frequencies = base ** (-torch.arange(0, head_dim, 4, dtype=torch.float64) / head_dim)  # (d / 4,)
     angles = (positions.double()[:, :, None] * frequencies).flatten(1)  # (L, d / 2)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    signs = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(head_dim // 2)
+    angles = angles.repeat_interleave(2, dim=1)  # (L, d)
+    return torch.stack([angles.cos(), angles.sin() * signs]).float()[:, :, None]
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the pairs (x_2m, x_2m+1) of queries or keys (B, heads, L, d) by the angles of ``table`` (2, L, d / 2)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.to(x.dtype)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    """Turn the pairs (x_2m, x_2m+1) of queries or keys (B, L, heads, d) by the angles of ``table`` (2, L, 1, d)."""
+    cos, sin = table
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 class _Attention(nn.Module):
@@ -74,16 +81,28 @@ class _Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, d)
+        return x.unflatten(-1, (self.num_heads, -1))  # (B, L, heads, d)
+
+    def key_values(self, x: Tensor, table: Tensor) -> KeyValue:
+        """Split what a linear layer made of tokens, (B, L, 2 D); a cache holds both in one precision."""
+        key, value = map(self.heads, x.chunk(2, dim=-1))
+        return KeyValue(rotate(unit(key), table).to(value.dtype), value)
 
     def queries(self, x: Tensor, table: Tensor) -> Tensor:
-        temperature = self.log_temperature.clamp(max=self.max_log_temperature).exp()
-        return rotate(F.normalize(self.heads(self.query(x)), dim=-1) * temperature, table)
+        temperature = self.log_temperature.clamp(max=self.max_log_temperature).exp()[..., 0]  # (heads, 1)
+        return rotate(unit(self.heads(self.query(x))) * temperature, table)
 
     def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
-        kv = KeyValue(*(t.to(q.dtype) for t in kv))
-        h = F.scaled_dot_product_attention(q, kv.key, kv.value, attn_mask=mask, scale=1.0)  # (B, heads, L, d)
-        return self.out(h.transpose(1, 2).flatten(2))  # (B, L, D)
+        """Attend from queries (B · M, L, heads, d) to keys and values of B samples, those of M candidates in a row."""
+        folded = q.to(kv.key.dtype).unflatten(0, (len(kv.key), -1)).flatten(1, 2)  # (B, M · L, heads, d)
+        q_, k_, v_ = (x.transpose(1, 2) for x in (folded, *kv))  # (B, heads, ..., d)
+        h = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, scale=1.0)  # (B, heads, M · L, d)
+        return self.out(h.transpose(1, 2).reshape(*q.shape[:2], -1))  # (B · M, L, D)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return vectors of length 1: (..., d)."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-12) * x.shape[-1] ** -0.5
 
 
 class SelfAttention(_Attention):
@@ -101,18 +120,17 @@ class SelfAttention(_Attention):
     def forward(
         self, x: Tensor, table: Tensor, mask: Tensor | None = None, cache: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """Attend; returns the result and the keys and values of ``x`` alone.
+        """Attend; returns the result, and the cache with the keys and values of ``x`` behind it.
 
         Args:
-            x: tokens, (B, L, D).
-            table: their rotary angles, (2, L, d / 2).
+            x: tokens, (B, L, D); with a cache perhaps of M candidates in a row for each of its samples, (B · M, L, D).
+            table: their rotary angles, (2, L, 1, d).
             mask: True where a query (row) may see a key (column), (L, L); None for everything.
-            cache: keys and values of earlier scales, seen by all of ``x``.
+            cache: keys and values of earlier scales, seen by all of ``x``; it is not changed.
         """
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        own = KeyValue(rotate(F.normalize(self.heads(key), dim=-1), table), self.heads(value))
+        own = self.key_values(self.key_value(x), table)
         seen = own if cache is None else cache.append(own)
-        return self.attend(self.queries(x, table), seen, mask), own
+        return self.attend(self.queries(x, table), seen, mask), seen
 
 
 class CrossAttention(_Attention):
@@ -130,9 +148,8 @@ class CrossAttention(_Attention):
 
     def context(self, features: Tensor, table: Tensor) -> KeyValue:
         """Return keys and values of features (B, L, context_dim): computed once, used at every scale and candidate."""
-        key, value = self.key_value(features).chunk(2, dim=-1)
-        return KeyValue(rotate(F.normalize(self.heads(key), dim=-1), table), self.heads(value))
+        return self.key_values(self.key_value(features), table)
 
     def forward(self, x: Tensor, table: Tensor, context: KeyValue) -> Tensor:
-        """Attend from tokens (B, L, D) to a context; returns (B, L, D)."""
+        """Attend from tokens (B · M, L, D) to the context of B samples, which M candidates in a row share."""
         return self.attend(self.queries(x, table), context)

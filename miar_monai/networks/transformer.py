@@ -23,10 +23,6 @@ class Context(NamedTuple):
     blocks: list[KeyValue]
     """Keys and values of the cross-attention of each block."""
 
-    def repeat(self, times: int) -> Context:
-        """Return the context with each sample ``times`` times in a row."""
-        return Context(self.start.repeat_interleave(times, dim=0), [kv.repeat(times) for kv in self.blocks])
-
     def first(self, count: int) -> Context:
         """Return the context of the first ``count`` samples."""
         return Context(self.start[:count], [KeyValue(kv.key[:count], kv.value[:count]) for kv in self.blocks])
@@ -60,11 +56,11 @@ class MIARBlock(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Map tokens (B, L, D) to (B, L, D); also returns their keys and values, for a cache."""
-        attended, own = self.self_attention(self.norm1(x), table, mask, cache)
+        """Map tokens (B, L, D) to (B, L, D); also returns the cache with their keys and values."""
+        attended, cache = self.self_attention(self.norm1(x), table, mask, cache)
         x = x + attended
         x = x + self.cross_attention(self.norm2(x), table, context)
-        return x + self.mlp(self.norm3(x)), own
+        return x + self.mlp(self.norm3(x)), cache
 
 
 class MIARTransformer(nn.Module):
@@ -190,10 +186,11 @@ class MIARTransformer(nn.Module):
     def step(
         self, inputs: Tensor | None, k: int, context: Context, cache: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Return the logits (B, side_k² · S, V) of scale k and the keys and values it adds to the cache.
+        """Return the logits (B, side_k² · S, V) of scale k, and the cache with its keys and values.
 
         Args:
-            inputs: the sum of all coarser scales, averaged down to scale k: (B, side_k², C); None for scale 0.
+            inputs: the sum of all coarser scales, averaged down to scale k: (B, side_k², C); None for scale 0. There
+                may be M candidates in a row for each sample of context and cache, (B · M, side_k², C).
             k: scale, from 0.
             context: of the LR images.
             cache: keys and values of scales 0 to k - 1, for each block; None for scale 0. It is not changed.
@@ -203,8 +200,8 @@ class MIARTransformer(nn.Module):
         x = x + self.level_embedding.weight[k]  # (B, side_k², D)
         if self.token_positions is not None:
             x = x + self.token_positions.weight[first:last]
-        table, added = self.table[:, first:last], []
+        table, seen = self.table[:, first:last], []
         for i, (block, key_value) in enumerate(zip(self.blocks, context.blocks, strict=True)):
-            x, own = block(x, table, key_value, cache=cache[i] if cache else None)
-            added.append(own)
-        return self.logits(x), added
+            x, longer = block(x, table, key_value, cache=cache[i] if cache else None)
+            seen.append(longer)
+        return self.logits(x), seen
