@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -82,6 +83,7 @@ class CUDAGraphed:
     def _record(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> _Recording:
         with torch.inference_mode(False):  # later calls may come from within such a mode or not
             static = tuple(x.detach().clone() for x in inputs)
+        gc.collect()  # a graph that is done with must not be destroyed during a recording, which that would end
         graph = torch.cuda.CUDAGraph()
         # a thread of the data loader pins memory meanwhile, which only this thread must not do
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

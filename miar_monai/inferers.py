@@ -213,14 +213,15 @@ class BeamSearchInferer(Inferer):
 
     def _predictor(self, network: MIAR) -> Callable[[Tensor], Tensor]:
         """Return a function of tiles with their condition (N, 3, H, W): both output maps (N, 2, H, W)."""
-        batches = count(self.decoding.seed)  # sampling draws anew for each batch of tiles of a call
+        settings = self.decoding  # not self, which holds the recordings of this function
+        batches = count(settings.seed)  # sampling draws anew for each batch of tiles of a call
 
         def predict(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
-            decoding = replace(self.decoding, seed=next(batches)) if self.decoding.samples else self.decoding
+            decoding = replace(settings, seed=next(batches)) if settings.samples else settings
             return {"maps": network.predict(linear, condition, decoding)[0]}
 
         function: Callable[..., dict[str, Tensor]] = predict
-        if not self.decoding.samples and next(network.parameters()).is_cuda:
+        if not settings.samples and next(network.parameters()).is_cuda:
             function = self._recorded(network, predict)
         return lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
 
