@@ -86,11 +86,13 @@ class _Attention(nn.Module):
     def key_values(self, x: Tensor, table: Tensor) -> KeyValue:
         """Split what a linear layer made of tokens, (B, L, 2 D); a cache holds both in one precision."""
         key, value = map(self.heads, x.chunk(2, dim=-1))
-        return KeyValue(rotate(unit(key), table).to(value.dtype), value)
+        return KeyValue(rotate(normalized(key), table).to(value.dtype), value)
 
     def queries(self, x: Tensor, table: Tensor) -> Tensor:
+        """Return queries whose product with a key is the cosine between them times the temperature of the head."""
         temperature = self.log_temperature.clamp(max=self.max_log_temperature).exp()[..., 0]  # (heads, 1)
-        return rotate(unit(self.heads(self.query(x))) * temperature, table)
+        q = self.heads(self.query(x))
+        return rotate(normalized(q) * (temperature / q.shape[-1]), table)
 
     def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attend from queries (B · M, L, heads, d) to keys and values of B samples, those of M candidates in a row."""
@@ -100,9 +102,9 @@ class _Attention(nn.Module):
         return self.out(h.transpose(1, 2).reshape(*q.shape[:2], -1))  # (B · M, L, D)
 
 
-def unit(x: Tensor) -> Tensor:
-    """Return vectors of length 1: (..., d)."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-12) * x.shape[-1] ** -0.5
+def normalized(x: Tensor) -> Tensor:
+    """Return vectors (..., d) with a root mean square of 1, that is of length √d."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-12)
 
 
 class SelfAttention(_Attention):
