@@ -34,6 +34,7 @@ from monai.utils import ensure_tuple
 from benchmarks.bench_inference import Peak, Row, machine, table
 from benchmarks.table import commit, publish
 from miar_monai.api import SuperResolver, choose_device
+from miar_monai.cases import find_cases
 from miar_monai.degradation import Degradation
 from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
@@ -129,11 +130,34 @@ def measure(resolver: SuperResolver, name: str, kind: Kind, slices: int, repeats
         "volume": f"{name} {kind.side} x {kind.side} x {slices}",
         "whole (s)": statistics.median(sum(run.values()) for run in runs), **stages,
         **memory, "peak of the process (MiB)": host.mib, "result, float32 (MiB)": 4 * size / MIB,
-        "files, in and out (MiB)": f"{source.stat().st_size / MIB:.3g}, {target.stat().st_size / MIB:.3g}",
+        "file in (MiB)": source.stat().st_size / MIB, "file out (MiB)": target.stat().st_size / MIB,
     }  # fmt: skip
     source.unlink()
     target.unlink()
     return row
+
+
+def plan(row: Row, volumes: int = 100_000) -> Row:
+    """Return what many volumes like a measured one cost, done one after another by one process."""
+    stages = {name.removesuffix(" (s)"): value for name, value in row.items() if name.endswith(" (s)")}
+    whole = stages.pop("whole")
+    slowest = max(stages, key=lambda stage: stages[stage])
+    return {
+        "volume": row["volume"], "hours of one process": whole * volumes / 3600, "slowest stage": slowest,
+        "its share (%)": 100 * stages[slowest] / whole,
+        "files in (TB)": row["file in (MiB)"] * MIB * volumes / 1e12,
+        "files out (TB)": row["file out (MiB)"] * MIB * volumes / 1e12,
+    }  # fmt: skip
+
+
+def measure_listing(volumes: int) -> Row:
+    """Measure how long it takes to find many volumes in a folder, before the first one begins."""
+    with tempfile.TemporaryDirectory() as name:
+        for i in range(volumes):
+            Path(name, f"{i}.nii.gz").touch()
+        start = time.perf_counter()
+        found = len(find_cases(name))
+    return {"volumes": found, "s to find them": time.perf_counter() - start}
 
 
 def measure_processes(processes: int, volumes: int, slices: int, device: str) -> Row:
@@ -164,6 +188,7 @@ def main(
     growth: int | Sequence[int] = (1, 10, 100, 1000),
     processes: int | Sequence[int] = (),
     volumes: int = 16,
+    listed: int = 100_000,
     repeats: int = 3,
     output_dir: str = "bench_output",
     overwrite: bool = False,
@@ -178,6 +203,7 @@ def main(
         growth: slices of MRI volumes that show how time and memory grow; empty leaves them out.
         processes: how many of ``miar sr`` at once share a folder of volumes; empty leaves this out.
         volumes: in that folder, of ``brain_slices`` slices each.
+        listed: empty files of a folder in which cases are looked for.
         repeats: of each volume, after one that does not count.
         output_dir: where ``volumes.csv`` and ``volumes.md`` are written.
         overwrite: replace them.
@@ -196,17 +222,19 @@ def main(
                 resolver = SuperResolver(kind.bundle, str(chosen), **settings)
                 rows += [measure(resolver, title, kind, count, repeats, Path(name)) for count in counts]
     shared = [measure_processes(n, volumes, brain_slices, device) for n in ensure_tuple(processes)]
+    found = measure_listing(listed)
     given = ", ".join(f"{name} {value}" for name, value in settings.items()) or "settings of the bundles"
     text = "\n".join([
         "# Volumes, from file to file", "",
         f"Commit {commit()}, {machine(chosen)}, torch {torch.__version__}, {given}.", "",
         "## Stages", "", table(rows), "",
+        "## 100,000 such volumes", "", table([plan(row) for row in rows]), "", table([found]), "",
         *(["## Processes that share a folder", "", table(shared), ""] if shared else []),
     ])  # fmt: skip
     with whole_file(files[0], overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*rows, *shared) for key in row)))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*rows, *shared, found) for key in row)))
         writer.writeheader()
-        writer.writerows([*rows, *shared])
+        writer.writerows([*rows, *shared, found])
     publish(text, files[1], overwrite)
 
 

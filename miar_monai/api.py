@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ class SuperResolver:
 
     def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
-        with torch.inference_mode():
+        # recording a CUDA graph synchronizes the current device, which must not be another process's
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), here:
             return self.inferer(image[None], self.network, told=told)[0]
 
     def input_degradation(self, volume: Volume) -> Degradation:

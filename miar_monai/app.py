@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -359,8 +359,10 @@ def _jobs(cases: list[Case], source: Path, output: Path | None, single: bool, as
     for case, target in zip(cases, targets, strict=True):
         if target.exists() and target.samefile(case.source):
             raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
-    results = {target.resolve() for target in targets}
-    return [job for job in zip(cases, targets, strict=True) if job[0].source.resolve() not in results]
+    folder_of = cache(Path.resolve)  # there may be 100,000 files in one
+    results = {folder_of(target.parent) / target.name for target in targets}
+    jobs = zip(cases, targets, strict=True)
+    return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
 
 
 def _picture(target: Path) -> Path:

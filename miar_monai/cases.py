@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from miar_monai.dicom import dicom_files
+from miar_monai.dicom import is_dicom
 from miar_monai.errors import DatasetError, ImageError, MiarError
 from miar_monai.io import is_nifti, volume_stem
 
@@ -88,11 +88,13 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
 
 def _cases_of(root: Path, folder: Path) -> Iterator[Case]:
     """Yield the cases that lie directly in a folder, the folder itself among them if it holds DICOM files."""
-    if any(file.name.upper() != "DICOMDIR" for file in dicom_files(folder)):
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    volumes = [path for path in files if is_nifti(path) or (_is_zip_name(path) and not path.name.startswith("."))]
+    slices = (path for path in sorted({*files} - {*volumes}) if path.name.upper() != "DICOMDIR")
+    if any(is_dicom(path) for path in slices):  # the first one is enough: there may be millions
         yield Case(folder, Path(folder.resolve().name) if folder == root else folder.relative_to(root))
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and (is_nifti(path) or (_is_zip_name(path) and not path.name.startswith("."))):
-            yield Case(path, path.relative_to(root).with_name(_stem(path)))
+    for path in volumes:
+        yield Case(path, path.relative_to(root).with_name(_stem(path)))
 
 
 def _is_zip_name(path: Path) -> bool:

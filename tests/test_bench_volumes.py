@@ -33,15 +33,18 @@ def test_volumes_are_of_their_kind(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_tiny")
 def test_stages_add_up_and_both_files_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"brain_slices": 2, "ct_slices": 1, "growth": (1, 3), "repeats": 1, "lookahead_tokens": 0}
+    options = {"brain_slices": 2, "ct_slices": 1, "growth": (1, 3), "repeats": 1, "listed": 7}
+    options["lookahead_tokens"] = 0
     bench_volumes.main("cpu", output_dir=str(tmp_path / "out"), **options)
     text = (tmp_path / "out" / "volumes.md").read_text()
     assert capsys.readouterr().out == text + "\n"
     assert ", lookahead_tokens 0." in text
     rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").read_text().splitlines()))
-    assert [row["volume"] for row in rows] == [
+    assert [row["volume"] for row in rows[:-1]] == [
         "brain MRI 60 x 60 x 2", "chest CT 128 x 128 x 1", "brain MRI 60 x 60 x 1", "brain MRI 60 x 60 x 3"
     ]  # fmt: skip
+    found = rows.pop()
+    assert (found["volumes"], float(found["s to find them"]) > 0) == ("7", True)
     for row in rows:
         seconds = [float(row[f"{stage} (s)"]) for stage in STAGES]
         assert min(seconds) > 0
@@ -49,3 +52,11 @@ def test_stages_add_up_and_both_files_are_written_once(tmp_path: Path, capsys: p
     assert float(rows[1]["result, float32 (MiB)"]) == 1
     with pytest.raises(OutputError, match=r"volumes\.csv exists already"):
         bench_volumes.main("cpu", output_dir=str(tmp_path / "out"), **options)
+
+
+def test_the_plan_multiplies() -> None:
+    sizes = {"file in (MiB)": 1, "file out (MiB)": 10}
+    planned = bench_volumes.plan({"volume": "a", "whole (s)": 3.6, "read (s)": 0.9, "network (s)": 2.7, **sizes})
+    assert planned["hours of one process"] == pytest.approx(100)
+    assert (planned["slowest stage"], planned["its share (%)"]) == ("network", pytest.approx(75))
+    assert planned["files out (TB)"] == pytest.approx(1.048576)
