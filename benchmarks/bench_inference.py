@@ -35,7 +35,6 @@ from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_file
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.io import check_output_folder
-from miar_monai.training import compile_networks
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -117,7 +116,7 @@ def measure_peers(bundle: str, resolver: SuperResolver, batch_sizes: Sequence[in
     """Measure the peers on the same slices; how long they take does not depend on what they have learned.
 
     Networks of one pass are measured as one CUDA graph on a GPU, as MIAR is; the hundred steps of the latent diffusion
-    model are those of MONAI's inferer.
+    model are those of MONAI's inferer, for the first batch size alone.
     """
     lr, rows = brain_slices(resolver, resolver.network.lr_side, max(batch_sizes)), []
     cuda = resolver.device.type == "cuda"
@@ -125,7 +124,7 @@ def measure_peers(bundle: str, resolver: SuperResolver, batch_sizes: Sequence[in
         network = peer_network(bundle, peer).to(resolver.device).eval()
         if peer == "ldm":
             network.denoiser.scale_factor.fill_(1)
-        for size in batch_sizes:
+        for size in batch_sizes[: 1 if peer == "ldm" else None]:
             for name, dtype in PRECISIONS.items():
 
                 def run(x: Tensor, network: Any = network, dtype: torch.dtype = dtype) -> dict[str, Tensor]:
@@ -183,7 +182,6 @@ def main(
     num_slices: int | Sequence[int] = (1, 8, 64),
     sides: int | Sequence[int] = (64, 128, 256),
     peers: bool = False,
-    compile: bool = False,
     repeats: int = 5,
     output_dir: str = "bench_output",
     overwrite: bool = False,
@@ -198,7 +196,6 @@ def main(
         num_slices: of volumes with slices of one tile.
         sides: LR voxels along both axes of volumes with one slice.
         peers: measure SwinIR, RCAN and LDM-SR too; needs the extra bench.
-        compile: compile the blocks of the network with `torch.compile`, which takes about a minute.
         repeats: of each measurement on slices.
         output_dir: where ``inference.csv`` and ``inference.md`` are written.
         overwrite: replace them.
@@ -208,14 +205,12 @@ def main(
     for file in files if not overwrite else ():
         refuse_to_overwrite(file)
     resolver = SuperResolver(bundle, str(choose_device(device)))
-    network = resolver.network
-    compile_networks(compile, network.lr_encoder, network.transformer, network.decoder)
     volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))  # first: they need least memory
     slices = measure_slices(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), repeats)
     beside = measure_peers(bundle, resolver, ensure_tuple(batch_sizes), repeats) if peers else []
     text = "\n".join([
         "# Inference", "",
-        f"Bundle {Path(bundle).name}{', compiled' * compile}, commit {commit()}, {machine(resolver.device)}, "
+        f"Bundle {Path(bundle).name}, commit {commit()}, {machine(resolver.device)}, "
         f"torch {torch.__version__}.", "",
         "## Slices of one tile", "", table(slices), "",
         *(["## The peers on the same slices", "", table(beside), ""] if beside else []),
