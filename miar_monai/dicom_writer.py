@@ -165,15 +165,16 @@ def write_series(
             _explain(image, header, derivation)
             _place(image, sr, k)
             _fill(image, sr.array[:, :, k], encoding)
-            image.save_as(part / f"{k + 1:04d}.dcm", enforce_file_format=True)
+            image.save_as(part / f"{k + 1:04d}.dcm")
     return folder
 
 
 def _repeated(header: Dataset) -> Dataset:
     """Return what still holds of a source's header."""
-    from pydicom import Dataset
+    from pydicom.dataset import FileDataset
 
-    repeated = Dataset()
+    # what a file is wrapped in is said here, since pydicom 2 and 3 have no common words for it when they write
+    repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
     for element in header:
         curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
         if not (element.tag.is_private or curve_or_overlay or element.keyword in _NO_LONGER_TRUE):
@@ -184,7 +185,7 @@ def _repeated(header: Dataset) -> Dataset:
 
 def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int) -> None:
     """Make an image one of the new series, told apart from its source by number and description."""
-    from pydicom.dataset import FileMetaDataset
+    from pydicom.dataset import FileMetaDataset, validate_file_meta
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), series
@@ -197,9 +198,11 @@ def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int) -
         setattr(image, f"{event}Date", now.strftime("%Y%m%d"))
         setattr(image, f"{event}Time", now.strftime("%H%M%S"))
     image.file_meta = FileMetaDataset()
+    image.file_meta.FileMetaInformationGroupLength = 0  # counted when it is written
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    validate_file_meta(image.file_meta, enforce_standard=True)  # adds the version and who wrote it
 
 
 def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
@@ -295,7 +298,10 @@ def _fill(image: Dataset, pixels: np.ndarray, encoding: _Encoding) -> None:
     from pydicom.valuerep import DSfloat
 
     stored = np.ascontiguousarray(encoding.stored(pixels).T)
-    image.set_pixel_data(stored, "MONOCHROME2", bits_stored=16, generate_instance_uid=False)
+    image.Rows, image.Columns = stored.shape
+    image.SamplesPerPixel, image.BitsAllocated, image.BitsStored, image.HighBit = 1, 16, 16, 15
+    image.PixelRepresentation = int(encoding.dtype.kind == "i")
+    image.PixelData = stored.astype(encoding.dtype.newbyteorder("<")).tobytes()
     rescaled = "RescaleSlope" in image or (encoding.slope, encoding.intercept) != (1, 0)
     if _is_ct(image) or rescaled:
         image.RescaleSlope = DSfloat(encoding.slope, auto_format=True)

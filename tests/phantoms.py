@@ -103,7 +103,7 @@ def write_dicom_series(
         meta.MediaStorageSOPInstanceUID = uid
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         path = folder / f"{prefix}{(k * 5) % 97:03d}.dcm"  # names in another order than the positions
-        image = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        image = FileDataset(str(path), {}, preamble=bytes(128), file_meta=meta, is_implicit_VR=False)
         image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, uid
         image.PatientID, image.PatientName, image.Modality = patient_id, "Phantom", modality
         image.StudyInstanceUID = generate_uid(entropy_srcs=[patient_id, "study"])
@@ -118,5 +118,5 @@ def write_dicom_series(
         image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
         image.RescaleSlope, image.RescaleIntercept, image.RescaleType = slope, -1024, "HU"
         image.PixelData = np.ascontiguousarray(stored[:, :, k].T).tobytes()
-        image.save_as(path, enforce_file_format=True)
+        image.save_as(path)
     return folder

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from phantoms import write_dicom_series, write_nifti_phantom
 from pydicom import Dataset
+from pydicom.dataset import FileDataset
 from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -220,7 +221,7 @@ def test_implicit_types_of_elements_become_explicit(series: Path) -> None:
         lut.LUTDescriptor, lut.LUTData = [2, 0, 16], b"\0\0\1\0"
         image.VOILUTSequence = [lut]
         image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-        image.save_as(path, implicit_vr=True)
+        FileDataset(path, image, bytes(128), image.file_meta, is_implicit_VR=True).save_as(path)
     sr, written, images = derive(series)
     assert_read_back(sr, written, 0)
     assert images[0].VOILUTSequence[0].LUTDescriptor == [2, 0, 16]
