@@ -99,14 +99,26 @@ class SuperResolver:
         self.bundle = find_bundle(model)
         self.device = choose_device(device)
         self.weights = weights_path(self.bundle)
+        self._configure(settings, with_network=True)
+        load_weights(
+            self.network,
+            self.weights,
+            "copy a trained model.pt there, train the bundle (its docs/README.md says how), or choose another model.",
+        )
+        self.network.to(self.device).eval()
+
+    def _configure(self, given: dict[str, Any], with_network: bool = False) -> None:
+        """Make what the bundle describes, with settings in place of its own."""
         config = self.bundle / "configs" / "inference.json"
+        self._given = given
         try:
-            parser = _read(config, {**settings, "bundle_root": str(self.bundle), "device": self.device})
+            parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
-            self.network = parser.get_parsed_content("network_def")
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
+            if with_network:
+                self.network = parser.get_parsed_content("network_def")
         except Exception as error:
             if found := find_miar_error(error):  # MONAI wraps what a component raises
                 raise found from error
@@ -114,12 +126,29 @@ class SuperResolver:
             raise ConfigurationError(
                 f"{config} cannot be used ({reason}): the inference.json of a MIAR bundle is needed; restore it."
             ) from error
-        load_weights(
-            self.network,
-            self.weights,
-            "copy a trained model.pt there, train the bundle (its docs/README.md says how), or choose another model.",
-        )
-        self.network.to(self.device).eval()
+
+    def with_settings(self, **settings: Any) -> SuperResolver:
+        """Return a resolver with other settings over the same network, whose weights are not loaded again.
+
+        Both can be used at the same time, in several threads too: a call keeps nothing in the network.
+
+        Args:
+            **settings: as in `super_resolve`; what is not given is as it is here.
+
+        Raises:
+            ConfigurationError: if there is no such setting, or it is out of range.
+
+        Example:
+            >>> resolver = SuperResolver("brats", "cpu", lookahead_tokens=0)
+            >>> faithful = resolver.with_settings(fidelity=1.0)
+            >>> faithful.settings["lookahead_tokens"], faithful.settings["fidelity"]
+            (0, 1.0)
+            >>> faithful.network is resolver.network
+            True
+        """
+        other = copy(self)
+        other._configure({**self._given, **settings})
+        return other
 
     def __call__(self, image: Image) -> Any:
         """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
@@ -221,20 +250,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
-    """Read a bundle's inference; its results are kept in memory instead of saved."""
+    """Read a bundle's inference with settings in place of its own."""
     parser = ConfigParser()
     parser.read_config(config)
     names = _setting_names(parser)
     unknown = sorted(set(overrides) - {*names, "bundle_root", "device"})
     if unknown:
         raise ConfigurationError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
+    for name, value in overrides.items():
+        if isinstance(value, dict | list) or str(value)[:1] in ("$", "@", "%"):  # which a config would run as a program
+            raise ConfigurationError(f"{name} is {value!r}, but a number or a word is needed; correct the setting.")
     if "progress" in names:
         parser["progress"] = False
     for name, value in overrides.items():
         parser[name] = value
-    saver = "miar_monai.transforms.SaveVolumed"
-    steps = [step for step in parser["postprocessing"]["transforms"] if step["_target_"] != saver]
-    parser["postprocessing"] = {**parser["postprocessing"], "transforms": steps}
     return parser
 
 

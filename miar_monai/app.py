@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import miar_monai
-from miar_monai.bundles import MODELS, find_bundle, metadata, weights_path
+from miar_monai.bundles import MODELS, find_bundle, metadata, number_or_text, weights_path
 from miar_monai.doctor import check_device, check_packages, check_weights, devices, installed
 from miar_monai.errors import MiarError, OutputError, find_miar_error
 from miar_monai.files import refuse_to_overwrite, whole_file
@@ -212,7 +212,7 @@ def sr(
         _check_outputs(targets, report_file, with_preview, overwrite, as_dicom)
         jobs = part_of(jobs, part[0] - 1, part[1]) if part else jobs
         all_of_us.wait()  # with the first result until all have looked at the folder
-        settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": _number_or_text(blur)}
+        settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": number_or_text(blur)}
         given = {name: value for name, value in settings.items() if value is not None}
         resolver = SuperResolver(model, device, progress=not quiet and all_of_us.rank == 0, **given)
         work = _Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet)
@@ -246,14 +246,6 @@ def _do_all(work: _Work, numbered: list[tuple[int, Job]], count: int, single: bo
             reports[number] = {"input": str(case.source), "error": _sentence(error)}
             click.echo(f"error: {_sentence(error)}", err=True)
     return reports
-
-
-def _number_or_text(value: str | None) -> float | str | None:
-    """Return a number where a text is one."""
-    try:
-        return None if value is None else float(value)
-    except ValueError:
-        return value
 
 
 def _say_only_errors(context: click.Context) -> None:
@@ -431,6 +423,13 @@ def doctor() -> None:
     if problems:
         click.echo(f"{len(problems)} problems: {', '.join(problems)}", err=True)
         click.get_current_context().exit(1)
+
+
+@main.command(epilog="\b\nExample:\n  cp -r $(miar label-app) my_app")
+@_debug
+def label_app() -> None:
+    """Print the folder of the MONAI Label app that serves both models."""
+    click.echo(str(Path(miar_monai.__file__).parent / "monailabel_app"))
 
 
 @main.group()

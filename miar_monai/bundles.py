@@ -25,6 +25,7 @@ __all__ = [
     "check_switches",
     "find_bundle",
     "metadata",
+    "number_or_text",
     "weights_path",
     "weights_sha256",
 ]
@@ -114,6 +115,19 @@ def check_switches(**switches: object) -> None:
                 f"{name} is {value!r}, but it must be True or False; on the command line give --{name} True or "
                 f"--{name} False, with a capital letter."
             )
+
+
+def number_or_text(value: str | None) -> float | str | None:
+    """Return a number where a text is one; a setting such as ``blur`` can be either.
+
+    Example:
+        >>> number_or_text("0.8"), number_or_text("auto")
+        (0.8, 'auto')
+    """
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
 
 
 def bundle_files(bundle: str | os.PathLike[str]) -> list[Path]:

@@ -8,6 +8,7 @@ network computed for it is already the next step. Greedy decoding and sampling a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -36,10 +37,10 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Check a setting.
 
     Raises:
-        ConfigurationError: if ``value`` is not within [low, high].
+        ConfigurationError: if ``value`` is no number, or not within [low, high].
     """
-    if not low <= value <= high:
-        raise ConfigurationError(f"{name} is {value}, but it must lie between {low} and {high}; correct the setting.")
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise ConfigurationError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ class Decoding:
                     " correct the setting."
                 )
         for name in ("lookahead_tokens", "top_k", "seed"):
-            if getattr(self, name) != int(getattr(self, name)):
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)}, but it must be a whole number; correct the setting."
-                )
+            value = getattr(self, name)
+            if not isinstance(value, Real) or value % 1:
+                raise ConfigurationError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")
         for name, low, high in (
             ("lookahead_tokens", 0, 8),
             ("alpha", 0, float("inf")),

@@ -19,7 +19,7 @@ from miar_monai.errors import GeometryError, ImageError, OutputError
 from miar_monai.files import whole_file
 from miar_monai.geometry import fov_corners, is_singular
 
-__all__ = ["Volume", "check_output_folder", "is_nifti", "read_volume", "volume_stem", "write_nifti"]
+__all__ = ["Volume", "as_stored", "check_output_folder", "is_nifti", "read_volume", "volume_stem", "write_nifti"]
 
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
@@ -219,12 +219,22 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
         )
 
 
-def _nifti_image(array: np.ndarray, affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
+def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return intensities as a file of a dtype holds them: for integers, rounded and saturated.
+
+    Example:
+        >>> as_stored(np.array([-0.6, 1.4, 300]), np.dtype(np.uint8))
+        array([  0,   1, 255], dtype=uint8)
+    """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that holds the limits exactly
         array = np.clip(array, limits.min, limits.max, out=array)
-    image = nib.Nifti1Image(array.astype(dtype, copy=False), affine, dtype=dtype)
+    return array.astype(dtype, copy=False)
+
+
+def _nifti_image(array: np.ndarray, affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(as_stored(array, dtype), affine, dtype=dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)

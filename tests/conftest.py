@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 import torch
 from hypothesis import settings
 from monai.utils import set_determinism
+
+# the tests of the MONAI Label app need MONAI Label, and so an environment of their own: make test-label
+collect_ignore = [] if find_spec("monailabel") else ["label"]
 
 torch.set_num_threads(1)
 settings.register_profile("miar", derandomize=True, deadline=None, max_examples=25)

@@ -1,0 +1,105 @@
+"""The app that a MONAI Label server starts: its models, where its images come from, where its results go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+
+import miar_monai
+from miar_monai.bundles import MODELS, find_bundle
+from miar_monai.errors import MiarError
+from miar_monai.monailabel_app.store import ResultStore, origin, source_of
+from miar_monai.monailabel_app.task import SuperResolutionTask
+
+
+class MiarApp(MONAILabelApp):
+    """Super-resolution of the images in a datastore: a folder, or a PACS by DICOMweb.
+
+    Args:
+        app_dir: this folder, or a copy of it.
+        studies: a folder, or the URL of a DICOMweb server.
+        conf: what was given as ``--conf <key> <value>``: ``models``, names or folders of bundles with commas between
+            them, is what this app knows.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="MIAR",
+            description="Fourfold super-resolution of MRI and CT slices. For research, not for clinical use.",
+            version=miar_monai.__version__,
+        )
+        self._results = ResultStore()
+
+    def init_infers(self) -> dict[str, SuperResolutionTask]:
+        """Return a task for each bundle, by the name of its folder; weights are loaded by the first request."""
+        bundles = [find_bundle(name) for name in self.conf.get("models", ",".join(MODELS)).split(",")]
+        return {bundle.name: SuperResolutionTask(bundle) for bundle in bundles}
+
+    def _download_dcmqi_tools(self) -> None:
+        """Download nothing: the tools make segmentations, and no result here is one."""
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Super-resolve an image.
+
+        Args:
+            request: ``model``; ``image``, an id of the datastore or a path; settings of the task; ``save_image``,
+                whether the datastore gets the result.
+            datastore: the app's by default.
+
+        Returns:
+            ``file``, the result, and ``params``, what the client is told about it.
+
+        Raises:
+            HTTPException: with a sentence for the user: 404 if there is no such model or image, 400 if the image or a
+                setting cannot be used.
+        """
+        name, datastore = request.get("model"), datastore or self.datastore()
+        if name not in self._infers:
+            raise HTTPException(404, f"there is no model {name!r}: this server has {', '.join(self._infers)}.")
+        save = request.get("save_image") or False
+        if not isinstance(save, bool):
+            raise HTTPException(400, f"save_image is {save!r}, but it must be true or false; correct it.")
+        if request.get("label_info"):
+            raise HTTPException(400, f"{name} makes images, which no DICOM SEG holds: ask with output=image.")
+        try:
+            with source_of(str(request.get("image")), datastore) as source:
+                result = self._infers[name].super_resolve(source, request)
+                if save:
+                    result.params.update(self._results.save(result, datastore))
+        except MiarError as error:
+            raise HTTPException(400, str(error)) from error
+        return {"file": str(result.file), "params": result.params}
+
+    def init_batch_infer(self) -> BatchInferTask:
+        """Return what finds the images of a batch."""
+        return _OriginalImages()
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Super-resolve many images and save the results, which would be lost otherwise; one that fails stops none."""
+
+        def infer(request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+            try:
+                return self.infer(request, datastore)
+            except HTTPException as error:
+                return {"error": error.detail}
+
+        on_gpus = request.get("multi_gpu", True) and torch.cuda.is_available()  # MONAI Label divides by their number
+        result: dict[str, Any] = self._batch_infer(
+            {**request, "save_image": True, "multi_gpu": on_gpus}, datastore or self.datastore(), infer
+        )
+        return result
+
+
+class _OriginalImages(BatchInferTask):
+    """All images of a datastore but the results that it holds."""
+
+    def get_images(self, request: dict[str, Any], datastore: Datastore) -> list[str]:
+        return [image for image in super().get_images(request, datastore) if not origin(image, datastore)]

@@ -1,0 +1,152 @@
+"""A bundle as a task of a MONAI Label server, on the code path of ``miar sr``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.utils.others.generic import device_list, name_to_device
+
+from miar_monai.api import SuperResolver
+from miar_monai.bundles import metadata, number_or_text, weights_path
+from miar_monai.errors import ConfigurationError
+from miar_monai.io import Volume, as_stored, read_volume, write_nifti
+from miar_monai.monailabel_app.nrrd import write_nrrd
+from miar_monai.report import case_report
+
+__all__ = ["Result", "SuperResolutionTask"]
+
+_WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_nifti, ".nii": write_nifti, ".nrrd": write_nrrd}
+_INFERENCE = Lock()  # one image at a time, whatever the model: two at once need twice the memory and are not faster
+
+
+class Result(NamedTuple):
+    """What a task makes of an image.
+
+    Attributes:
+        file: the result, for the response; who serves it removes it.
+        params: what the client is told.
+        lr: the image.
+        sr: the result, with the values of ``file``.
+        resolver: the model with the settings of the request.
+    """
+
+    file: Path
+    params: dict[str, Any]
+    lr: Volume
+    sr: Volume
+    resolver: SuperResolver
+
+
+class SuperResolutionTask(InferTask):
+    """Super-resolves volumes with a bundle, whose weights are loaded by the first request and kept.
+
+    The type is ``others``: clients take the results of all other types for label maps. What ``displayable_configs``
+    lists, with the bundle's value, can be set by each request.
+
+    Args:
+        bundle: folder of the bundle.
+    """
+
+    displayable_configs = ("lookahead_tokens", "fidelity", "blur")
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+        self._resolvers: dict[str, SuperResolver] = {}  # by device
+        self._loading = Lock()
+        config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+        super().__init__(
+            type=InferType.OTHERS,
+            labels=[],
+            dimension=3,
+            description=metadata(bundle)["description"],
+            config={
+                "device": device_list(),
+                **{name: config[name] for name in self.displayable_configs},
+                "save_image": False,
+                "result_extension": list(_WRITERS),
+            },
+        )
+
+    def is_valid(self) -> bool:
+        """Return whether there are weights; the server lists no other tasks."""
+        return weights_path(self._bundle).is_file()
+
+    def info(self) -> dict[str, Any]:
+        """Return what ``/info/`` says of the task."""
+        return {**super().info(), "version": metadata(self._bundle)["version"]}
+
+    def get_path(self, validate: bool = True) -> str | None:
+        """Return the file of the weights, which ``/model/`` gives away; None if it is missing and must not be."""
+        return str(weights_path(self._bundle)) if self.is_valid() or not validate else None
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Super-resolve the image at the path ``request["image"]``; return the path of the result and ``params``."""
+        result = self.super_resolve(Path(request["image"]), request)
+        return str(result.file), result.params
+
+    def super_resolve(self, source: Path, request: dict[str, Any]) -> Result:
+        """Super-resolve an image as ``miar sr`` does, voxel by voxel.
+
+        Args:
+            source: a NIfTI file or a folder with a DICOM series.
+            request: settings by name; what else it holds, such as ``result_dtype``, is left aside.
+
+        Raises:
+            MiarError: if the image or a setting cannot be used.
+        """
+        start = time.perf_counter()
+        extension = _choice(request, "result_extension", list(_WRITERS))
+        resolver = self._resolver(request)
+        lr = read_volume(source)
+        read = time.perf_counter()
+        with _INFERENCE:
+            waited = time.perf_counter()
+            sr = resolver.volume(lr)
+        inferred = time.perf_counter()
+        sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
+        with tempfile.NamedTemporaryFile(prefix="miar-", suffix=extension, delete=False) as part:
+            file = Path(part.name)
+        _WRITERS[extension](file, sr.array, sr.affine, overwrite=True)
+        report = case_report(source.name, file, lr, sr, resolver.input_degradation(lr), inferred - waited)
+        end = time.perf_counter()
+        latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
+        params = {
+            "kind": "image",
+            "label_names": [],  # the clients ask for it, and for the centroids
+            "centroids": {},
+            "latencies": {name: round(value, 2) for name, value in {**latencies, "total": end - start}.items()},
+            "settings": {name: resolver.settings[name] for name in self.displayable_configs},
+            **{name: value for name, value in report.items() if name not in ("input", "output")},
+        }
+        return Result(file, params, lr, sr, resolver)
+
+    def _resolver(self, request: dict[str, Any]) -> SuperResolver:
+        """Return the model on the device of a request and with its settings; its weights are loaded once."""
+        device = name_to_device(request.get("device"))
+        with self._loading:
+            if device not in self._resolvers:
+                self._resolvers[device] = SuperResolver(self._bundle, device)
+            kept = self._resolvers[device]
+        given = {name: request[name] for name in self.displayable_configs if request.get(name) is not None}
+        return kept.with_settings(**{name: _number(value) for name, value in given.items()})
+
+
+def _number(value: Any) -> Any:
+    """Return the number that a client sends as a text or as a float, if it is one."""
+    value = number_or_text(value) if isinstance(value, str) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _choice(request: dict[str, Any], name: str, choices: list[str]) -> str:
+    """Return a setting that is one of several, the first by default."""
+    value = request.get(name) or choices[0]
+    if value not in choices:
+        raise ConfigurationError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}; correct it.")
+    return str(value)
