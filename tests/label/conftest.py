@@ -1,0 +1,43 @@
+"""Servers that the tests share; the images are small, since two cores do the work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phantoms import write_nifti_phantom
+from servers import Server, label_server, miar
+
+SHAPE = (48, 40, 2)
+IMAGES = [f"head{i}" for i in range(4)]
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the app, as its users are told to make one."""
+    return Path(shutil.copytree(miar("label-app"), tmp_path_factory.mktemp("app") / "miar"))
+
+
+def fill_studies(folder: Path) -> Path:
+    """Write four heads of int16, and one of float32 that lies obliquely."""
+    for i, name in enumerate(IMAGES):
+        write_nifti_phantom(folder / f"{name}.nii.gz", SHAPE, seed=i)
+    affine = np.array([[0.9, 0.1, 0, -20], [-0.1, 0.9, 0.2, -15], [0, -0.05, 2, 7], [0, 0, 0, 1]])
+    write_nifti_phantom(folder / "oblique.nii", SHAPE, affine=affine, dtype="float32", seed=7, high=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill_studies(tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture(scope="session")
+def server(app: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Return a server with both shipped bundles and a folder of studies; tests leave it up."""
+    with label_server(app, studies, tmp_path_factory.mktemp("server")).running() as server:
+        yield server
+        assert server.process.poll() is None

@@ -1,0 +1,128 @@
+"""Real servers on loopback: MONAI Label with an app, and Orthanc as the PACS behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+class Server:
+    """A process that answers HTTP on loopback.
+
+    Args:
+        command: starts it; ``{port}`` stands for its port.
+        folder: where it runs and logs.
+        health: path that answers as soon as it is ready.
+        env: added to the environment.
+    """
+
+    def __init__(self, command: list[str], folder: Path, health: str, **env: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [part.replace("{port}", str(self.port)) for part in command]
+        self.folder, self.health, self.env = folder, health, env
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        return (self.folder / "out.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        with (self.folder / "out.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env={**os.environ, **self.env}, stdout=log, stderr=log
+            )
+        for _ in range(600):
+            assert self.process.poll() is None, self.log[-4000:]
+            try:
+                requests.get(self.url + self.health, timeout=10).raise_for_status()
+                return
+            except requests.ConnectionError:
+                time.sleep(0.1)
+        raise AssertionError(self.log[-4000:])
+
+    def stop(self) -> None:
+        """End the process as a user does, or by force where it does not listen."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+    @contextmanager
+    def running(self) -> Iterator[Server]:
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=60)
+
+    def infer(self, model: str, image: str, output: str = "image", **params: Any) -> requests.Response:
+        """Ask as OHIF does."""
+        fields = {"params": (None, json.dumps(params))}
+        return requests.post(f"{self.url}/infer/{model}?image={image}&output={output}", files=fields, timeout=300)
+
+
+def label_server(app: Path, studies: Path | str, folder: Path, *conf: str, **env: str) -> Server:
+    """Return a MONAI Label server that keeps everything it writes in ``folder`` and in the app."""
+    options = ["--app", str(app), "--studies", str(studies), "--host", "127.0.0.1", "--port", "{port}"]
+    for name, value in zip(conf[::2], conf[1::2], strict=True):
+        options += ["--conf", name, value]
+    caches = {"SESSION_PATH": "sessions", "DICOMWEB_CACHE_PATH": "pacs"}
+    own = {f"MONAI_LABEL_{name}": str(folder / cache) for name, cache in caches.items()}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
+    return Server(command, folder, "/info/", PYTHONPATH=path, **own, **env)
+
+
+def orthanc_server(program: str, folder: Path) -> Server:
+    """Return an Orthanc with DICOMweb and an empty store, which listens on loopback and nowhere else."""
+    folder.mkdir(parents=True)
+    server = Server([program, "orthanc.json"], folder, "/system")
+    settings = {
+        "StorageDirectory": str(folder / "store"),
+        "IndexDirectory": str(folder / "store"),
+        "HttpPort": server.port,
+        "HttpBindAddresses": ["127.0.0.1"],
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomServerEnabled": False,
+        "Plugins": ["/usr/share/orthanc/plugins/libOrthancDicomWeb.so"],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    return server
+
+
+def miar(*arguments: str | Path) -> str:
+    """Run the command ``miar`` and return what it prints."""
+    command = [sys.executable, "-m", "miar_monai.app", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env, timeout=300).stdout.strip()

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+import requests
+from conftest import IMAGES, SHAPE, fill_studies
+from phantoms import write_dicom_series, write_nifti_phantom
+from servers import Server, label_server, miar
+
+from miar_monai.api import SuperResolver
+from miar_monai.dicom import LPS_TO_RAS
+from miar_monai.geometry import fov_corners
+from miar_monai.io import read_volume
+
+GREEDY = {"lookahead_tokens": 0}
+
+
+def nifti(response: requests.Response) -> nib.Nifti1Image:
+    assert response.status_code == 200, response.text
+    image = nib.Nifti1Image.from_bytes(response.content)
+    assert image.get_data_dtype() == np.float32
+    return image
+
+
+def read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels (X, Y, Z) and the RAS+ affine, with a reader that shares nothing with the writer."""
+    voxels, header = nrrd.read(str(path))
+    assert header["space"] == "left-posterior-superior"
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = header["space directions"].T, header["space origin"]
+    return voxels, LPS_TO_RAS @ affine
+
+
+def slicer_client(url: str, folder: Path) -> Any:
+    """Return the client of the 3D Slicer plugin, which is a copy of a module of MONAI Label that stands alone."""
+    path = Path(importlib.util.find_spec("monailabel").origin).parent / "client" / "client.py"
+    spec = importlib.util.spec_from_file_location("slicer_client", path)
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports cgi
+        spec.loader.exec_module(module)
+    return module.MONAILabelClient(url, tmpdir=str(folder), client_id="user-xyz")
+
+
+def test_info_offers_both_models_and_their_settings(server: Server) -> None:
+    info = server.get("/info/").json()
+    assert set(info["models"]) == {"miar_brats", "miar_lidc"}
+    assert info["labels"] == []
+    assert info["trainers"] == {}
+    for model in info["models"].values():
+        assert (model["type"], model["labels"], model["dimension"]) == ("others", [], 3)
+        assert {"device", "lookahead_tokens", "fidelity", "blur", "save_image"} <= set(model["config"])
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "settings"),
+    [
+        ("brats", "head0", {}),
+        ("lidc", "head1", GREEDY),
+        ("brats", "oblique", {"lookahead_tokens": 0, "fidelity": 1, "blur": 0.5}),
+    ],
+)
+def test_the_result_is_the_commands_voxel_by_voxel(
+    server: Server, studies: Path, tmp_path: Path, model: str, image: str, settings: dict[str, float]
+) -> None:
+    result = nifti(server.infer(f"miar_{model}", image, result_extension=".nii", **settings))
+    (source,) = studies.glob(f"{image}.nii*")
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    written = nib.load(miar("sr", source, "-o", tmp_path, "--model", model, "--device", "cpu", *options))
+    assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
+    assert np.array_equal(result.affine, written.affine)
+    assert result.shape == (4 * SHAPE[0], 4 * SHAPE[1], SHAPE[2])
+    lr = nib.load(source)
+    assert np.allclose(fov_corners(result.affine, result.shape), fov_corners(lr.affine, lr.shape), atol=1e-4)
+
+
+def test_the_requests_of_3d_slicer(server: Server, studies: Path, tmp_path: Path) -> None:
+    client = slicer_client(server.url, tmp_path)
+    config = client.info()["models"]["miar_brats"]["config"]
+    chosen = {name: value[0] if isinstance(value, list) else value for name, value in config.items()}
+    params = {**chosen, **GREEDY, "result_extension": ".nrrd", "result_dtype": "uint8"}
+    assert Path(client.next_sample("random", {})["path"]).parent == studies
+
+    file, told = client.infer("miar_brats", "oblique", params)
+    voxels, affine = read_nrrd(file)
+    expected = SuperResolver("brats", "cpu", **GREEDY).volume(read_volume(studies / "oblique.nii"))
+    assert voxels.dtype == np.float32  # and not the uint8 that it asks for
+    assert np.array_equal(voxels, expected.array)
+    assert np.allclose(affine, expected.affine, atol=1e-6)
+    assert told["kind"] == "image"
+    assert told["after"]["shape"] == list(voxels.shape)
+    assert told["settings"]["lookahead_tokens"] == 0
+
+    own = write_nifti_phantom(tmp_path / "own.nii.gz", SHAPE, seed=3)  # is head3, sent in a session
+    session = client.create_session(str(own))["session_id"]
+    in_session, _ = client.infer("miar_brats", "", params, session_id=session)
+    by_file, _ = client.infer("miar_brats", "", params, file=str(own))
+    by_id, _ = client.infer("miar_brats", "head3", params)
+    assert Path(in_session).read_bytes() == Path(by_file).read_bytes() == Path(by_id).read_bytes()
+    client.remove_session(session)
+
+
+def test_the_requests_of_ohif(server: Server, studies: Path, tmp_path: Path) -> None:
+    wishes = {"result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}
+    response = server.infer("miar_brats", "head2", result_extension=".nrrd", **wishes, **GREEDY)
+    assert response.headers["content-type"] == "application/octet-stream"
+    (tmp_path / "sr.nrrd").write_bytes(response.content)
+    expected = SuperResolver("brats", "cpu", **GREEDY).volume(read_volume(studies / "head2.nii.gz"))
+    assert np.array_equal(read_nrrd(tmp_path / "sr.nrrd")[0], np.rint(expected.array))
+    assert "<title>" in server.get("/ohif/").text
+    assert server.infer("miar_brats", "head2", output="dicom_seg", label_info=[{"name": "x"}]).status_code == 400
+
+
+def test_eight_requests_at_once_are_not_mixed_up(server: Server, studies: Path) -> None:
+    jobs = [(("brats", "lidc")[i // 4], IMAGES[i % 4], 0.1 * i) for i in range(8)]
+
+    def ask(job: tuple[str, str, float]) -> nib.Nifti1Image:
+        return nifti(server.infer(f"miar_{job[0]}", job[1], result_extension=".nii", fidelity=job[2], **GREEDY))
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(ask, jobs))
+    resolvers = {model: SuperResolver(model, "cpu", **GREEDY) for model in ("brats", "lidc")}
+    for (model, image, fidelity), result in zip(jobs, results, strict=True):
+        resolver = resolvers[model].with_settings(fidelity=fidelity)
+        expected = np.rint(resolver.volume(read_volume(studies / f"{image}.nii.gz")).array)
+        assert np.array_equal(np.asarray(result.dataobj), expected)
+    assert len({result.to_bytes() for result in results}) == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "params", "status", "sentence"),
+    [
+        ("miar_brats", "nobody", {}, 404, "there is no image 'nobody'"),
+        ("miar_brats", "a" * 5000, {}, 404, "there is no image"),
+        ("miar_heart", "head0", {}, 404, "there is no model 'miar_heart': this server has miar_brats, miar_lidc."),
+        ("miar_brats", "head0", {"fidelity": 7}, 400, "fidelity is 7, but it must lie between 0 and 1"),
+        ("miar_brats", "head0", {"fidelity": "high"}, 400, "fidelity is 'high'"),
+        ("miar_brats", "head0", {"lookahead_tokens": 1.5}, 400, "must be a whole number"),
+        ("miar_brats", "head0", {"blur": "a lot"}, 400, "a number of LR voxels or 'auto' is needed"),
+        ("miar_brats", "head0", {"device": "abacus"}, 400, "there is no device 'abacus'"),
+        ("miar_brats", "head0", {"result_extension": ".exe"}, 400, "must be one of .nii.gz, .nii, .nrrd"),
+        ("miar_brats", "head0", {"save_image": "maybe"}, 400, "must be true or false"),
+        ("miar_brats", __file__, {}, 400, "cannot be read as NIfTI"),
+    ],
+)
+def test_a_bad_request_is_answered_in_one_sentence(
+    server: Server, model: str, image: str, params: dict[str, object], status: int, sentence: str
+) -> None:
+    response = server.infer(model, image, **params)
+    assert response.status_code == status
+    assert sentence in response.json()["detail"]
+    assert server.get("/info/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "setting", ["$__import__('pathlib').Path('{}').touch()", {"_target_": "pathlib.Path.touch", "self": "{}"}, "@alpha"]
+)
+def test_no_setting_is_run_as_a_program(server: Server, tmp_path: Path, setting: str | dict[str, str]) -> None:
+    trace = tmp_path / "trace"
+    value = json.loads(json.dumps(setting).replace("{}", str(trace)))
+    response = server.infer("miar_brats", "head0", blur=value)
+    assert response.status_code == 400
+    assert "a number or a word is needed" in response.json()["detail"]
+    assert not trace.exists()
+
+
+def test_a_dicom_folder_and_a_zip_file_of_it_give_the_commands_result(server: Server, tmp_path: Path) -> None:
+    series = write_dicom_series(tmp_path / "ct", SHAPE)
+    result = nifti(server.infer("miar_lidc", str(series), result_extension=".nii", **GREEDY))
+    options = ("--model", "lidc", "--device", "cpu", "--lookahead-tokens", "0")
+    written = nib.load(miar("sr", series, "-o", tmp_path, *options))
+    assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
+    assert np.array_equal(result.affine, written.affine)
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", series)
+    assert server.infer("miar_lidc", packed, result_extension=".nii", **GREEDY).content == result.to_bytes()
+
+
+def test_results_are_saved_as_new_images_and_nothing_is_replaced(server: Server, studies: Path) -> None:
+    before = (studies / "head1.nii.gz").read_bytes()
+    names = [
+        server.infer("miar_brats", "head1", output="json", save_image=True, **settings).json()["image"]
+        for settings in (GREEDY, {**GREEDY, "fidelity": 1})
+    ]
+    assert names == ["head1_sr", "head1_sr2"]
+    first, second = (nifti(server.get(f"/datastore/image?image={name}")) for name in names)
+    expected = nifti(server.infer("miar_brats", "head1", result_extension=".nii", **GREEDY))
+    assert np.array_equal(np.asarray(first.dataobj), np.asarray(expected.dataobj))
+    assert not np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+    assert (studies / "head1.nii.gz").read_bytes() == before
+    info = server.get(f"/datastore/image/info?image={names[0]}").json()
+    assert info["super_resolved_from"] == "head1"
+    assert "fidelity 0.25" in info["derivation"]
+    for name in names:
+        (studies / f"{name}.nii.gz").unlink()
+
+
+def test_a_batch_saves_the_results_of_all_images_and_goes_on_after_a_bad_one(app: Path, tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    for i, name in enumerate(("a", "c")):
+        write_nifti_phantom(studies / f"{name}.nii.gz", SHAPE, seed=i)
+    (studies / "b.nii.gz").write_bytes(b"no volume")
+    with label_server(app, studies, tmp_path / "server", "models", "brats").running() as server:
+        for _ in range(2):  # results are no images of the second batch
+            url = f"{server.url}/batch/infer/miar_brats?images=all&run_sync=true"
+            requests.post(url, json={**GREEDY, "max_workers": 1}, timeout=120).raise_for_status()
+        assert set(server.get("/info/").json()["models"]) == {"miar_brats"}
+    names = {path.name for path in studies.glob("*.nii.gz")}
+    assert names == {f"{name}.nii.gz" for name in ("a", "b", "c", "a_sr", "c_sr", "a_sr2", "c_sr2")}
+
+
+def test_killed_at_work_and_started_again(app: Path, tmp_path: Path) -> None:
+    studies = fill_studies(tmp_path / "studies")
+    server = label_server(app, studies, tmp_path / "server")
+    server.start()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(server.infer, "miar_brats", "head0", save_image=True)
+        while "Infer Request" not in server.log:
+            pass
+        server.kill()
+        with pytest.raises(requests.ConnectionError):
+            job.result()
+    assert not list(studies.glob("*_sr*"))
+    with server.running():
+        result = nifti(server.infer("miar_brats", "head0", result_extension=".nii", **GREEDY))
+    expected = SuperResolver("brats", "cpu", **GREEDY).volume(read_volume(studies / "head0.nii.gz"))
+    assert np.array_equal(np.asarray(result.dataobj), np.rint(expected.array))
+
+
+def test_what_comes_back_is_complete_and_nothing_stays_behind(server: Server, tmp_path: Path) -> None:
+    response = server.infer("miar_brats", "head0", output="all", **GREEDY)
+    boundary = response.headers["content-type"].split("boundary=")[1].encode()
+    parts = [part for part in response.content.split(b"--" + boundary) if b"application/octet-stream" in part]
+    name = parts[0].split(b'filename="')[1].split(b'"')[0].decode()
+    packed = parts[0].split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(packed)).shape == (4 * SHAPE[0], 4 * SHAPE[1], SHAPE[2])
+    assert not Path("/tmp", name).exists()
