@@ -9,7 +9,15 @@ INSTALLED := $(VENV)/.installed
 BUNDLE ?= brats
 OUTPUT ?= runs/table_$(BUNDLE)
 
-.PHONY: help install demo test bundles table figures clean
+# MONAI Label needs older versions of what this package uses, so it has an environment of its own
+LABEL_VENV := .venv-label
+LABEL_BIN := $(CURDIR)/$(LABEL_VENV)/bin
+LABEL_INSTALLED := $(LABEL_VENV)/.installed
+LABEL_DIR := runs/label
+PORT ?= 8000
+STUDIES ?= studies
+
+.PHONY: help install demo test bundles table figures label-server test-label clean
 
 help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
@@ -21,6 +29,9 @@ help:
 	@echo "              default] [ARGS='<more options of benchmarks/table.py, such as --contrasts t1,t2>']"
 	@echo "make figures  draw the pictures of the documents in docs/images/: DATA, SPLIT, BUNDLE, PEERS as for make table,"
 	@echo "              [ARGS='<more options of benchmarks/figures.py, such as --slice 20>']"
+	@echo "make label-server  start a MONAI Label server with both models on http://127.0.0.1:$(PORT) and a brain to try it"
+	@echo "              with [PORT=<number>] [STUDIES=<folder or URL of a DICOMweb server>]"
+	@echo "make test-label  test the MONAI Label app against real servers"
 
 install: $(INSTALLED)
 
@@ -52,6 +63,26 @@ figures: $(INSTALLED)
 	@$(BIN)/python -m benchmarks.figures all --bundle bundles/miar_$(BUNDLE) --dataset_dir "$(DATA)" \
 		--split_file "$(SPLIT)" --overwrite True $(if $(PEERS),--peers_dir "$(PEERS)") $(ARGS)
 
+$(LABEL_INSTALLED): setup.cfg pyproject.toml constraints-label.txt
+	@echo "Installing MONAI Label into $(LABEL_VENV): about five minutes and 7 GB, only this once."
+	@test -x $(LABEL_BIN)/python || $(PYTHON) -m venv $(LABEL_VENV)
+	@SAM2_BUILD_CUDA=0 $(LABEL_BIN)/python -m pip install --disable-pip-version-check -qq --editable ".[label,demo,test]" \
+		--constraint constraints-label.txt
+	@touch $@
+
+$(LABEL_DIR)/studies/icbm152.nii.gz: | $(LABEL_INSTALLED)
+	@$(LABEL_BIN)/python -c "from miar_monai.demo import *; degrade(template(), '$(LABEL_DIR)', num_slices=8)"
+	@mkdir -p $(@D) && mv $(LABEL_DIR)/lr.nii.gz $@ && rm $(LABEL_DIR)/hr.nii.gz
+
+label-server: $(LABEL_DIR)/studies/icbm152.nii.gz
+	@rm -rf $(LABEL_DIR)/app && cp -r "$$($(LABEL_BIN)/miar label-app)" $(LABEL_DIR)/app
+	@cd $(LABEL_DIR) && MONAI_LABEL_SESSION_PATH=sessions MONAI_LABEL_DICOMWEB_CACHE_PATH=pacs \
+		$(LABEL_BIN)/python -m monailabel.main start_server --app app --studies "$(STUDIES)" --host 127.0.0.1 --port $(PORT)
+
+test-label: export OMP_NUM_THREADS = 1
+test-label: $(LABEL_INSTALLED)
+	$(LABEL_BIN)/python -m pytest -q tests/label tests/test_dicom_writer.py
+
 clean:
-	rm -rf $(VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -66,8 +66,11 @@ def _from_datastore(image: str, datastore: Datastore) -> Path:
             raise HTTPException(502, f"{datastore.name()} does not give the series {image} ({error}).") from error
     if not found:
         raise HTTPException(404, f"there is no image {image!r} in {datastore.name()}: give the id of one that it has.")
-    series = Path(found).with_name(image)  # of a PACS: the slices themselves, which tell more than MONAI Label's NIfTI
-    return series if isinstance(datastore, DICOMWebDatastore) and series.is_dir() else Path(found)
+    if isinstance(datastore, DICOMWebDatastore) and os.path.isfile(found):
+        # the slices themselves tell more than the NIfTI that MONAI Label makes of them, which is a temporary file at
+        # first, so that its place is asked for
+        return Path(datastore.get_image_info(image)["path"]).with_name(image)
+    return Path(found)
 
 
 class ResultStore:

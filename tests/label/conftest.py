@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantoms import write_nifti_phantom
+from scipy.spatial.transform import Rotation
 from servers import Server, label_server, miar
 
 SHAPE = (48, 40, 2)
@@ -22,11 +23,15 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fill_studies(folder: Path) -> Path:
-    """Write four heads of int16, and one of float32 that lies obliquely."""
+    """Write four heads of int16, and two of float32: one that is rotated, one that is sheared."""
     for i, name in enumerate(IMAGES):
         write_nifti_phantom(folder / f"{name}.nii.gz", SHAPE, seed=i)
-    affine = np.array([[0.9, 0.1, 0, -20], [-0.1, 0.9, 0.2, -15], [0, -0.05, 2, 7], [0, 0, 0, 1]])
-    write_nifti_phantom(folder / "oblique.nii", SHAPE, affine=affine, dtype="float32", seed=7, high=3)
+    rotation = Rotation.from_euler("xz", [10, 5], degrees=True).as_matrix()
+    shear = np.array([[0.9, 0.1, 0], [-0.1, 0.9, 0.2], [0, -0.05, 2]])
+    for name, matrix in (("rotated", rotation @ np.diag([0.9, 0.8, 2])), ("sheared", shear)):
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = matrix, (-20, -15, 7)
+        write_nifti_phantom(folder / f"{name}.nii", SHAPE, affine=affine, dtype="float32", seed=7, high=3)
     return folder
 
 

@@ -1,0 +1,122 @@
+"""The app before a real PACS: Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import requests
+from phantoms import write_dicom_series
+from servers import Server, label_server, miar, orthanc_server
+
+SHAPE = (48, 40, 2)
+OPTIONS = ("--model", "lidc", "--device", "cpu", "--lookahead-tokens", "0")
+GREEDY = {"lookahead_tokens": 0}
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    if program is None or not Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so").exists():
+        pytest.skip("no Orthanc with DICOMweb here (Debian's packages orthanc and orthanc-dicomweb)")
+    with orthanc_server(program, tmp_path_factory.mktemp("pacs") / "orthanc").running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def series(orthanc: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a series that the PACS has, one of a tilted gantry."""
+    folder = write_dicom_series(tmp_path_factory.mktemp("source") / "ct", SHAPE, step=(0, 0.4, 2.5))
+    for file in folder.iterdir():
+        requests.post(f"{orthanc.url}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(app: Path, orthanc: Server, series: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with label_server(app, f"{orthanc.url}/dicom-web", tmp_path_factory.mktemp("server")).running() as server:
+        yield server
+        assert server.process.poll() is None
+
+
+def uid(series: Path) -> str:
+    return str(pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).SeriesInstanceUID)
+
+
+def stored(orthanc: Server, series_uid: str) -> list[pydicom.Dataset]:
+    """Return what the PACS holds of a series, by position."""
+    found = requests.post(f"{orthanc.url}/tools/lookup", data=series_uid, timeout=30).json()[0]["ID"]
+    instances = orthanc.get(f"/series/{found}/instances").json()
+    images = [pydicom.dcmread(io.BytesIO(orthanc.get(f"/instances/{i['ID']}/file").content)) for i in instances]
+    return sorted(images, key=lambda image: image.ImagePositionPatient[2])
+
+
+def test_a_series_of_the_pacs_gives_the_commands_result(server: Server, series: Path, tmp_path: Path) -> None:
+    response = server.infer("miar_lidc", uid(series), result_extension=".nii", result_dtype="uint8", **GREEDY)
+    result = nib.Nifti1Image.from_bytes(response.content)
+    written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
+    assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
+    assert np.array_equal(result.affine, written.affine)  # with the shear, which MONAI Label's own NIfTI has lost
+
+
+def test_a_result_becomes_a_series_of_the_study_the_commands(
+    server: Server, orthanc: Server, series: Path, tmp_path: Path
+) -> None:
+    before = stored(orthanc, uid(series))
+    new = [
+        server.infer("miar_lidc", uid(series), output="json", save_image=True, **GREEDY).json()["image"]
+        for _ in range(2)
+    ]
+    assert len({*new, uid(series)}) == 3
+    images = stored(orthanc, new[0])
+    folder = Path(miar("sr", series, "-o", tmp_path, "--out-format", "dicom", *OPTIONS))
+    expected = sorted(map(pydicom.dcmread, folder.iterdir()), key=lambda image: image.ImagePositionPatient[2])
+    assert len(images) == len(expected) == SHAPE[2]
+    for image, other, source in zip(images, expected, before, strict=True):
+        assert np.array_equal(image.pixel_array, other.pixel_array)
+        for name in ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept", "DerivationDescription", "Rows"):
+            assert image[name].value == other[name].value
+        assert image.StudyInstanceUID == source.StudyInstanceUID
+        assert image.ImageType[:2] == ["DERIVED", "SECONDARY"]
+    assert stored(orthanc, uid(series)) == before
+    found = server.get("/datastore/?output=all").json()
+    assert server.get("/info/").json()["datastore"]["total"] == 3, found  # the new ones are known at once
+
+
+def test_ohif_finds_the_series_through_the_server(server: Server, series: Path) -> None:
+    study = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID
+    studies = server.get("/proxy/dicom/qido/studies?limit=101&offset=0&fuzzymatching=false").json()
+    assert [item["0020000D"]["Value"] for item in studies] == [[study]]
+    listed = server.get(f"/proxy/dicom/qido/studies/{study}/series").json()
+    assert uid(series) in {item["0020000E"]["Value"][0] for item in listed}
+
+
+@pytest.mark.parametrize("image", ["1.2.3", "..", "no uid"])
+def test_a_series_that_the_pacs_has_not(server: Server, image: str) -> None:
+    response = server.infer("miar_lidc", image)
+    assert response.status_code in (400, 404)
+    assert "no image" in response.json()["detail"] or "DICOM series" in response.json()["detail"]
+
+
+def test_a_result_that_has_no_series_is_not_stored(server: Server, tmp_path: Path) -> None:
+    volume = nib.Nifti1Image(np.random.default_rng(0).normal(size=(16, 16, 1)), np.eye(4))
+    nib.save(volume, tmp_path / "a.nii")
+    response = server.infer("miar_lidc", str(tmp_path / "a.nii"), save_image=True, **GREEDY)
+    assert response.status_code == 400
+    assert "is no DICOM series" in response.json()["detail"]
+
+
+def test_a_pacs_that_is_gone(app: Path, series: Path, tmp_path: Path) -> None:
+    program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
+    pacs = orthanc_server(str(program), tmp_path / "orthanc")
+    with pacs.running(), label_server(app, f"{pacs.url}/dicom-web", tmp_path / "server").running() as server:
+        pacs.stop()
+        response = server.infer("miar_lidc", uid(series))
+        assert response.status_code == 502
+        assert "does not give the series" in response.json()["detail"]
