@@ -11,11 +11,11 @@ OUTPUT ?= runs/table_$(BUNDLE)
 
 # MONAI Label needs older versions of what this package uses, so it has an environment of its own
 LABEL_VENV := .venv-label
-LABEL_BIN := $(CURDIR)/$(LABEL_VENV)/bin
+LABEL_BIN := $(LABEL_VENV)/bin
 LABEL_INSTALLED := $(LABEL_VENV)/.installed
 LABEL_DIR := runs/label
 PORT ?= 8000
-STUDIES ?= studies
+STUDIES ?= $(LABEL_DIR)/studies
 
 .PHONY: help install demo test bundles table figures label-server test-label clean
 
@@ -76,8 +76,9 @@ $(LABEL_DIR)/studies/icbm152.nii.gz: | $(LABEL_INSTALLED)
 
 label-server: $(LABEL_DIR)/studies/icbm152.nii.gz
 	@rm -rf $(LABEL_DIR)/app && cp -r "$$($(LABEL_BIN)/miar label-app)" $(LABEL_DIR)/app
-	@cd $(LABEL_DIR) && MONAI_LABEL_SESSION_PATH=sessions MONAI_LABEL_DICOMWEB_CACHE_PATH=pacs \
-		$(LABEL_BIN)/python -m monailabel.main start_server --app app --studies "$(STUDIES)" --host 127.0.0.1 --port $(PORT)
+	@MONAI_LABEL_SESSION_PATH=$(LABEL_DIR)/sessions MONAI_LABEL_DICOMWEB_CACHE_PATH=$(LABEL_DIR)/pacs \
+		$(LABEL_BIN)/python -m monailabel.main start_server --app $(LABEL_DIR)/app --studies "$(STUDIES)" \
+		--host 127.0.0.1 --port $(PORT)
 
 test-label: export OMP_NUM_THREADS = 1
 test-label: $(LABEL_INSTALLED)

@@ -425,7 +425,7 @@ def doctor() -> None:
         click.get_current_context().exit(1)
 
 
-@main.command(epilog="\b\nExample:\n  cp -r $(miar label-app) my_app")
+@main.command(epilog="\b\nExamples:\n  miar label-app\n  cp -r $(miar label-app) my_app")
 @_debug
 def label_app() -> None:
     """Print the folder of the MONAI Label app that serves both models."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,43 @@ def test_settings_are_the_bundles_unless_given(bundle: Path, resolver: SuperReso
     array = 800 * head(SHAPE)
     assert not np.array_equal(other(array), resolver(array))
     assert np.array_equal(resolver(array), resolver(array))
+
+
+def test_other_settings_share_the_weights_and_are_not_mixed_up_in_threads(resolver: SuperResolver) -> None:
+    jobs = [(head(SHAPE, seed=i), {"fidelity": 0.2 * i, "lookahead_tokens": i % 2}) for i in range(4)]
+    resolvers = [resolver.with_settings(**settings) for _, settings in jobs]
+    expected = [SuperResolver(resolver.bundle, "cpu", **settings)(image) for image, settings in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: resolvers[i](jobs[i][0]), range(4)))
+    for other, result, wanted in zip(resolvers, results, expected, strict=True):
+        assert other.network is resolver.network
+        assert np.array_equal(result, wanted)
+    assert len({result.tobytes() for result in results}) == 4
+    assert resolver.settings["fidelity"] == 0.25  # as before
+    with pytest.raises(ConfigurationError, match="fidelity is 2, but it must lie between 0 and 1"):
+        resolver.with_settings(fidelity=2)
+
+
+@pytest.mark.parametrize("value", ["$__import__('os').getpid()", "@alpha", "%alpha", {"_target_": "os.getpid"}, [1]])
+def test_no_setting_is_run_as_a_program(resolver: SuperResolver, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^blur is .*, but a number or a word is needed;"):
+        resolver.with_settings(blur=value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"fidelity": "high"}, "fidelity is 'high', but it must lie between 0 and 1; correct the setting."),
+        ({"fidelity": None}, "fidelity is None, but it must lie between 0 and 1; correct the setting."),
+        ({"lookahead_tokens": "two"}, "lookahead_tokens is 'two', but it must be a whole number; correct the setting."),
+        ({"top_k": float("nan")}, "top_k is nan, but it must be a whole number; correct the setting."),
+        ({"lookahead_tokens": True}, "lookahead_tokens is True, but it must lie between 0 and 8; correct the setting."),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(resolver: SuperResolver, setting: dict, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        resolver.with_settings(**setting)
+    assert str(caught.value) == sentence
 
 
 def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,8 +424,18 @@ def test_doctor_tries_what_is_there_and_names_what_is_not(
     assert miar("doctor").exit_code == 0
 
 
-def test_info_answers_at_once_without_pytorch() -> None:
-    code = "import sys; from miar_monai.app import main; main(['info'], standalone_mode=False);" + (
+def test_the_app_for_monai_label_is_found() -> None:
+    result = CliRunner().invoke(main, ["label-app"])
+    assert result.exit_code == 0
+    assert "class MiarApp(MONAILabelApp)" in Path(result.output.strip(), "main.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [("info", "brats: Brain MRI axial slice super-resolution"), ("label-app", "monailabel_app")],
+)
+def test_these_answer_at_once_without_pytorch(command: str, answer: str) -> None:
+    code = f"import sys; from miar_monai.app import main; main(['{command}'], standalone_mode=False);" + (
         "print({'torch', 'monai', 'numpy'} & set(sys.modules))"
     )
     seconds = []
@@ -434,7 +444,7 @@ def test_info_answers_at_once_without_pytorch() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start)
     assert done.stdout.splitlines()[-1] == "set()"
-    assert "brats: Brain MRI axial slice super-resolution" in done.stdout
+    assert answer in done.stdout
     assert min(seconds) < 0.5
 
 
