@@ -129,7 +129,7 @@ class SuperResolutionTask(InferTask):
 
     def _resolver(self, request: dict[str, Any]) -> SuperResolver:
         """Return the model on the device of a request and with its settings; its weights are loaded once."""
-        device = name_to_device(request.get("device"))
+        device = name_to_device(str(request.get("device") or ""))
         with self._loading:
             if device not in self._resolvers:
                 self._resolvers[device] = SuperResolver(self._bundle, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,23 @@ def test_ohif_finds_the_series_through_the_server(server: Server, series: Path) 
     assert [item["0020000D"]["Value"] for item in studies] == [[study]]
     listed = server.get(f"/proxy/dicom/qido/studies/{study}/series").json()
     assert uid(series) in {item["0020000E"]["Value"][0] for item in listed}
+
+
+def test_ohif_shows_the_result_in_a_browser(server: Server, series: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium here (Debian's package chromium)")
+    assert server.infer("miar_lidc", uid(series), output="json", save_image=True, **GREEDY).status_code == 200
+    study = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID
+    flags = ["--headless", "--no-sandbox", "--no-first-run", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    quiet = [f"--disable-{name}" for name in ("background-networking", "component-update", "sync", "quic")]
+    page = [f"{server.url}/ohif/viewer?StudyInstanceUIDs={study}", "--virtual-time-budget=60000", "--dump-dom"]
+    command = [chromium, *flags, *quiet, f"--user-data-dir={tmp_path}", *page]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "SR 4x" in dom  # among the series
+    assert "S:1001" in dom.replace(" ", "")
+    assert "<canvas" in dom
+    assert 'src="data:image/' in dom  # thumbnails of what was decoded
 
 
 @pytest.mark.parametrize("image", ["1.2.3", "..", "no uid"])

@@ -151,6 +151,7 @@ def test_eight_requests_at_once_are_not_mixed_up(server: Server, studies: Path) 
         ("miar_brats", "head0", {"lookahead_tokens": 1.5}, 400, "must be a whole number"),
         ("miar_brats", "head0", {"blur": "a lot"}, 400, "a number of LR voxels or 'auto' is needed"),
         ("miar_brats", "head0", {"device": "abacus"}, 400, "there is no device 'abacus'"),
+        ("miar_brats", "head0", {"device": 5}, 400, "there is no device '5'"),
         ("miar_brats", "head0", {"result_extension": ".exe"}, 400, "must be one of .nii.gz, .nii, .nrrd"),
         ("miar_brats", "head0", {"save_image": "maybe"}, 400, "must be true or false"),
         ("miar_brats", __file__, {}, 400, "cannot be read as NIfTI"),
