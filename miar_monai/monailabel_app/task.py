@@ -58,7 +58,7 @@ class SuperResolutionTask(InferTask):
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
-        self._resolvers: dict[str, SuperResolver] = {}  # by device
+        self._resolvers: dict[str, SuperResolver] = {}  # by device, each with the settings that were asked for last
         self._loading = Lock()
         config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
         super().__init__(
@@ -108,13 +108,14 @@ class SuperResolutionTask(InferTask):
         read = time.perf_counter()
         with _INFERENCE:
             waited = time.perf_counter()
-            sr = resolver.volume(lr)
+            told = resolver.input_degradation(lr)
+            sr = resolver.volume(lr, told)
         inferred = time.perf_counter()
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
         with tempfile.NamedTemporaryFile(prefix="miar-", suffix=extension, delete=False) as part:
             file = Path(part.name)
         _WRITERS[extension](file, sr.array, sr.affine, overwrite=True)
-        report = case_report(source.name, file, lr, sr, resolver.input_degradation(lr), inferred - waited)
+        report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device)
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
         params = {
@@ -128,14 +129,20 @@ class SuperResolutionTask(InferTask):
         return Result(file, params, lr, sr, resolver)
 
     def _resolver(self, request: dict[str, Any]) -> SuperResolver:
-        """Return the model on the device of a request and with its settings; its weights are loaded once."""
+        """Return the model on the device of a request and with its settings.
+
+        The weights are loaded once; what the inferer keeps between calls, such as CUDA graphs, lives as long as
+        requests have the same settings.
+        """
         device = name_to_device(str(request.get("device") or ""))
+        asked = {name: request.get(name) for name in self.displayable_configs}
+        settings = {name: self._config[name] if value is None else _number(value) for name, value in asked.items()}
         with self._loading:
-            if device not in self._resolvers:
-                self._resolvers[device] = SuperResolver(self._bundle, device)
-            kept = self._resolvers[device]
-        given = {name: request[name] for name in self.displayable_configs if request.get(name) is not None}
-        return kept.with_settings(**{name: _number(value) for name, value in given.items()})
+            kept = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)
+            if any(kept.settings[name] != value for name, value in settings.items()):
+                kept = kept.with_settings(**settings)
+            self._resolvers[device] = kept
+            return kept
 
 
 def _number(value: Any) -> Any:
