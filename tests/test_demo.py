@@ -30,7 +30,7 @@ class Repeat:
         self.lookahead_tokens = lookahead_tokens
         self.progress = progress
 
-    def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
+    def __call__(self, inputs: Tensor, network: nn.Module, told: None = None) -> Tensor:
         return network(inputs).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
