@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai import io
-from miar_monai.bundles import find_bundle, weights_path
+from miar_monai.bundles import find_bundle, metadata, weights_path
 from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
+from miar_monai.domain import TrainingDomain
 from miar_monai.errors import ConfigurationError, GeometryError, ImageError, find_miar_error
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import Volume, read_volume
+from miar_monai.io import Volume, read_volume, uncertainty_of
 
 __all__ = ["Image", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -60,7 +61,8 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
     Returns:
         The same kind in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
         the finer grid, or an array. Images that come from a file of integers are rounded to its dtype, as ``miar sr``
-        does; all others are float32.
+        does; all others are float32. With ``uncertainty=True`` a pair: this, and of the same kind, float32, the
+        absolute error to expect of each voxel (see `miar_monai.uncertainty`).
 
     Raises:
         ImageError: if the image cannot be read or has no contrast, NaN voxels or another number of axes.
@@ -89,6 +91,8 @@ class SuperResolver:
 
     Attributes:
         bundle: folder of the bundle.
+        about: its ``metadata.json``.
+        domain: what that says of the training.
         weights: file of the weights.
         device: where the network is.
         settings: all settings of inference, the bundle's and the given.
@@ -99,21 +103,16 @@ class SuperResolver:
         self.bundle = find_bundle(model)
         self.device = choose_device(device)
         self.weights = weights_path(self.bundle)
+        self.about = metadata(self.bundle)
+        self.domain = TrainingDomain.of(self.about)
         config = self.bundle / "configs" / "inference.json"
-        try:
+        with _usable(config):
             parser = _read(config, {**settings, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             self.network = parser.get_parsed_content("network_def")
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
-        except Exception as error:
-            if found := find_miar_error(error):  # MONAI wraps what a component raises
-                raise found from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigurationError(
-                f"{config} cannot be used ({reason}): the inference.json of a MIAR bundle is needed; restore it."
-            ) from error
         load_weights(
             self.network,
             self.weights,
@@ -136,13 +135,23 @@ class SuperResolver:
             told: of `input_degradation`, for callers who need it too; measured here otherwise.
 
         Returns:
-            The finer volume over the same field of view, in the same units, axes and dtype for storage.
+            The finer volume over the same field of view, in the same units, axes and dtype for storage; with the
+            setting ``uncertainty`` it has one.
         """
-        data = self.preprocessing({"image": volume})
+        config = self.bundle / "configs" / "inference.json"
+        with _usable(config):
+            data = self.preprocessing({"image": volume})
         data["pred"] = self.infer(data["image"], told)
-        sr = self.postprocessing(data)["pred"]
-        array = sr.as_tensor()[0].cpu().float().numpy()
-        return Volume(array, np.asarray(sr.affine, dtype=np.float64), volume.dtype, volume.path)
+        with _usable(config):
+            data = self.postprocessing(data)
+        arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
+        affine = np.asarray(data["pred"].affine, dtype=np.float64)
+        return volume._replace(array=arrays["pred"], affine=affine, uncertainty=arrays.get("uncertainty"))
+
+    def preprocessed(self, volume: Volume) -> Tensor:
+        """Return what the inferer gets of a volume, (1, X, Y, Z)."""
+        with _usable(self.bundle / "configs" / "inference.json"):
+            return self.preprocessing({"image": volume})["image"].as_tensor()
 
     def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
@@ -153,7 +162,7 @@ class SuperResolver:
 
     def input_degradation(self, volume: Volume) -> Degradation:
         """Return what the network is told about how a volume came about: its setting ``blur``, measured if "auto"."""
-        image = self.preprocessing({"image": volume})["image"].as_tensor()
+        image = self.preprocessed(volume)
         return self.inferer.input_degradation(image.movedim(-1, 0), self.network.degradation)
 
     def num_tiles(self, volume: Volume) -> int:
@@ -174,9 +183,12 @@ class SuperResolver:
             silent(torch.zeros(1, 1, side, side, device=self.device), self.network)
         return time.perf_counter() - start
 
-    @staticmethod
-    def _like(image: Image, sr: Volume) -> Any:
-        """Return a result in the kind of its input."""
+    @classmethod
+    def _like(cls, image: Image, sr: Volume) -> Any:
+        """Return a result in the kind of its input, and its uncertainty, if there is one, likewise."""
+        if sr.uncertainty is not None:
+            parts = sr._replace(uncertainty=None), uncertainty_of(sr)
+            return tuple(cls._like(image, part) for part in parts)
         if isinstance(image, MetaTensor):
             result = MetaTensor(torch.from_numpy(sr.array)[None]).copy_meta_from(image)
             result.affine = torch.from_numpy(sr.affine)
@@ -184,6 +196,20 @@ class SuperResolver:
         if isinstance(image, np.ndarray):
             return sr.array[..., 0] if image.ndim == 2 else sr.array
         return io._nifti_image(sr.array, sr.affine, sr.dtype)
+
+
+@contextmanager
+def _usable(config: Path) -> Iterator[None]:
+    """Let an error of a component of a config be one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if found := find_miar_error(error):  # MONAI wraps what a component raises
+            raise found from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigurationError(
+            f"{config} cannot be used ({reason}): the inference.json of a MIAR bundle is needed; restore it."
+        ) from error
 
 
 def choose_device(name: str) -> torch.device:
