@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
 from miar_monai.domain import TrainingDomain
-from miar_monai.errors import ConfigurationError, GeometryError, ImageError, find_miar_error
+from miar_monai.errors import ConfigurationError, GeometryError, ImageError, in_one_sentence
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
 from miar_monai.io import Volume, read_volume, uncertainty_of
@@ -106,7 +106,7 @@ class SuperResolver:
         self.about = metadata(self.bundle)
         self.domain = TrainingDomain.of(self.about)
         config = self.bundle / "configs" / "inference.json"
-        with _usable(config):
+        with self._usable():
             parser = _read(config, {**settings, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             self.network = parser.get_parsed_content("network_def")
@@ -119,6 +119,12 @@ class SuperResolver:
             "copy a trained model.pt there, train the bundle (its docs/README.md says how), or choose another model.",
         )
         self.network.to(self.device).eval()
+
+    def _usable(self) -> AbstractContextManager[None]:
+        """Let an error of a component of the config be one sentence; MONAI wraps what they raise."""
+        config = self.bundle / "configs" / "inference.json"
+        advice = "the inference.json of a MIAR bundle is needed; restore it."
+        return in_one_sentence(ConfigurationError, f"{config} cannot be used", advice)
 
     def __call__(self, image: Image) -> Any:
         """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
@@ -138,11 +144,10 @@ class SuperResolver:
             The finer volume over the same field of view, in the same units, axes and dtype for storage; with the
             setting ``uncertainty`` it has one.
         """
-        config = self.bundle / "configs" / "inference.json"
-        with _usable(config):
+        with self._usable():
             data = self.preprocessing({"image": volume})
         data["pred"] = self.infer(data["image"], told)
-        with _usable(config):
+        with self._usable():
             data = self.postprocessing(data)
         arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
         affine = np.asarray(data["pred"].affine, dtype=np.float64)
@@ -150,7 +155,7 @@ class SuperResolver:
 
     def preprocessed(self, volume: Volume) -> Tensor:
         """Return what the inferer gets of a volume, (1, X, Y, Z)."""
-        with _usable(self.bundle / "configs" / "inference.json"):
+        with self._usable():
             return self.preprocessing({"image": volume})["image"].as_tensor()
 
     def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
@@ -196,20 +201,6 @@ class SuperResolver:
         if isinstance(image, np.ndarray):
             return sr.array[..., 0] if image.ndim == 2 else sr.array
         return io._nifti_image(sr.array, sr.affine, sr.dtype)
-
-
-@contextmanager
-def _usable(config: Path) -> Iterator[None]:
-    """Let an error of a component of a config be one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if found := find_miar_error(error):  # MONAI wraps what a component raises
-            raise found from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(
-            f"{config} cannot be used ({reason}): the inference.json of a MIAR bundle is needed; restore it."
-        ) from error
 
 
 def choose_device(name: str) -> torch.device:

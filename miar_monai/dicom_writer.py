@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 import miar_monai
 from miar_monai.dicom import LPS_TO_RAS, dicom_files, series_files
-from miar_monai.errors import GeometryError, ImageError, OutputError
+from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_folder
 from miar_monai.geometry import axial_axis
 from miar_monai.io import Volume
@@ -61,10 +62,10 @@ def source_headers(volume: Volume) -> list[Dataset]:
 
     Raises:
         ImageError: if the volume is no DICOM series, or the series is neither CT nor MR, or lacks what a derived
-            image must repeat.
+            image must repeat, or has a header that is damaged.
         GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
     """
-    from pydicom import dcmread
+    from pydicom import dcmread, dcmwrite
 
     folder = volume.path
     if not folder.is_dir():
@@ -77,11 +78,14 @@ def source_headers(volume: Volume) -> list[Dataset]:
             f"{folder}: the slices are not axial, but it is the axial plane that becomes finer, so they have no "
             "counterparts in a derived series: write NIfTI (--out-format nifti)."
         )
-    headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
-    for header in headers:
-        _check_header(header)
-    normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
-    heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
+    advice = "export the series again, or write NIfTI (--out-format nifti)."
+    with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
+        headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
+        for header in headers:
+            _check_header(header)
+            dcmwrite(BytesIO(), _repeated(header), implicit_vr=False, little_endian=True)  # what will be repeated
+        normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
+        heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
     return [headers[i] for i in np.argsort(heights, kind="stable")]
 
 

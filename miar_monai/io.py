@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from miar_monai.dicom import check_num_voxels, dicom_files, dicom_tag, is_dicom, read_series
-from miar_monai.errors import GeometryError, ImageError, MiarError, OutputError
+from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import whole_file
 from miar_monai.geometry import fov_corners, is_singular
 
@@ -87,7 +85,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
     Raises:
         ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
-            infinite voxels, or is constant.
+            infinite voxels, is constant, or has more than `miar_monai.dicom.MAX_VOXELS` voxels.
         GeometryError: if the affine is singular, or a folder holds several series or slices that are missing,
             duplicate or unevenly spaced.
     """
@@ -106,7 +104,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
 def _read_folder(path: Path) -> Volume:
     volume = Volume(*read_series(path), path)
-    return volume._replace(modality=dicom_tag(dicom_files(path)[0], "0008|0060"))
+    slices = (file for file in dicom_files(path) if file.name.upper() != "DICOMDIR")
+    return volume._replace(modality=dicom_tag(next(slices), "0008|0060"))
 
 
 def uncertainty_of(sr: Volume) -> Volume:
@@ -136,26 +135,16 @@ def _check_intensities(volume: Volume) -> None:
         )
 
 
-@contextmanager
-def _damage(problem: str, advice: str) -> Iterator[None]:
-    """Let an error while a file is read be one sentence; which exceptions a damaged file leads to nobody documents."""
-    try:
-        yield
-    except MiarError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise ImageError(f"{problem} ({reason}): {advice}") from error
-
-
 def _read_nifti(path: Path) -> Volume:
-    with _damage(f"{path} cannot be read as NIfTI", "a complete .nii or .nii.gz file is needed; copy it again."):
+    advice = "a complete .nii or .nii.gz file is needed; copy it again."
+    with in_one_sentence(ImageError, f"{path} cannot be read as NIfTI", advice):
         image: Any = None if is_dicom(path) else nib.load(path)
     if image is None:
         raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
     if not isinstance(image, nib.Nifti1Pair):
         raise ImageError(f"{path} is a {type(image).__name__}: a NIfTI file is needed; convert it to .nii.gz.")
-    with _damage(f"{path} is truncated or damaged", "the complete file is needed; copy or download it again."):
+    advice = "the complete file is needed; copy or download it again."
+    with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
         _check_nifti_layout(path, image)
         _check_length(path, image)
         array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])

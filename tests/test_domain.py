@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bundle_runs import BUNDLES, NAMES
+from click.testing import CliRunner, Result
+from phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
+from tiny_bundle import write_tiny_bundle
 
+from benchmarks import training_range
+from miar_monai.app import main
 from miar_monai.bundles import metadata
+from miar_monai.degradation import Degradation
 from miar_monai.domain import TrainingDomain
 from miar_monai.errors import ConfigurationError
-from miar_monai.io import Volume
+from miar_monai.io import Volume, read_volume
+from miar_monai.transforms import ScaleIntensityRobust
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+]
 
 CHEST = TrainingDomain("CT", (2.5, 3.0), (0.0, 0.02), (0.9, 1.4))
 
@@ -77,6 +91,56 @@ def test_what_the_metadata_do_not_say_is_not_compared() -> None:
 def test_damaged_metadata_are_named(content: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"^the metadata\.json of the bundle cannot be used \("):
         TrainingDomain.of(content)
+
+
+def sr(bundle: Path, *parts: object) -> Result:
+    return CliRunner().invoke(main, ["sr", *map(str, parts), "--model", str(bundle), "--device", "cpu"])
+
+
+def test_the_command_warns_and_the_report_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    bundle, series = write_tiny_bundle(tmp_path / "tiny"), write_dicom_series(tmp_path / "ct", (11, 9, 3))
+    report = tmp_path / "run.json"
+    result = sr(bundle, series, "-o", tmp_path / "out", "--report", report)
+    assert result.exit_code == 0, result.output
+    content = json.loads(report.read_text())
+    (case,) = content["cases"]
+    assert case["modality"] == "CT"
+    assert case["warnings"][0] == "the modality is CT, but the model was trained on MR."
+    assert case["warnings"][1].startswith("the axial voxels are 0.8 x 0.9 mm, but those of the training were 4 mm")
+    assert [f"warning: {sentence}" in result.stderr for sentence in case["warnings"]] == [True] * len(case["warnings"])
+    assert content["model"]["trained_on"]["in_plane_spacing_mm"] == [4, 4]
+    quiet = sr(bundle, series, "-o", tmp_path / "out", "--overwrite", "--quiet")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+def test_damaged_metadata_stop_the_command_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    scan = write_nifti_phantom(tmp_path / "scan.nii", (11, 9, 3))
+    (bundle / "configs" / "metadata.json").write_text("[" * 100_000)
+    result = sr(bundle, scan, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "metadata.json cannot be read" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_range_of_the_training_is_measured_on_degraded_volumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_brats_folder(tmp_path / "data", 3, (41, 36, 4), ("t2",))
+    split = {"training": ["BraTS_00000", "BraTS_00002"], "validation": ["BraTS_00001"], "test": []}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    training_range.main(str(data), str(BUNDLES / "miar_brats"), split_file=str(tmp_path / "split.json"))
+    found = json.loads(capsys.readouterr().out)
+    assert found["in_plane_spacing_mm"] == [4, 4]
+    assert found["minimum"] == pytest.approx([0, 0], abs=0.1)
+    maxima = []
+    for name in split["training"]:
+        hr = read_volume(data / name / f"{name}_t2.nii.gz").array[:40].transpose(2, 0, 1)
+        lr = Degradation()(torch.from_numpy(np.ascontiguousarray(hr))).movedim(0, -1)[None]
+        maxima.append(float(ScaleIntensityRobust()(lr).max()))
+    assert found["maximum"] == pytest.approx([min(maxima), max(maxima)], abs=0.03)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -285,6 +285,18 @@ def test_no_map_is_overwritten_unasked(bundles: dict[str, Path], tmp_path: Path)
     assert nib.load("scan_sr_uncertainty.nii.gz").shape == (76, 52, 3)
 
 
+def test_maps_among_the_cases_are_none_of_them(bundles: dict[str, Path], tmp_path: Path) -> None:
+    scans = [write_nifti_phantom(tmp_path / "in" / f"{name}.nii.gz", SHAPE) for name in "ab"]
+    options = ("--model", bundles["miar_brats"], "--device", "cpu", "--quiet", "--uncertainty", "--skip-existing")
+    for _ in range(2):
+        assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
+        results = [f"{name}_sr{end}.nii.gz" for name in "ab" for end in ("", "_uncertainty")]
+        assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted([*results, "a.nii.gz", "b.nii.gz"])
+    scans[0].with_name("a_sr.nii.gz").unlink()  # as a killed run leaves it: a map without a result
+    assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
+    assert scans[0].with_name("a_sr.nii.gz").is_file()
+
+
 def test_a_map_as_dicom_is_a_series_of_its_own(bundles: dict[str, Path], tmp_path: Path) -> None:
     import pydicom
 
