@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def result_path(source: str | os.PathLike[str], output_dir: str | os.PathLike[st
 def check_results(
     items: Sequence[Mapping[str, str]],
     output_dir: str | os.PathLike[str],
-    postfix: str = "sr",
+    postfix: str | Sequence[str] = "sr",
     overwrite: bool = False,
     key: str = "image",
 ) -> None:
@@ -101,7 +102,7 @@ def check_results(
     Args:
         items: the inputs, ``key`` holding the path.
         output_dir: folder of the results.
-        postfix: ending of their names.
+        postfix: ending of their names, or the endings where an input has several.
         overwrite: whether existing results may be replaced.
         key: of the path.
 
@@ -109,8 +110,8 @@ def check_results(
         OutputError: if two inputs would be written to the same file, or a result exists and ``overwrite`` is False.
     """
     taken: dict[Path, str] = {}
-    for item in items:
-        path = result_path(item[key], output_dir, postfix)
+    for item, ending in product(items, ensure_tuple(postfix)):
+        path = result_path(item[key], output_dir, ending)
         if path in taken:
             raise OutputError(
                 f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with an "

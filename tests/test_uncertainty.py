@@ -24,7 +24,7 @@ from benchmarks import calibration
 from miar_monai.api import SuperResolver
 from miar_monai.app import main
 from miar_monai.decoding import Decoding, decode_tokens, token_entropy
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import ConfigurationError, find_miar_error
 from miar_monai.io import Volume, read_volume
 from miar_monai.networks import MIAR
 from miar_monai.uncertainty import ErrorModel, signs
@@ -295,6 +295,20 @@ def test_maps_among_the_cases_are_none_of_them(bundles: dict[str, Path], tmp_pat
     scans[0].with_name("a_sr.nii.gz").unlink()  # as a killed run leaves it: a map without a result
     assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
     assert scans[0].with_name("a_sr.nii.gz").is_file()
+
+
+def test_the_bundle_overwrites_no_map_unasked(bundles: dict[str, Path], tmp_path: Path) -> None:
+    scan, out = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE), tmp_path / "out"
+    out.mkdir()
+    (out / "scan_sr_uncertainty.nii.gz").write_text("mine")
+    checkpoint = str(bundles["miar_brats"] / "models" / "model.pt")
+    settings = {"checkpoint": checkpoint, "dataset_dir": str(scan), "output_dir": str(out)}
+    with pytest.raises(Exception, match="check_results") as caught:
+        workflow("miar_brats", "inference", uncertainty=True, **settings).run()
+    assert "scan_sr_uncertainty.nii.gz exists already" in str(find_miar_error(caught.value))
+    assert [path.name for path in out.iterdir()] == ["scan_sr_uncertainty.nii.gz"]
+    workflow("miar_brats", "inference", **settings).run()
+    assert (out / "scan_sr.nii.gz").is_file()
 
 
 def test_a_map_as_dicom_is_a_series_of_its_own(bundles: dict[str, Path], tmp_path: Path) -> None:
