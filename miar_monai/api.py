@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai import io
-from miar_monai.bundles import find_bundle, weights_path
+from miar_monai.bundles import find_bundle, metadata, weights_path
 from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, GeometryError, ImageError, find_miar_error
+from miar_monai.domain import TrainingDomain
+from miar_monai.errors import ConfigurationError, GeometryError, ImageError, in_one_sentence
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import Volume, read_volume
+from miar_monai.io import Volume, read_volume, uncertainty_of
 
 __all__ = ["Image", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -60,7 +61,8 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
     Returns:
         The same kind in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
         the finer grid, or an array. Images that come from a file of integers are rounded to its dtype, as ``miar sr``
-        does; all others are float32.
+        does; all others are float32. With ``uncertainty=True`` a pair: this, and of the same kind, float32, the
+        absolute error to expect of each voxel (see `miar_monai.uncertainty`).
 
     Raises:
         ImageError: if the image cannot be read or has no contrast, NaN voxels or another number of axes.
@@ -89,6 +91,8 @@ class SuperResolver:
 
     Attributes:
         bundle: folder of the bundle.
+        about: its ``metadata.json``.
+        domain: what that says of the training.
         weights: file of the weights.
         device: where the network is.
         settings: all settings of inference, the bundle's and the given.
@@ -99,6 +103,8 @@ class SuperResolver:
         self.bundle = find_bundle(model)
         self.device = choose_device(device)
         self.weights = weights_path(self.bundle)
+        self.about = metadata(self.bundle)
+        self.domain = TrainingDomain.of(self.about)
         self._configure(settings, with_network=True)
         load_weights(
             self.network,
@@ -111,7 +117,7 @@ class SuperResolver:
         """Make what the bundle describes, with settings in place of its own."""
         config = self.bundle / "configs" / "inference.json"
         self._given = given
-        try:
+        with self._usable():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
@@ -119,13 +125,6 @@ class SuperResolver:
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
                 self.network = parser.get_parsed_content("network_def")
-        except Exception as error:
-            if found := find_miar_error(error):  # MONAI wraps what a component raises
-                raise found from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigurationError(
-                f"{config} cannot be used ({reason}): the inference.json of a MIAR bundle is needed; restore it."
-            ) from error
 
     def with_settings(self, **settings: Any) -> SuperResolver:
         """Return a resolver with other settings over the same network, whose weights are not loaded again.
@@ -150,6 +149,12 @@ class SuperResolver:
         other._configure({**self._given, **settings})
         return other
 
+    def _usable(self) -> AbstractContextManager[None]:
+        """Let an error of a component of the config be one sentence; MONAI wraps what they raise."""
+        config = self.bundle / "configs" / "inference.json"
+        advice = "the inference.json of a MIAR bundle is needed; restore it."
+        return in_one_sentence(ConfigurationError, f"{config} cannot be used", advice)
+
     def __call__(self, image: Image) -> Any:
         """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
         if isinstance(image, str | os.PathLike):
@@ -165,13 +170,22 @@ class SuperResolver:
             told: of `input_degradation`, for callers who need it too; measured here otherwise.
 
         Returns:
-            The finer volume over the same field of view, in the same units, axes and dtype for storage.
+            The finer volume over the same field of view, in the same units, axes and dtype for storage; with the
+            setting ``uncertainty`` it has one.
         """
-        data = self.preprocessing({"image": volume})
+        with self._usable():
+            data = self.preprocessing({"image": volume})
         data["pred"] = self.infer(data["image"], told)
-        sr = self.postprocessing(data)["pred"]
-        array = sr.as_tensor()[0].cpu().float().numpy()
-        return Volume(array, np.asarray(sr.affine, dtype=np.float64), volume.dtype, volume.path)
+        with self._usable():
+            data = self.postprocessing(data)
+        arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
+        affine = np.asarray(data["pred"].affine, dtype=np.float64)
+        return volume._replace(array=arrays["pred"], affine=affine, uncertainty=arrays.get("uncertainty"))
+
+    def preprocessed(self, volume: Volume) -> Tensor:
+        """Return what the inferer gets of a volume, (1, X, Y, Z)."""
+        with self._usable():
+            return self.preprocessing({"image": volume})["image"].as_tensor()
 
     def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
@@ -182,7 +196,7 @@ class SuperResolver:
 
     def input_degradation(self, volume: Volume) -> Degradation:
         """Return what the network is told about how a volume came about: its setting ``blur``, measured if "auto"."""
-        image = self.preprocessing({"image": volume})["image"].as_tensor()
+        image = self.preprocessed(volume)
         return self.inferer.input_degradation(image.movedim(-1, 0), self.network.degradation)
 
     def num_tiles(self, volume: Volume) -> int:
@@ -203,9 +217,12 @@ class SuperResolver:
             silent(torch.zeros(1, 1, side, side, device=self.device), self.network)
         return time.perf_counter() - start
 
-    @staticmethod
-    def _like(image: Image, sr: Volume) -> Any:
-        """Return a result in the kind of its input."""
+    @classmethod
+    def _like(cls, image: Image, sr: Volume) -> Any:
+        """Return a result in the kind of its input, and its uncertainty, if there is one, likewise."""
+        if sr.uncertainty is not None:
+            parts = sr._replace(uncertainty=None), uncertainty_of(sr)
+            return tuple(cls._like(image, part) for part in parts)
         if isinstance(image, MetaTensor):
             result = MetaTensor(torch.from_numpy(sr.array)[None]).copy_meta_from(image)
             result.affine = torch.from_numpy(sr.affine)

@@ -24,8 +24,11 @@ from miar_monai.errors import MiarError, OutputError, find_miar_error
 from miar_monai.files import refuse_to_overwrite, whole_file
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from miar_monai.api import SuperResolver
     from miar_monai.cases import Case
+    from miar_monai.io import Volume
 
     Job = tuple[Case, Path]
 
@@ -160,6 +163,11 @@ def main() -> None:
     help="How far INPUT is blurred: standard deviation in its voxels; auto measures it. [default: bundle's]",
 )
 @click.option("--preview", "with_preview", is_flag=True, help="Draw a picture, <name>_sr.png, beside each result.")
+@click.option(
+    "--uncertainty",
+    is_flag=True,
+    help="Write the absolute error to expect of each voxel, in the units of INPUT: <name>_sr_uncertainty.nii.gz.",
+)
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
 @click.option(
     "--part",
@@ -183,6 +191,7 @@ def sr(
     fidelity: float | None,
     blur: str | None,
     with_preview: bool,
+    uncertainty: bool,
     report_file: Path | None,
     part: tuple[int, int] | None,
     skip_existing: bool,
@@ -209,10 +218,12 @@ def sr(
         as_dicom = out_format == "dicom"
         jobs = _jobs(cases, source, output, single, as_dicom)
         targets = [target for _, target in jobs] if single and not skip_existing else []
-        _check_outputs(targets, report_file, with_preview, overwrite, as_dicom)
+        maps = [_uncertainty_map(target) for target in targets] if uncertainty else []
+        _check_outputs(targets, maps, report_file, with_preview, overwrite, as_dicom)
         jobs = part_of(jobs, part[0] - 1, part[1]) if part else jobs
         all_of_us.wait()  # with the first result until all have looked at the folder
         settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": number_or_text(blur)}
+        settings["uncertainty"] = uncertainty or None
         given = {name: value for name, value in settings.items() if value is not None}
         resolver = SuperResolver(model, device, progress=not quiet and all_of_us.rank == 0, **given)
         work = _Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet)
@@ -269,6 +280,7 @@ class _Work:
     ) -> None:
         self.resolver = resolver
         self.as_dicom = as_dicom
+        self.with_uncertainty = bool(resolver.settings.get("uncertainty"))
         self.with_preview = with_preview
         self.overwrite = overwrite
         self.skip_existing = skip_existing
@@ -285,23 +297,22 @@ class _Work:
     def do(self, case: Case, target: Path) -> dict[str, Any]:
         """Super-resolve a case and return its report."""
         from miar_monai.cases import opened
-        from miar_monai.dicom_writer import check_series_folder, source_headers, write_series
-        from miar_monai.io import read_volume, write_nifti
+        from miar_monai.dicom_writer import check_series_folder, source_headers
+        from miar_monai.io import read_volume
         from miar_monai.preview import preview
-        from miar_monai.report import case_report, derivation, summary
+        from miar_monai.report import case_report, summary
 
+        pictures, maps = [_picture(target)] * self.with_preview, [_uncertainty_map(target)] * self.with_uncertainty
         if self.skip_existing and target.exists():
             return {"input": str(case.source), "output": str(target), "skipped": True}
-        redraw = self.overwrite or self.skip_existing  # a picture without a result was left by a killed run
-        if not self.overwrite:
-            refuse_to_overwrite(target)
-        if self.with_preview and not redraw:
-            refuse_to_overwrite(_picture(target))
+        redo = self.overwrite or self.skip_existing  # what lies beside no result was left by a killed run
+        for file in [*([] if self.overwrite else [target]), *([] if redo else [*pictures, *maps])]:
+            refuse_to_overwrite(file)
         with opened(case.source) as path:
             volume = read_volume(path)
             headers = source_headers(volume) if self.as_dicom else []
-            if self.as_dicom:
-                check_series_folder(target, headers, self.overwrite)
+            for folder in [target, *maps] if self.as_dicom else []:
+                check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
         if self.seconds_per_tile:
             seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
             self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
@@ -309,17 +320,30 @@ class _Work:
         told = self.resolver.input_degradation(volume)
         result = self.resolver.volume(volume, told)
         seconds = time.perf_counter() - start
-        if self.with_preview:
-            preview(volume, result, _picture(target), redraw)
-        if self.as_dicom:  # after all else: a case is done when its result is there
-            write_series(target, result, headers, derivation(self.resolver), self.overwrite)
-        else:
-            write_nifti(target, result.array, result.affine, result.dtype, self.overwrite)
-        report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device)
-        self.say(summary(report))
+        for picture in pictures:
+            preview(volume, result, picture, redo)
+        self._write(result, target, headers, redo)
+        warnings = self.resolver.domain.warnings(volume, self.resolver.preprocessed(volume).numpy())
+        report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device, warnings)
+        self.say("\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings)]))
         if not self.quiet:
             click.echo(str(target))
         return report
+
+    def _write(self, result: Volume, target: Path, headers: list[Dataset], redo: bool) -> None:
+        """Write a result after what goes beside it: a case is done when its result is there."""
+        from miar_monai.dicom_writer import write_series
+        from miar_monai.io import uncertainty_of, write_nifti
+        from miar_monai.report import derivation
+
+        parts = [(target, result, "", self.overwrite)]
+        if result.uncertainty is not None:
+            parts.insert(0, (_uncertainty_map(target), uncertainty_of(result), "expected error", redo))
+        for path, volume, quantity, overwrite in parts:
+            if self.as_dicom:
+                write_series(path, volume, headers, derivation(self.resolver), overwrite, quantity)
+            else:
+                write_nifti(path, volume.array, volume.affine, volume.dtype, overwrite)
 
 
 def _duration(seconds: float) -> str:
@@ -352,7 +376,9 @@ def _jobs(cases: list[Case], source: Path, output: Path | None, single: bool, as
         if target.exists() and target.samefile(case.source):
             raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
     folder_of = cache(Path.resolve)  # there may be 100,000 files in one
-    results = {folder_of(target.parent) / target.name for target in targets}
+    results = {
+        folder_of(path.parent) / path.name for target in targets for path in (target, _uncertainty_map(target))
+    }
     jobs = zip(cases, targets, strict=True)
     return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
 
@@ -363,8 +389,20 @@ def _picture(target: Path) -> Path:
     return target.with_name(f"{volume_stem(target)}.png")
 
 
+def _uncertainty_map(target: Path) -> Path:
+    from miar_monai.io import volume_stem
+
+    stem = volume_stem(target)
+    return target.with_name(f"{stem}_uncertainty{target.name[len(stem) :]}")
+
+
 def _check_outputs(
-    targets: list[Path], report_file: Path | None, with_preview: bool, overwrite: bool, as_dicom: bool
+    targets: list[Path],
+    maps: list[Path],
+    report_file: Path | None,
+    with_preview: bool,
+    overwrite: bool,
+    as_dicom: bool,
 ) -> None:
     """Refuse what cannot be written before the work is done."""
     from miar_monai.io import check_output_folder
@@ -373,9 +411,9 @@ def _check_outputs(
     if with_preview:
         check_preview()
     pictures = [_picture(target) for target in targets] if with_preview else []
-    for path in [*targets, *pictures, *([report_file] if report_file else [])]:
+    for path in [*targets, *maps, *pictures, *([report_file] if report_file else [])]:
         check_output_folder(path.parent)
-        if path.is_dir() and not (as_dicom and path in targets):
+        if path.is_dir() and not (as_dicom and path in [*targets, *maps]):
             raise OutputError(f"{path} is a folder: a file is written there; give another name.")
         if not overwrite:
             refuse_to_overwrite(path)

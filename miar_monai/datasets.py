@@ -206,7 +206,7 @@ def _read_split(path: str | os.PathLike[str]) -> dict[str, Sequence[str]]:
         split: dict[str, Sequence[str]] = {
             section: [Path(name).name for name in content[section]] for section in _SECTIONS
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"the split file {path} cannot be used ({type(error).__name__}: {error}): a JSON file with lists of "
             "subjects for 'training', 'validation' and 'test' is needed; correct it or leave split_file out."

@@ -7,6 +7,7 @@ network computed for it is already the next step. Greedy decoding and sampling a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,7 @@ __all__ = [
     "check_range",
     "decode_tokens",
     "sample_tokens",
+    "token_entropy",
     "uncertain_positions",
 ]
 
@@ -124,6 +126,9 @@ class Decoded(NamedTuple):
     """(B, L · S), int64."""
     score: Tensor
     """Log-probability of all tokens under the network: (B,)."""
+    entropy: Tensor | None = None
+    """How undecided the network was, if that was asked for, see `token_entropy`; the mean of the scales on the latent
+    grid: (B, 1, G, G)."""
 
 
 def uncertain_positions(probabilities: Tensor, count: int, alpha: float, selection: str) -> Tensor:
@@ -207,8 +212,30 @@ def confidence(log_p: Tensor) -> Tensor:
     return log_p.amax(dim=-1).sum(dim=-1)
 
 
+def token_entropy(log_p: Tensor, num_positions: int) -> Tensor:
+    """Return how undecided a network is at the positions of a scale, from 0, certain, to 1, all codes alike.
+
+    Args:
+        log_p: logarithms of probabilities, (B, n · S, V), the tokens of all codebooks side by side.
+        num_positions: n.
+
+    Returns:
+        Entropy over its maximum log V, the mean of the codebooks: (B, n), float32.
+
+    Example:
+        >>> token_entropy(torch.tensor([[[0.5, 0.5], [1 - 1e-9, 1e-9]]]).log(), 2).round(decimals=3)
+        tensor([[1., 0.]])
+    """
+    entropy = (log_p.exp() * -log_p).sum(dim=-1) / math.log(log_p.shape[-1])
+    return entropy.unflatten(1, (num_positions, -1)).mean(dim=-1)
+
+
 def decode_tokens(
-    transformer: MIARTransformer, quantizer: MultiScaleQuantizer, context: Context, decoding: Decoding
+    transformer: MIARTransformer,
+    quantizer: MultiScaleQuantizer,
+    context: Context,
+    decoding: Decoding,
+    with_entropy: bool = False,
 ) -> Decoded:
     """Predict the tokens of all scales.
 
@@ -217,9 +244,10 @@ def decode_tokens(
         quantizer: turns tokens into the sum of scales.
         context: of the LR images, batch size B.
         decoding: settings.
+        with_entropy: return the entropy of the tokens too.
 
     Returns:
-        Latents, tokens and their log-probability.
+        Latents, tokens, their log-probability, and their entropy if asked for.
 
     Reference:
         Paper Sec. 3.3, Algorithm 1. Each candidate's pass over the next scale serves its score and, for the winner, the
@@ -229,9 +257,12 @@ def decode_tokens(
     f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
     generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
     logits, cache = transformer.step(None, 0, context, None)
-    score, chosen = f_hat.new_zeros(batch_size), []
-    for k in range(quantizer.schedule.num_scales):
+    score, chosen, entropies = f_hat.new_zeros(batch_size), [], []
+    for k, scale_side in enumerate(quantizer.schedule.sides):
         log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B, n_k, V)
+        if with_entropy:
+            entropy = token_entropy(log_p, scale_side**2).view(batch_size, 1, scale_side, scale_side)
+            entropies.append(quantizer.upsample(entropy, k))
         is_last = k + 1 == quantizer.schedule.num_scales
         if decoding.samples:
             maps = sample_tokens(log_p, decoding, generator)[:, None]  # (B, M, n_k)
@@ -252,4 +283,5 @@ def decode_tokens(
             logits, f_hat, cache = logits[rows], f_hat[rows], [kv.select(rows) for kv in cache]
         score = score + own_score.gather(1, winner[:, None])[:, 0]
         chosen.append(maps[torch.arange(batch_size, device=winner.device), winner])
-    return Decoded(f_hat, torch.cat(chosen, dim=1), score)
+    mean_entropy = torch.stack(entropies).mean(dim=0) if with_entropy else None
+    return Decoded(f_hat, torch.cat(chosen, dim=1), score, mean_entropy)

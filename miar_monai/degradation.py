@@ -18,10 +18,10 @@ from torch import Tensor
 from miar_monai.errors import ConfigurationError
 from miar_monai.resampling import interpolation_matrix, resample
 
-__all__ = ["Degradation", "Degradations", "SeparableDegradation", "with_blurs"]
+__all__ = ["Degradation", "Degradations", "SeparableDegradation", "blur_matrix", "with_blurs"]
 
 
-def _blur_matrix(size: int, sigma: float) -> Tensor:
+def blur_matrix(size: int, sigma: float) -> Tensor:
     """Return a Gaussian blur, truncated at 4 sigma, edges replicated, as a matrix (size, size), float64."""
     return torch.from_numpy(gaussian_filter(np.eye(size), (sigma, 0), mode="nearest", truncate=4))
 
@@ -32,8 +32,8 @@ def _matrix(degradation: Degradation, size: int, dtype: torch.dtype, device: tor
         lr_size = size // degradation.scale
         down = interpolation_matrix(size, lr_size, "bicubic", antialias=True)
         if degradation.blur_on == "lr":
-            return (_blur_matrix(lr_size, degradation.sigma) @ down).to(device, dtype)
-        return (down @ _blur_matrix(size, degradation.sigma)).to(device, dtype)
+            return (blur_matrix(lr_size, degradation.sigma) @ down).to(device, dtype)
+        return (down @ blur_matrix(size, degradation.sigma)).to(device, dtype)
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,35 @@ import numpy as np
 
 from miar_monai.errors import GeometryError, ImageError
 
-__all__ = ["LPS_TO_RAS", "dicom_files", "dicom_tag", "is_dicom", "read_series", "series_files"]
+__all__ = [
+    "LPS_TO_RAS",
+    "MAX_VOXELS",
+    "check_num_voxels",
+    "dicom_files",
+    "dicom_tag",
+    "is_dicom",
+    "read_series",
+    "series_files",
+]
+
+MAX_VOXELS = 2**29
+"""The most voxels of a volume that is read; its result has sixteen times as many."""
 
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 """From the patient axes of DICOM to those of NIfTI, and back."""
+
+
+def check_num_voxels(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
+    """Refuse a volume that is too large to be super-resolved, before memory is asked for.
+
+    Raises:
+        ImageError: if it has more than `MAX_VOXELS` voxels.
+    """
+    if prod(shape) > MAX_VOXELS:
+        raise ImageError(
+            f"{path} speaks of {' x '.join(map(str, shape))} voxels, but at most {MAX_VOXELS} are read: "
+            "check the file, or cut the volume into parts."
+        )
 
 
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -74,8 +100,10 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     files = series_files(folder)
     _check_headers(folder, files)
     for file in files:
-        reader = itk.GDCMImageIO.New()
+        reader = itk.GDCMImageIO.New(FileName=str(file))
         try:
+            reader.ReadImageInformation()
+            check_num_voxels(file, [len(files), *(reader.GetDimensions(i) for i in range(2))])
             slices.append(itk.imread(file, imageio=reader))
         except RuntimeError as error:
             raise _unreadable(file, error) from error

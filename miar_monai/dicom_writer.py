@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 import miar_monai
 from miar_monai.dicom import LPS_TO_RAS, dicom_files, series_files
-from miar_monai.errors import GeometryError, ImageError, OutputError
+from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_folder
 from miar_monai.geometry import axial_axis
 from miar_monai.io import Volume
@@ -61,10 +62,10 @@ def source_headers(volume: Volume) -> list[Dataset]:
 
     Raises:
         ImageError: if the volume is no DICOM series, or the series is neither CT nor MR, or lacks what a derived
-            image must repeat.
+            image must repeat, or has a header that is damaged.
         GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
     """
-    from pydicom import dcmread
+    from pydicom import dcmread, dcmwrite
 
     folder = volume.path
     if not folder.is_dir():
@@ -77,11 +78,14 @@ def source_headers(volume: Volume) -> list[Dataset]:
             f"{folder}: the slices are not axial, but it is the axial plane that becomes finer, so they have no "
             "counterparts in a derived series: write NIfTI (--out-format nifti)."
         )
-    headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
-    for header in headers:
-        _check_header(header)
-    normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
-    heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
+    advice = "export the series again, or write NIfTI (--out-format nifti)."
+    with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
+        headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
+        for header in headers:
+            _check_header(header)
+            dcmwrite(BytesIO(), _repeated(header), implicit_vr=False, little_endian=True)  # what will be repeated
+        normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
+        heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
     return [headers[i] for i in np.argsort(heights, kind="stable")]
 
 
@@ -130,6 +134,7 @@ def write_series(
     headers: Sequence[Dataset],
     derivation: str,
     overwrite: bool = False,
+    quantity: str = "",
 ) -> Path:
     """Write a super-resolved volume as a DICOM series: whole or not at all, and never over another unless asked to.
 
@@ -145,6 +150,8 @@ def write_series(
         headers: of `source_headers`, Z of them.
         derivation: how ``sr`` was made, for the DerivationDescription.
         overwrite: replace an existing folder that holds nothing but DICOM files.
+        quantity: what the voxels are, in a few words, if it is another one than the source's; then the window is that
+            of the values, and the series has a number of its own.
 
     Returns:
         ``folder``.
@@ -161,8 +168,10 @@ def write_series(
     with whole_folder(folder, overwrite) as part:
         for k, header in enumerate(headers):
             image = _repeated(header)
-            _identify(image, series, now, k, sr.array.shape[0] // header.Columns)
-            _explain(image, header, derivation)
+            _identify(image, series, now, k, sr.array.shape[0] // header.Columns, quantity)
+            _explain(image, header, f"{quantity} of {derivation}" if quantity else derivation)
+            if quantity:
+                _show_all(image, sr.array)
             _place(image, sr, k)
             _fill(image, sr.array[:, :, k], encoding)
             image.save_as(part / f"{k + 1:04d}.dcm")
@@ -177,22 +186,23 @@ def _repeated(header: Dataset) -> Dataset:
     repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
     for element in header:
         curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
-        if not (element.tag.is_private or curve_or_overlay or element.keyword in _NO_LONGER_TRUE):
+        of_the_file = element.tag.group < 8  # such a one belongs before the data set, and here only by damage
+        if not (element.tag.is_private or curve_or_overlay or of_the_file or element.keyword in _NO_LONGER_TRUE):
             repeated.add(deepcopy(element))  # an element is shared otherwise, and what is set here changes the source's
     repeated.remove_private_tags()  # within sequences
     return repeated
 
 
-def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int) -> None:
+def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int, quantity: str) -> None:
     """Make an image one of the new series, told apart from its source by number and description."""
     from pydicom.dataset import FileMetaDataset, validate_file_meta
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), series
-    image.SeriesNumber = int(image.get("SeriesNumber") or 0) + 1000
+    image.SeriesNumber = int(image.get("SeriesNumber") or 0) + (2000 if quantity else 1000)
     if image.get("InstanceNumber") is None:
         image.InstanceNumber = k + 1
-    suffix = f" SR {factor}x"
+    suffix = f" SR {factor}x {quantity}".rstrip()
     image.SeriesDescription = f"{str(image.get('SeriesDescription') or '')[: 64 - len(suffix)]}{suffix}".strip()
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(image, f"{event}Date", now.strftime("%Y%m%d"))
@@ -225,6 +235,16 @@ def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
     equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", "miar-monai"
     equipment.SoftwareVersions = miar_monai.__version__
     image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
+
+
+def _show_all(image: Dataset, array: np.ndarray) -> None:
+    """Let the window reach from 0 to the greatest value: that of the source is for other values."""
+    from pydicom.valuerep import DSfloat
+
+    for name in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
+        image.pop(name, None)
+    high = max(float(array.max()), 1e-6)
+    image.WindowCenter, image.WindowWidth = (DSfloat(value, auto_format=True) for value in (high / 2, high))
 
 
 def _is_ct(header: Dataset) -> bool:

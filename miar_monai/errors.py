@@ -7,6 +7,8 @@ built-in exception of the same meaning, so that callers who know nothing of MIAR
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "MissingWeightsError",
     "OutputError",
     "find_miar_error",
+    "in_one_sentence",
     "report_errors_in_one_sentence",
 ]
 
@@ -77,6 +80,32 @@ def find_miar_error(error: BaseException | None) -> MiarError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def in_one_sentence(kind: type[MiarError], problem: str, advice: str) -> Iterator[None]:
+    """Let any error of a block be a sentence: which ones a library raises at what is damaged, nobody documents.
+
+    Args:
+        kind: class of the error that is raised instead; a `MiarError` in the chain of causes is raised as it is.
+        problem: what was found and where; the library's own reason follows it.
+        advice: what is needed, and what to do.
+
+    Example:
+        >>> with in_one_sentence(ImageError, "a.nii is damaged", "copy it again."):
+        ...     int("many")
+        Traceback (most recent call last):
+        miar_monai.errors.ImageError: a.nii is damaged (invalid literal for int() with base 10: 'many'): copy it again.
+    """
+    try:
+        yield
+    except MiarError:
+        raise
+    except Exception as error:
+        if found := find_miar_error(error):
+            raise found from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise kind(f"{problem} ({reason}): {advice}") from error
 
 
 def report_errors_in_one_sentence() -> None:

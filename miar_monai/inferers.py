@@ -22,6 +22,7 @@ from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import upscaled_affine
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.networks import MIAR
+from miar_monai.uncertainty import ErrorModel
 
 __all__ = ["BeamSearchInferer"]
 
@@ -57,9 +58,11 @@ class BeamSearchInferer(Inferer):
             not hold them.
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
+        uncertainty: return the expected absolute error of a `MIAR` as a second channel; the first stays as it is.
+        error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
 
     Raises:
-        ConfigurationError: if a setting is out of range.
+        ConfigurationError: if a setting is out of range, or ``uncertainty`` has no ``error_model``.
 
     Reference:
         Paper Sec. 3.3; tiles by `monai.inferers.sliding_window_inference`.
@@ -91,6 +94,8 @@ class BeamSearchInferer(Inferer):
         sw_batch_size: int = 4,
         overlap: float = 0.25,
         progress: bool = False,
+        uncertainty: bool = False,
+        error_model: ErrorModel | None = None,
     ) -> None:
         self.decoding = Decoding(
             strategy, lookahead_tokens, alpha, selection, score, top_k, top_p, temperature, seed
@@ -106,6 +111,11 @@ class BeamSearchInferer(Inferer):
             raise ConfigurationError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
         if not (blur is None or isinstance(blur, str)):
             check_range("blur", blur, 0, 2)
+        if uncertainty and error_model is None:
+            raise ConfigurationError(
+                "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"
+                " inferer has one, fit it (python -m benchmarks.calibration fit), or leave uncertainty out."
+            )
         self.fidelity = fidelity
         self.blur = blur
         self.degradation = degradation
@@ -115,6 +125,8 @@ class BeamSearchInferer(Inferer):
         self.overlap = overlap
         self.progress = progress
         self._graphs: tuple[Hashable, CUDAGraphed] | None = None
+        self.uncertainty = uncertainty
+        self.error_model = error_model
 
     def __call__(
         self,
@@ -134,10 +146,12 @@ class BeamSearchInferer(Inferer):
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``.
+            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``; with ``uncertainty`` two
+            channels, the second one the expected absolute error of the first, 0 where a slice has no contrast.
 
         Raises:
-            ConfigurationError: if ``inputs`` has another number of axes.
+            ConfigurationError: if ``inputs`` has another number of axes, or ``uncertainty`` is asked of a network that
+                is not a `MIAR`.
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
@@ -148,7 +162,7 @@ class BeamSearchInferer(Inferer):
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
         super_resolve = self._slicewise(network, args, kwargs, slices, trusted, told)
-        result = self._filled(len(slices), plain.device, self._stream(slices, super_resolve))  # (B * D, 1, H, W)
+        result = self._filled(len(slices), plain.device, self._stream(slices, super_resolve))  # (B * D, C, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
                 "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
@@ -156,7 +170,7 @@ class BeamSearchInferer(Inferer):
                 round(100 * share),
             )
         if plain.ndim == 5:
-            result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, 1, H, W, D)
+            result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
         return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
 
     @staticmethod
@@ -194,6 +208,10 @@ class BeamSearchInferer(Inferer):
         module = getattr(network, "module", network)  # without a wrapper for several GPUs
         device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
         if not isinstance(module, MIAR):
+            if self.uncertainty:
+                raise ConfigurationError(
+                    f"uncertainty is asked of a {type(module).__name__}, but only a MIAR network has it; leave it out."
+                )
             return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
         degradation = told or self.input_degradation(slices, module.degradation)
         predict = self._predictor(module)
@@ -204,7 +222,11 @@ class BeamSearchInferer(Inferer):
             observed = module.observe(padded, degradation)
             condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
             inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
-            sr = module.render(self._tiled(inputs, module.scale, size, predict), observed, self.fidelity)
+            maps = self._tiled(inputs, module.scale, size, predict)  # (N, 2, H, W), with uncertainty a third: entropy
+            estimates = module.estimate(maps[:, :2], observed)
+            sr = module.mix(estimates, self.fidelity)
+            if self.uncertainty and self.error_model is not None:
+                sr = torch.cat([sr, self.error_model(sr, estimates, maps[:, 2:])], dim=1)
             trusted.append(observed.trust.flatten())  # here, since a batch that memory does not hold is tried again
             top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
             return sr[..., top : top + height * module.scale, left : left + width * module.scale]
@@ -212,13 +234,13 @@ class BeamSearchInferer(Inferer):
         return super_resolve
 
     def _predictor(self, network: MIAR) -> Callable[[Tensor], Tensor]:
-        """Return a function of tiles with their condition (N, 3, H, W): both output maps (N, 2, H, W)."""
-        settings = self.decoding  # not self, which holds the recordings of this function
+        """Return a function of tiles with their condition (N, 3, H, W): output maps (N, 2 or 3, H, W)."""
+        settings, with_entropy = self.decoding, self.uncertainty  # not self, which holds this function's recordings
         batches = count(settings.seed)  # sampling draws anew for each batch of tiles of a call
 
         def predict(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
             decoding = replace(settings, seed=next(batches)) if settings.samples else settings
-            return {"maps": network.predict(linear, condition, decoding)[0]}
+            return {"maps": network.predict(linear, condition, decoding, with_entropy)[0]}
 
         function: Callable[..., dict[str, Tensor]] = predict
         if not settings.samples and next(network.parameters()).is_cuda:
@@ -229,7 +251,7 @@ class BeamSearchInferer(Inferer):
         """Return the function as CUDA graphs: those of an earlier call where nothing that they hold has changed."""
         precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         weights = tuple(x.data_ptr() for x in (*network.parameters(), *network.buffers()))
-        key = (weights, precision, self.decoding)
+        key = (weights, precision, self.decoding, self.uncertainty)
         if self._graphs is None or self._graphs[0] != key:
 
             def uncached(*inputs: Tensor) -> dict[str, Tensor]:
@@ -284,9 +306,11 @@ class BeamSearchInferer(Inferer):
                     logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
                     continue
                 if self.degradation is not None:
-                    sr = self.degradation.enforce(sr, chunk.to(sr), self.damping)
+                    consistent = self.degradation.enforce(sr[:, :1], chunk.to(sr), self.damping)
+                    sr = torch.cat([consistent, sr[:, 1:]], dim=1)
                 low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
-                yield torch.where((low == high).to(sr.device), low.to(sr), sr)
+                constant = F.pad(low.to(sr), (0, 0, 0, 0, 0, sr.shape[1] - 1))  # without an error
+                yield torch.where((low == high).to(sr.device), constant, sr)
                 start += len(chunk)
                 bar.update(len(chunk))
 

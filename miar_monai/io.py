@@ -7,20 +7,31 @@ from __future__ import annotations
 
 import gzip
 import os
-import zlib
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 
-from miar_monai.dicom import is_dicom, read_series
-from miar_monai.errors import GeometryError, ImageError, OutputError
+from miar_monai.dicom import check_num_voxels, dicom_files, dicom_tag, is_dicom, read_series
+from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import whole_file
 from miar_monai.geometry import fov_corners, is_singular
 
-__all__ = ["Volume", "as_stored", "check_output_folder", "is_nifti", "read_volume", "volume_stem", "write_nifti"]
+__all__ = [
+    "Volume",
+    "as_stored",
+    "check_output_folder",
+    "is_nifti",
+    "read_volume",
+    "uncertainty_of",
+    "volume_stem",
+    "write_nifti",
+]
 
+_MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
+_LARGEST = 1e18  # its square is a number of single precision
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
 
@@ -33,12 +44,17 @@ class Volume(NamedTuple):
         dtype: what a result in these units is stored in: integers where the input has integers of 16 or 32 bits
             without scaling (NIfTI) or after rescaling (DICOM), otherwise float32.
         path: the file, or the folder of the series.
+        modality: of the DICOM header, such as ``"CT"``; empty where no file says it.
+        uncertainty: the expected absolute error of a super-resolved volume in its units, (X, Y, Z), float32; None
+            where nobody asked for it.
     """
 
     array: np.ndarray
     affine: np.ndarray
     dtype: np.dtype
     path: Path
+    modality: str = ""
+    uncertainty: np.ndarray | None = None
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -78,14 +94,14 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
     Raises:
         ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
-            infinite voxels, or is constant.
+            infinite voxels, is constant, or has more than `miar_monai.dicom.MAX_VOXELS` voxels.
         GeometryError: if the affine is singular, or a folder holds several series or slices that are missing,
             duplicate or unevenly spaced.
     """
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
-    volume = Volume(*read_series(path), path) if path.is_dir() else _read_nifti(path)
+    volume = _read_folder(path) if path.is_dir() else _read_nifti(path)
     _check_intensities(volume)
     if is_singular(volume.affine):
         raise GeometryError(
@@ -93,6 +109,18 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
             "millimeters; a file with a valid sform or qform is needed: convert it again from its source."
         )
     return volume
+
+
+def _read_folder(path: Path) -> Volume:
+    volume = Volume(*read_series(path), path)
+    slices = (file for file in dicom_files(path) if file.name.upper() != "DICOMDIR")
+    return volume._replace(modality=dicom_tag(next(slices), "0008|0060"))
+
+
+def uncertainty_of(sr: Volume) -> Volume:
+    """Return the expected error of a super-resolved volume as a volume of its own, which is never rounded."""
+    assert sr.uncertainty is not None, "uncertainty was not asked for"
+    return Volume(sr.uncertainty, sr.affine, np.dtype(np.float32), sr.path)
 
 
 def _check_intensities(volume: Volume) -> None:
@@ -103,42 +131,54 @@ def _check_intensities(volume: Volume) -> None:
             f"{volume.path}: {nan} voxels are NaN and {bad - nan} infinite, of {volume.array.size}; finite "
             "intensities are needed: repair the volume, for example by setting these voxels to the background."
         )
-    if volume.array.min() == volume.array.max():
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if low == high:
         raise ImageError(
-            f"{volume.path}: all {volume.array.size} voxels are {volume.array.min():g}; "
+            f"{volume.path}: all {volume.array.size} voxels are {low:g}; "
             "an image with contrast is needed: check the export of this volume."
+        )
+    if max(-low, high) > _LARGEST or high - low < 1 / _LARGEST:
+        raise ImageError(
+            f"{volume.path}: the voxels reach from {low:g} to {high:g}, beyond what can be computed with; usual "
+            "intensities are needed: check the file for damage, or scale it."
         )
 
 
 def _read_nifti(path: Path) -> Volume:
-    try:
+    advice = "a complete .nii or .nii.gz file is needed; copy it again."
+    with in_one_sentence(ImageError, f"{path} cannot be read as NIfTI", advice):
         image: Any = None if is_dicom(path) else nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ImageError(
-            f"{path} cannot be read as NIfTI ({error}): a complete .nii or .nii.gz file is needed; copy it again."
-        ) from error
     if image is None:
         raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
     if not isinstance(image, nib.Nifti1Pair):
         raise ImageError(f"{path} is a {type(image).__name__}: a NIfTI file is needed; convert it to .nii.gz.")
-    _check_nifti_layout(path, image)
-    try:
-        _check_gzip(path)
+    advice = "the complete file is needed; copy or download it again."
+    with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
+        _check_nifti_layout(path, image)
+        _check_length(path, image)
         array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ImageError(
-            f"{path} is truncated or damaged ({error}): the complete file is needed; copy or download it again."
-        ) from error
-    affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
-    return Volume(array, affine, _result_dtype(image), path)
+        affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
+        return Volume(array, affine, _result_dtype(image), path)
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a compressed file to its end, where its checksum is: nibabel stops before, and damage would pass."""
+def _check_length(path: Path, image: Any) -> None:
+    """Refuse a file that holds less than its header says, before memory is asked for.
+
+    A compressed file is read to its end, where its checksum is: nibabel stops before, and damage would pass.
+    """
+    check_num_voxels(path, image.shape)
+    needed = image.dataobj.offset + prod(image.shape) * image.get_data_dtype().itemsize
     if path.name.lower().endswith(".gz"):
+        length = 0
         with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+            while block := file.read(2**20):
+                length += len(block)
+                if length > needed + _MAX_SURPLUS:
+                    raise ValueError(f"it goes on after the {needed} bytes that its header speaks of")
+    else:
+        length = path.stat().st_size
+    if length < needed:
+        raise ValueError(f"it holds {length} bytes, but its header speaks of {needed}")
 
 
 def _result_dtype(image: Any) -> np.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 import miar_monai
 from miar_monai.api import SuperResolver
-from miar_monai.bundles import metadata, weights_sha256
+from miar_monai.bundles import weights_sha256
 from miar_monai.degradation import Degradation
 from miar_monai.geometry import axial_axis, fov_corners
 from miar_monai.io import Volume
@@ -73,6 +73,7 @@ def case_report(
     degradation: Degradation,
     seconds: float,
     device: str | torch.device = "cpu",
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the report of a case that was super-resolved, ready for JSON.
 
@@ -84,23 +85,33 @@ def case_report(
         degradation: what the network was told about the input.
         seconds: that inference took.
         device: where the residual is computed.
+        warnings: in which respects the input is unlike those of the training.
 
     Returns:
-        Sizes in voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units
-        of the input; ``told_blur_voxels`` is the standard deviation of the blur that the network was told, in voxels of
-        the input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved.
+        Modality (null where no header says it), sizes in voxels, spacings and fields of view in millimeters along the
+        voxel axes, ranges and residual in units of the input; ``told_blur_voxels`` is the standard deviation of the
+        blur that the network was told, in voxels of the input; ``largest_corner_shift_mm`` is how far the outer corners
+        of the field of view moved. Of the expected error, if it was asked for, there are the mean and the maximum.
     """
+    uncertainty = sr.uncertainty
     shift = fov_corners(lr.affine, lr.array.shape) - fov_corners(sr.affine, sr.array.shape)
     return {
         "input": source,
         "output": str(output),
+        "modality": lr.modality or None,
         "before": _description(lr),
         "after": _description(sr),
         "largest_corner_shift_mm": float(np.linalg.norm(shift, axis=1).max()),
         "told_blur_voxels": round(degradation.lr_sigma, 2),
         "data_consistency_rms": data_consistency_rms(lr, sr, degradation, device),
+        "expected_absolute_error": None if uncertainty is None else _mean_and_maximum(uncertainty),
         "seconds": round(seconds, 3),
+        "warnings": list(warnings),
     }
+
+
+def _mean_and_maximum(array: np.ndarray) -> dict[str, float]:
+    return {"mean": float(array.mean(dtype=np.float64)), "maximum": float(array.max())}
 
 
 def _description(volume: Volume) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
         resolver: what super-resolved them.
         cases: of `case_report`; of a case that failed, its input and the error.
     """
-    about = metadata(resolver.bundle)
+    about = resolver.about
     return {
         "model": {
             "name": about.get("name"),
@@ -129,6 +140,7 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
             "weights": str(resolver.weights),
             "weights_sha256": weights_sha256(resolver.bundle),
             "intended_use": about.get("intended_use"),
+            "trained_on": resolver.domain.as_dict(),
         },
         "settings": {name: value for name, value in resolver.settings.items() if name != "progress"},
         "device": str(resolver.device),
@@ -139,7 +151,7 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
 
 def derivation(resolver: SuperResolver) -> str:
     """Return in two sentences how a resolver makes its results, for those who meet them without their report."""
-    about = metadata(resolver.bundle)
+    about = resolver.about
     settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
     return (
         f"MIAR fourfold super-resolution in the axial plane, miar-monai {miar_monai.__version__}, "

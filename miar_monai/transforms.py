@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, InvertibleTransform, MapTransform, RandomizableTransform, Transform
 from monai.transforms.utils import allow_missing_keys_mode
-from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor
+from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
 from miar_monai.decoding import check_range
@@ -42,6 +43,7 @@ __all__ = [
     "ScaleIntensityRobustd",
     "SimulateLowResolution",
     "SimulateLowResolutiond",
+    "SplitUncertaintyd",
     "check_results",
     "result_path",
 ]
@@ -91,7 +93,7 @@ def result_path(source: str | os.PathLike[str], output_dir: str | os.PathLike[st
 def check_results(
     items: Sequence[Mapping[str, str]],
     output_dir: str | os.PathLike[str],
-    postfix: str = "sr",
+    postfix: str | Sequence[str] = "sr",
     overwrite: bool = False,
     key: str = "image",
 ) -> None:
@@ -100,7 +102,7 @@ def check_results(
     Args:
         items: the inputs, ``key`` holding the path.
         output_dir: folder of the results.
-        postfix: ending of their names.
+        postfix: ending of their names, or the endings where an input has several.
         overwrite: whether existing results may be replaced.
         key: of the path.
 
@@ -108,8 +110,8 @@ def check_results(
         OutputError: if two inputs would be written to the same file, or a result exists and ``overwrite`` is False.
     """
     taken: dict[Path, str] = {}
-    for item in items:
-        path = result_path(item[key], output_dir, postfix)
+    for item, ending in product(items, ensure_tuple(postfix)):
+        path = result_path(item[key], output_dir, ending)
         if path in taken:
             raise OutputError(
                 f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with an "
@@ -240,6 +242,14 @@ class _ScaleIntensity(InvertibleTransform):
         """Return the image in the units it had before, float32."""
         window = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
         return image * (window["high"] - window["low"]) + window["low"]
+
+    @staticmethod
+    def forget_offset(image: MetaTensor) -> None:
+        """Let the inverse multiply only: a difference of intensities has no offset."""
+        for operation in image.applied_operations:
+            window = operation.get(TraceKeys.EXTRA_INFO, {})
+            if {"low", "high"} <= set(window):
+                window.update(low=0.0, high=window["high"] - window["low"])
 
 
 class ScaleIntensityRobust(_ScaleIntensity):
@@ -440,6 +450,35 @@ class ScaleIntensityHUd(_InvertibleArrayTransformd):
         super().__init__(keys, ScaleIntensityHU(low, high), allow_missing_keys)
 
 
+class SplitUncertaintyd(MapTransform):
+    """Take the second channel of a prediction, the expected error if there is one, to a key of its own.
+
+    Args:
+        keys: key of the prediction, (1 or 2, X', Y', Z').
+        uncertainty_key: where the second channel goes.
+        allow_missing_keys: pass over missing predictions.
+
+    Example:
+        >>> data = SplitUncertaintyd("pred")({"pred": torch.zeros(2, 8, 8, 3)})
+        >>> {key: tuple(value.shape) for key, value in data.items()}
+        {'pred': (1, 8, 8, 3), 'uncertainty': (1, 8, 8, 3)}
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", uncertainty_key: str = "uncertainty", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.uncertainty_key = uncertainty_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` whose prediction has one channel."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            if len(data[key]) == 2:
+                result[key], result[self.uncertainty_key] = data[key][:1], data[key][1:]
+        return result
+
+
 class InvertSuperResolutiond(MapTransform):
     """Bring a super-resolved prediction back to the intensities and the voxel axes of its input.
 
@@ -450,6 +489,8 @@ class InvertSuperResolutiond(MapTransform):
         keys: key of the prediction, (1, X', Y', Z').
         transform: the preprocessing that was applied to ``orig_key``; its invertible parts are undone.
         orig_key: key of the network's input, a `MetaTensor` (1, X, Y, Z).
+        difference_keys: those of the keys that hold differences of intensities, such as errors: they are scaled
+            without an offset, and are not rounded when they are written.
         allow_missing_keys: pass over missing predictions.
     """
 
@@ -458,20 +499,29 @@ class InvertSuperResolutiond(MapTransform):
         keys: KeysCollection,
         transform: Compose,
         orig_key: str = "image",
+        difference_keys: KeysCollection = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = transform
         self.orig_key = orig_key
+        self.difference_keys = ensure_tuple(difference_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with the predictions in the units and the orientation of the input."""
-        return {**data, **{key: self._invert(data[key], data[self.orig_key]) for key in self.key_iterator(data)}}
+        inverted = {
+            key: self._invert(data[key], data[self.orig_key], key in self.difference_keys)
+            for key in self.key_iterator(data)
+        }
+        return {**data, **inverted}
 
-    def _invert(self, prediction: Tensor, image: MetaTensor) -> MetaTensor:
+    def _invert(self, prediction: Tensor, image: MetaTensor, is_difference: bool) -> MetaTensor:
         factors = [new / old for new, old in zip(prediction.shape[1:], image.shape[1:], strict=True)]
         affine = upscaled_affine(np.asarray(image.affine), factors)
         placed = _moved(image, convert_to_tensor(prediction, track_meta=False).detach().cpu(), affine)
         placed.applied_operations = deepcopy(image.applied_operations)
+        if is_difference:
+            _ScaleIntensity.forget_offset(placed)
+            placed.meta[_DTYPE_KEY] = "float32"
         with allow_missing_keys_mode(self.transform):
             return self.transform.inverse({self.orig_key: placed})[self.orig_key]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,10 @@ import torch
 from bundle_runs import Finished, arguments, quick_command, tiny_checkpoint
 from phantoms import LPS_AFFINE, head, write_brats_folder, write_dicom_series, write_nifti_phantom
 
+from miar_monai import io
 from miar_monai.datasets import SliceDataset
 from miar_monai.errors import ImageError, find_miar_error
+from miar_monai.io import read_volume
 
 SHAPE = (20, 18, 6)
 
@@ -67,6 +73,10 @@ def empty(folder: Path) -> Path:
     return folder / "empty"
 
 
+def as_large_as(value: float, folder: Path) -> Path:
+    return write(folder / "large.nii.gz", (value * head(SHAPE)).astype(np.float32))
+
+
 VOLUMES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "nowhere", "nowhere does not exist: a NIfTI file or a folder"),
     "empty folder": (empty, "holds neither NIfTI files"),
@@ -74,6 +84,8 @@ VOLUMES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "RGB": (colors, "the voxels are RGB colors"),
     "NaN": (not_finite, "1 voxels are NaN and 0 infinite"),
     "constant": (lambda folder: write(folder / "c.nii.gz", np.full(SHAPE, 7, np.int16)), "all 2160 voxels are 7"),
+    "huge": (partial(as_large_as, 1e38), "the voxels reach from 0 to 1e+38, beyond what can be computed with"),
+    "tiny": (partial(as_large_as, 1e-38), "the voxels reach from 0 to 1e-38, beyond what can be computed with"),
     "truncated": (truncated, "cut.nii.gz is truncated or damaged"),
     "several series": (several_series, "holds 2 DICOM series"),
     "missing slices": (missing_slices, "1 slices are missing"),
@@ -196,3 +208,63 @@ def test_an_error_leaves_no_thread_behind() -> None:
         SliceDataset(items, load, num_workers=4)
     assert str(find_miar_error(caught.value)) == "bad: all voxels are 7."
     assert not {thread for thread in threading.enumerate() if "TMonitor" not in repr(thread)} - before
+
+
+def header_of(path: Path, offset: int, content: bytes) -> Path:
+    """Overwrite a part of an uncompressed or compressed NIfTI header in place."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        data = bytearray(file.read())
+    data[offset : offset + len(content)] = content
+    with opened(path, "wb") as file:
+        file.write(data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("offset", "content", "sentence"),
+    [
+        (40, struct.pack("<4h", 3, *[30000] * 3), "30000 x 30000 x 30000 voxels, but at most 536870912 are read"),
+        (40, struct.pack("<4h", 3, 700, 700, 700), "bytes, but its header speaks of 686000352"),
+        (40, struct.pack("<h", 77), "cannot be read as NIfTI"),
+        (70, struct.pack("<h", 16400), "(data code 16400 not recognized)"),
+        (108, struct.pack("<f", 1e9), "bytes, but its header speaks of 10000"),
+        (108, struct.pack("<f", float("nan")), "cannot be read as NIfTI"),
+        (123, b"\x07", "(7)"),  # of its units
+    ],
+)
+def test_a_header_that_lies_is_found_before_memory_is_asked_for(
+    suffix: str, offset: int, content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    path = header_of(write_nifti_phantom(tmp_path / f"scan{suffix}", SHAPE), offset, content)
+    tracemalloc.start()
+    with pytest.raises(ImageError) as caught:
+        read_volume(path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).endswith(".")
+
+
+def test_a_compressed_file_that_does_not_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "_MAX_SURPLUS", 2**20)
+    path = write_nifti_phantom(tmp_path / "bomb.nii.gz", SHAPE)
+    with gzip.open(path, "ab") as file:
+        file.write(bytes(2**22))
+    with pytest.raises(ImageError, match=r"bomb\.nii\.gz is truncated or damaged \(it goes on after the 4672 bytes"):
+        read_volume(path)
+
+
+# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+def test_a_series_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    for path in write_dicom_series(tmp_path / "series", (16, 16, 3)).iterdir():
+        image = dcmread(path)
+        image.Rows = image.Columns = 65535
+        image.save_as(path)
+    with pytest.raises(ImageError, match=r"\.dcm speaks of 3 x 65535 x 65535 voxels, but at most 536870912 are read"):
+        read_volume(tmp_path / "series")

@@ -231,21 +231,30 @@ class MIAR(nn.Module):
         return torch.lerp(observed.linear, maps, observed.trust)
 
     def render(self, maps: Tensor, observed: Observation, fidelity: float) -> Tensor:
-        """Return the images (B, 1, H, W) between both maps: 0 is the most perceptual, 1 the most faithful."""
-        perceptual, faithful = self.estimate(maps, observed).split(1, dim=1)
+        """Return the images (B, 1, H, W) of output maps (B, 2, H, W): corrected, and mixed by `mix`."""
+        return self.mix(self.estimate(maps, observed), fidelity)
+
+    @staticmethod
+    def mix(estimates: Tensor, fidelity: float) -> Tensor:
+        """Return the images (B, 1, H, W) between both estimates: 0 is the most perceptual, 1 the most faithful."""
+        perceptual, faithful = estimates.split(1, dim=1)
         return torch.lerp(perceptual, faithful, fidelity)
 
     @torch.no_grad()
-    def predict(self, linear: Tensor, condition: Tensor, decoding: Decoding) -> tuple[Tensor, Decoded]:
+    def predict(
+        self, linear: Tensor, condition: Tensor, decoding: Decoding, with_entropy: bool = False
+    ) -> tuple[Tensor, Decoded]:
         """Predict the tokens of tiles and decode them.
 
         Args:
             linear: linear estimates of the tiles, (B, 1, scale · lr_side, scale · lr_side).
             condition: see `Observation`, (B, 2, 1, 1).
             decoding: strategy and its settings.
+            with_entropy: find the entropy of the tokens too.
 
         Returns:
-            Both output maps, (B, 2, scale · lr_side, scale · lr_side), not corrected yet, and the tokens.
+            Both output maps, (B, 2, scale · lr_side, scale · lr_side), not corrected yet, and the tokens. With the
+            entropy, it is a third map: that of `Decoded`, interpolated.
 
         Raises:
             ConfigurationError: if the tiles have another size.
@@ -259,8 +268,12 @@ class MIAR(nn.Module):
             )
         features = self.features(linear, condition)
         context = self.transformer.context(features.f_lr)
-        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding)
-        return self.decode(decoded.f_hat, features), decoded
+        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding, with_entropy)
+        maps = self.decode(decoded.f_hat, features)
+        if decoded.entropy is not None:
+            entropy = F.interpolate(decoded.entropy.to(maps.dtype), maps.shape[2:], mode="bilinear")
+            maps = torch.cat([maps, entropy], dim=1)
+        return maps, decoded
 
     @torch.no_grad()
     def super_resolve(

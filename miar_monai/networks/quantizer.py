@@ -206,6 +206,12 @@ class MultiScaleQuantizer(nn.Module):
         return self.phis[self.phi_of_scale[k]]
 
     @without_autocast
+    def upsample(self, x: Tensor, k: int) -> Tensor:
+        """Bring a map of scale k, (B, C, side_k, side_k), to the latent grid: (B, C, G, G)."""
+        up = self.get_buffer(f"up_{k}")
+        return resample(x.to(up.dtype), up, up)
+
+    @without_autocast
     def add_scale(self, f_hat: Tensor, tokens: Tensor, k: int) -> Tensor:
         """Add the codes of one scale to the sum of the coarser ones: ``f_hat + φ_k(upsample(codebook[tokens]))``.
 
@@ -219,8 +225,7 @@ class MultiScaleQuantizer(nn.Module):
         """
         side = self.schedule.sides[k]
         codes = self.lookup(tokens).mT.unflatten(-1, (side, side))  # (B, C, side, side)
-        up = self.get_buffer(f"up_{k}")
-        return f_hat + self.phi(k)(resample(codes, up, up))
+        return f_hat + self.phi(k)(self.upsample(codes, k))
 
     @without_autocast
     def to_scale(self, f: Tensor, k: int) -> Tensor:
@@ -311,8 +316,7 @@ class MultiScaleQuantizer(nn.Module):
         for k in range(self.schedule.num_scales):
             side = self.schedule.sides[k]
             z = self.to_scale(f - f_hat, k)  # (B, side_k², C)
-            up = self.get_buffer(f"up_{k}")
-            f_hat = f_hat + self.phi(k)(resample(z.mT.unflatten(-1, (side, side)), up, up))
+            f_hat = f_hat + self.phi(k)(self.upsample(z.mT.unflatten(-1, (side, side)), k))
             residuals.append(z.flatten(0, 1))
         share = -(-self.num_codes // len(residuals))
         drawn = [z[torch.randint(len(z), (share,), device=z.device)] for z in residuals]

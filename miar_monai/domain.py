@@ -1,0 +1,103 @@
+"""What the weights of a bundle were trained on, and in which respects an input is unlike it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from miar_monai.errors import ConfigurationError
+from miar_monai.geometry import axial_axis
+from miar_monai.io import Volume
+
+__all__ = ["TrainingDomain"]
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainingDomain:
+    """What a bundle's ``metadata.json`` says of its training; None is what it does not say.
+
+    ``python -m benchmarks.training_range`` measures the intervals.
+
+    Args:
+        modality: of the low-resolution images, as DICOM calls it: ``network_data_format``.
+        in_plane_spacing_mm: lowest and highest spacing of their voxels in the axial plane: ``training_range``.
+        minimum: likewise, the minimum of a volume after preprocessing.
+        maximum: likewise, the maximum.
+    """
+
+    modality: str | None = None
+    in_plane_spacing_mm: Interval | None = None
+    minimum: Interval | None = None
+    maximum: Interval | None = None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> TrainingDomain:
+        """Read it from a bundle's metadata.
+
+        Raises:
+            ConfigurationError: if what is there is not as it should be.
+
+        Example:
+            >>> TrainingDomain.of({"training_range": {"in_plane_spacing_mm": [3.5, 4]}}).in_plane_spacing_mm
+            (3.5, 4.0)
+        """
+        try:
+            modality = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("modality")
+            bounds = {}
+            for name, interval in metadata.get("training_range", {}).items():
+                low, high = map(float, interval)
+                bounds[name] = (low, high)
+            return cls(None if modality is None else str(modality), **bounds)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise ConfigurationError(
+                f"the metadata.json of the bundle cannot be used ({error}): network_data_format as MONAI has it, and a"
+                " lowest and a highest number for each part of training_range, are needed; restore it."
+            ) from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        return asdict(self)
+
+    def warnings(self, lr: Volume, scaled: np.ndarray) -> list[str]:
+        """Return in which respects a volume is unlike those of the training, a sentence each.
+
+        A tenth of the spacing and a twentieth of the intensity range are let pass.
+
+        Args:
+            lr: the input.
+            scaled: its voxels after preprocessing.
+        """
+        found = []
+        if self.modality and lr.modality and lr.modality != self.modality:
+            found.append(f"the modality is {lr.modality}, but the model was trained on {self.modality}.")
+        spacing = np.delete(np.linalg.norm(lr.affine[:3, :3], axis=0), axial_axis(lr.affine))
+        if self.in_plane_spacing_mm is not None:
+            low, high = self.in_plane_spacing_mm
+            if spacing.min() < 0.9 * low or spacing.max() > 1.1 * high:
+                size = " x ".join(f"{mm:.3g}" for mm in spacing)
+                found.append(
+                    f"the axial voxels are {size} mm, but those of the training were {_text(low, high)} mm:"
+                    " structures of this size are new to the model."
+                )
+        unit = float(np.ptp(lr.array)) / float(np.ptp(scaled))
+        for bounds, which, value, own in (
+            (self.minimum, "darkest", float(scaled.min()), float(lr.array.min())),
+            (self.maximum, "brightest", float(scaled.max()), float(lr.array.max())),
+        ):
+            if bounds is not None and not bounds[0] - 0.05 <= value <= bounds[1] + 0.05:
+                low, high = (own + unit * (bound - value) for bound in bounds)
+                found.append(
+                    f"the {which} voxel is {own:.4g}, but in the volumes of the training it was {_text(low, high)}:"
+                    " the intensities may be in other units."
+                )
+        return found
+
+
+def _text(low: float, high: float) -> str:
+    low_text, high_text = f"{low:.4g}", f"{high:.4g}"
+    return low_text if low_text == high_text else f"{low_text} to {high_text}"
