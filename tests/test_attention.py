@@ -79,6 +79,7 @@ def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperat
     largest = q.norm(dim=-1) * own.key.norm(dim=-1)  # of a query and a key that point the same way
     torch.testing.assert_close(largest, torch.full((1, 5, 2), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
     attention.log_temperature.data.fill_(9.0)
+    _, own = attention(x, table)
     assert (attention.queries(x, table).norm(dim=-1) * own.key.norm(dim=-1)).max() <= 100.01
 
 

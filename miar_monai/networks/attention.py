@@ -12,7 +12,7 @@ __all__ = ["CrossAttention", "KeyValue", "SelfAttention", "rotary_table", "rotat
 
 
 class KeyValue(NamedTuple):
-    """Keys (already rotated) and values of one attention layer, each (B, tokens, heads, D / heads)."""
+    """Keys (rotated, times the temperature) and values of one attention layer, each (B, tokens, heads, D / heads)."""
 
     key: Tensor
     value: Tensor
@@ -84,15 +84,18 @@ class _Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1))  # (B, L, heads, d)
 
     def key_values(self, x: Tensor, table: Tensor) -> KeyValue:
-        """Split what a linear layer made of tokens, (B, L, 2 D); a cache holds both in one precision."""
+        """Split what a linear layer made of tokens, (B, L, 2 D); a cache holds both in one precision.
+
+        Keys carry the temperature of their head, since each is made once and meets many queries: its product with a
+        query is the cosine between them times the temperature.
+        """
         key, value = map(self.heads, x.chunk(2, dim=-1))
-        return KeyValue(rotate(normalized(key), table).to(value.dtype), value)
+        temperature = self.log_temperature.clamp(max=self.max_log_temperature).exp()[..., 0]  # (heads, 1)
+        key = rotate(normalized(key) * (temperature / key.shape[-1]), table)
+        return KeyValue(key.to(value.dtype), value)
 
     def queries(self, x: Tensor, table: Tensor) -> Tensor:
-        """Return queries whose product with a key is the cosine between them times the temperature of the head."""
-        temperature = self.log_temperature.clamp(max=self.max_log_temperature).exp()[..., 0]  # (heads, 1)
-        q = self.heads(self.query(x))
-        return rotate(normalized(q) * (temperature / q.shape[-1]), table)
+        return rotate(normalized(self.heads(self.query(x))), table)
 
     def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attend from queries (B · M, L, heads, d) to keys and values of B samples, those of M candidates in a row."""
