@@ -128,7 +128,8 @@ def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[s
 
 def command(*parts: str, module: str = "monai.bundle", timeout: float = 200) -> Finished:
     """Run ``python -m monai.bundle ...`` and wait for its end."""
-    done = subprocess.run([sys.executable, "-m", module, *parts], capture_output=True, text=True, timeout=timeout)
+    line = [sys.executable, "-m", module, *parts]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", timeout=timeout)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 

@@ -245,7 +245,8 @@ def test_missing_weights_and_damaged_configs_are_one_sentence(tmp_path: Path) ->
 
 def test_the_package_offers_the_call_without_loading_pytorch() -> None:
     code = "import sys, miar_monai; dir(miar_monai); print('torch' in sys.modules); miar_monai.super_resolve"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == "False\n"
     import miar_monai
 

@@ -441,7 +441,7 @@ def test_these_answer_at_once_without_pytorch(command: str, answer: str) -> None
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
         seconds.append(time.perf_counter() - start)
     assert done.stdout.splitlines()[-1] == "set()"
     assert answer in done.stdout
@@ -487,7 +487,8 @@ def test_every_command_has_an_example_and_the_codes_are_documented() -> None:
 def test_a_killed_command_leaves_nothing_half_written(bundle: Path, tmp_path: Path) -> None:
     scan = write_nifti_phantom(tmp_path / "big.nii.gz", (150, 150, 60))
     parts = ["sr", str(scan), "-o", "out", "--model", str(bundle), "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-m", "miar_monai.app", *parts], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "miar_monai.app", *parts]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
     assert process.stderr is not None
     seen = ""
     while "super-resolving" not in seen and process.poll() is None:

@@ -210,7 +210,7 @@ def test_the_command_takes_its_options_as_flags(tmp_path: Path, capsys: pytest.C
 
 def test_the_command_says_an_error_in_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.figures", "curves", f"--output_dir={tmp_path}", "--runs=runs"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: runs is 'runs', but names and paths are needed")
     assert "Traceback" not in done.stderr

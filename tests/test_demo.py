@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,14 +44,15 @@ def volume(phantom: Tensor, tmp_path: Path) -> Path:
 @pytest.fixture
 def resolver(tmp_path: Path) -> SuperResolver:
     """Return a bundle that repeats voxels."""
-    shipped = Path(__file__).parents[1] / "bundles" / "miar_brats" / "configs" / "inference.json"
-    config = json.loads(shipped.read_text())
+    shipped = Path(__file__).parents[1] / "bundles" / "miar_brats" / "configs"
+    config = json.loads((shipped / "inference.json").read_text())
     config["network_def"] = {"_target_": "torch.nn.Identity"}
     options = {name: f"@{name}" for name in ("lookahead_tokens", "progress")}
     config["inferer"] = {"_target_": f"{__name__}.Repeat", **options}
     for name in ("configs", "models"):
         (tmp_path / "bundle" / name).mkdir(parents=True)
     (tmp_path / "bundle" / "configs" / "inference.json").write_text(json.dumps(config))
+    shutil.copy(shipped / "metadata.json", tmp_path / "bundle" / "configs")
     torch.save({}, tmp_path / "bundle" / "models" / "model.pt")
     return SuperResolver(tmp_path / "bundle", "cpu")
 
@@ -120,7 +122,8 @@ def test_the_command_prints_the_table_and_where_the_files_lie(
 
 def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "miar_monai.demo", f"--bundle={tmp_path}", f"--output_dir={tmp_path}/out"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=hidden)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -20,7 +20,7 @@ except Exception as error:
 
 
 def run(inner: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", SCRIPT.format(inner=inner)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", SCRIPT.format(inner=inner)], capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -16,7 +16,8 @@ MODULES = sorted((ROOT / "miar_monai").rglob("*.py"))
 def loaded(module: str) -> set[str]:
     """Return the packages that a fresh Python has loaded after importing a module."""
     code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    return set(done.stdout.split())
 
 
 def test_the_import_is_cheap() -> None:

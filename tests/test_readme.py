@@ -86,7 +86,7 @@ def test_the_bundle_trains_and_evaluates_as_written() -> None:
     activate = Path(".venv/bin/activate")
     activate.parent.mkdir(parents=True)
     activate.touch()
-    done = subprocess.run(["bash", "-euc", block], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-euc", block], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     for made in ("tokenizer.pt", "model.pt", "metrics.csv", "metrics.md"):
         assert Path("runs/brats", made).is_file()
@@ -105,7 +105,7 @@ def test_benchmarks_take_the_options_that_are_named() -> None:
 
 def test_make_has_the_targets_that_are_named() -> None:
     for command in [*commands("make"), ["make", "bundles"]]:
-        done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
 
 

@@ -306,6 +306,7 @@ class MultiScaleQuantizer(nn.Module):
         return torch.where(torch.rand(batch_size, device=device) < self.dropout, prefix, full)
 
     @torch.no_grad()
+    @without_autocast
     def initialize_codebook(self, f: Tensor) -> None:
         """Draw the first codes from latents (B, C, G, G): residuals of an unquantized pyramid, all scales alike.
 
