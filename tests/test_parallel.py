@@ -99,7 +99,7 @@ def test_two_processes_do_each_of_three_once_and_report_the_one_that_fails(bundl
     broken.write_bytes(broken.read_bytes()[:300])
     done = two_processes(bundle, source)
     assert done.returncode == 1, done.stderr  # the launcher's own, of processes that
-    assert done.stderr.count("exitcode  : 3") == 2
+    assert "exitcode  : 3" in done.stderr  # of both, if the launcher did not end the second when the first had ended
     assert done.stderr.count(f"1 of 3 cases failed: {broken}\n") == 1
     assert sorted(done.stdout.split()) == ["out/0_sr.nii.gz", "out/2_sr.nii.gz"]  # each once
     assert names("out") == ["0_sr.nii.gz", "2_sr.nii.gz"]
