@@ -333,13 +333,11 @@ class _Work:
     def _write(self, result: Volume, target: Path, headers: list[Dataset], redo: bool) -> None:
         """Write a result after what goes beside it: a case is done when its result is there."""
         from miar_monai.dicom_writer import write_series
-        from miar_monai.io import uncertainty_of, write_nifti
+        from miar_monai.io import parts_to_save, write_nifti
         from miar_monai.report import derivation
 
-        parts = [(target, result, "", self.overwrite)]
-        if result.uncertainty is not None:
-            parts.insert(0, (_uncertainty_map(target), uncertainty_of(result), "expected error", redo))
-        for path, volume, quantity, overwrite in parts:
+        for volume, quantity in parts_to_save(result):
+            path, overwrite = (_uncertainty_map(target), redo) if quantity else (target, self.overwrite)
             if self.as_dicom:
                 write_series(path, volume, headers, derivation(self.resolver), overwrite, quantity)
             else:

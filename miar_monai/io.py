@@ -24,6 +24,7 @@ __all__ = [
     "as_stored",
     "check_output_folder",
     "is_nifti",
+    "parts_to_save",
     "read_volume",
     "uncertainty_of",
     "volume_stem",
@@ -121,6 +122,15 @@ def uncertainty_of(sr: Volume) -> Volume:
     """Return the expected error of a super-resolved volume as a volume of its own, which is never rounded."""
     assert sr.uncertainty is not None, "uncertainty was not asked for"
     return Volume(sr.uncertainty, sr.affine, np.dtype(np.float32), sr.path)
+
+
+def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
+    """Return what is saved of a super-resolved volume, each part with the ``quantity`` that `write_series` names it by.
+
+    The image itself, whose quantity is the source's and so has no name, comes last: when it is there, all is.
+    """
+    maps = [] if sr.uncertainty is None else [(uncertainty_of(sr), "expected error")]
+    return [*maps, (sr, "")]
 
 
 def _check_intensities(volume: Volume) -> None:

@@ -14,7 +14,7 @@ import miar_monai
 from miar_monai.bundles import MODELS, find_bundle
 from miar_monai.errors import MiarError
 from miar_monai.monailabel_app.store import ResultStore, origin, source_of
-from miar_monai.monailabel_app.task import SuperResolutionTask
+from miar_monai.monailabel_app.task import SuperResolutionTask, switch
 
 
 class MiarApp(MONAILabelApp):
@@ -55,7 +55,8 @@ class MiarApp(MONAILabelApp):
             datastore: the app's by default.
 
         Returns:
-            ``file``, the result, and ``params``, what the client is told about it.
+            ``file``, the result, and ``params``, what the client is told about it: where it is saved too, and of its
+            uncertainty, if it was asked for, the mean and the maximum. The map itself is there only if it is saved.
 
         Raises:
             HTTPException: with a sentence for the user: 404 if there is no such model or image, 400 if the image or a
@@ -64,12 +65,10 @@ class MiarApp(MONAILabelApp):
         name, datastore = request.get("model"), datastore or self.datastore()
         if name not in self._infers:
             raise HTTPException(404, f"there is no model {name!r}: this server has {', '.join(self._infers)}.")
-        save = request.get("save_image") or False
-        if not isinstance(save, bool):
-            raise HTTPException(400, f"save_image is {save!r}, but it must be true or false; correct it.")
         if request.get("label_info"):
             raise HTTPException(400, f"{name} makes images, which no DICOM SEG holds: ask with output=image.")
         try:
+            save = switch(request, "save_image")
             with source_of(str(request.get("image")), datastore) as source:
                 result = self._infers[name].super_resolve(source, request)
                 if save:

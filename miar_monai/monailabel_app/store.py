@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
@@ -19,13 +18,14 @@ from requests import RequestException
 from miar_monai.cases import opened
 from miar_monai.dicom_writer import source_headers, write_series
 from miar_monai.errors import OutputError
-from miar_monai.io import volume_stem, write_nifti
+from miar_monai.io import parts_to_save, volume_stem, write_nifti
 from miar_monai.monailabel_app.task import Result
 from miar_monai.report import derivation
 
 __all__ = ["ResultStore", "origin", "source_of"]
 
 _ORIGIN = "super_resolved_from"
+_MAP = "_uncertainty"  # ends the id of a map
 
 
 def origin(image: str, datastore: Datastore) -> str:
@@ -79,11 +79,12 @@ class ResultStore:
     def __init__(self) -> None:
         self._lock = Lock()
 
-    def save(self, result: Result, datastore: Datastore) -> dict[str, Any]:
-        """Save a result.
+    def save(self, result: Result, datastore: Datastore) -> dict[str, str]:
+        """Save a result and its uncertainty, if it has one, side by side.
 
         Returns:
-            ``image``, its id in the datastore: for a PACS, the SeriesInstanceUID of the new series.
+            ``image`` and ``uncertainty_image``, their ids in the datastore: for a PACS, the SeriesInstanceUIDs of the
+            new series.
 
         Raises:
             ImageError: if the PACS is to get a result that does not come from a DICOM series.
@@ -91,37 +92,48 @@ class ResultStore:
         """
         with self._lock:
             if isinstance(datastore, DICOMWebDatastore):
-                return {"image": _add_series(result, datastore)}
-            return {"image": _add_image(result, datastore)}
+                return _add_series(result, datastore)
+            return _add_images(result, datastore)
 
 
-def _add_image(result: Result, datastore: Datastore) -> str:
-    """Add a result as ``<image>_sr``; the next ones of the same image get numbers."""
-    name = volume_stem(result.lr.path)
+def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
+    """Add ``<image>_sr`` and, if there is one, ``<image>_sr_uncertainty``; the next ones of an image get numbers."""
+    name, how = volume_stem(result.lr.path), derivation(result.resolver)
     known, i = f"{name}_sr", 1
-    while datastore.get_image_info(known):
+    while any(datastore.get_image_info(f"{known}{suffix}") for suffix in ("", _MAP)):  # no map beside another result
         i += 1
         known = f"{name}_sr{i}"
+    added = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
-        file = write_nifti(Path(folder, f"{known}.nii.gz"), result.sr.array, result.sr.affine)
-        info = {_ORIGIN: name, "derivation": derivation(result.resolver)}
-        return str(datastore.add_image(known, str(file), info))
+        for volume, quantity in parts_to_save(result.sr):
+            image = f"{known}{_MAP}" if quantity else known
+            file = write_nifti(Path(folder, f"{image}.nii.gz"), volume.array, volume.affine)
+            info = {_ORIGIN: name, "derivation": how, "quantity": quantity}
+            added[_key(quantity)] = str(datastore.add_image(image, str(file), info))
+    return added
 
 
-def _add_series(result: Result, datastore: DICOMWebDatastore) -> str:
+def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
     """Store a result in the study of its source, as ``miar sr --out-format dicom`` writes it."""
     from pydicom import dcmread
 
+    headers, how = source_headers(result.lr), derivation(result.resolver)
+    images = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
-        headers = source_headers(result.lr)
-        written = write_series(Path(folder, "sr"), result.sr, headers, derivation(result.resolver))
-        images = [dcmread(file) for file in sorted(written.iterdir())]
-        try:
-            datastore._client.store_instances(images)  # the datastore itself stores nothing but segmentations
+        for volume, quantity in parts_to_save(result.sr):
+            written = write_series(Path(folder, _key(quantity)), volume, headers, how, quantity=quantity)
+            images[_key(quantity)] = [dcmread(file) for file in sorted(written.iterdir())]
+        try:  # in one request; the datastore itself stores nothing but segmentations
+            datastore._client.store_instances([image for series in images.values() for image in series])
         except (RequestException, OSError) as error:
             raise OutputError(
                 f"{datastore.name()} does not take the series ({error}): it must allow to store (STOW-RS); "
                 "look at its settings, or ask without save_image."
             ) from error
     DICOMWebDatastore.list_images.cache_clear()  # which MONAI Label keeps for two hours
-    return str(images[0].SeriesInstanceUID)
+    return {key: str(series[0].SeriesInstanceUID) for key, series in images.items()}
+
+
+def _key(quantity: str) -> str:
+    """Return how the answer calls the id of a part of a result."""
+    return "uncertainty_image" if quantity else "image"

@@ -20,7 +20,7 @@ from miar_monai.io import Volume, as_stored, read_volume, write_nifti
 from miar_monai.monailabel_app.nrrd import write_nrrd
 from miar_monai.report import case_report
 
-__all__ = ["Result", "SuperResolutionTask"]
+__all__ = ["Result", "SuperResolutionTask", "switch"]
 
 _WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_nifti, ".nii": write_nifti, ".nrrd": write_nrrd}
 _INFERENCE = Lock()  # one image at a time, whatever the model: two at once need twice the memory and are not faster
@@ -33,7 +33,7 @@ class Result(NamedTuple):
         file: the result, for the response; who serves it removes it.
         params: what the client is told.
         lr: the image.
-        sr: the result, with the values of ``file``.
+        sr: the result, with the values of ``file`` and, if it was asked for, the uncertainty, which is not in it.
         resolver: the model with the settings of the request.
     """
 
@@ -54,7 +54,7 @@ class SuperResolutionTask(InferTask):
         bundle: folder of the bundle.
     """
 
-    displayable_configs = ("lookahead_tokens", "fidelity", "blur")
+    displayable_configs = ("lookahead_tokens", "fidelity", "blur", "uncertainty")
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
@@ -115,7 +115,8 @@ class SuperResolutionTask(InferTask):
         with tempfile.NamedTemporaryFile(prefix="miar-", suffix=extension, delete=False) as part:
             file = Path(part.name)
         _WRITERS[extension](file, sr.array, sr.affine, overwrite=True)
-        report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device)
+        warnings = resolver.domain.warnings(lr, resolver.preprocessed(lr).numpy())
+        report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device, warnings)
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
         params = {
@@ -137,6 +138,7 @@ class SuperResolutionTask(InferTask):
         device = name_to_device(str(request.get("device") or ""))
         asked = {name: request.get(name) for name in self.displayable_configs}
         settings = {name: self._config[name] if value is None else _number(value) for name, value in asked.items()}
+        settings["uncertainty"] = switch(settings, "uncertainty")
         with self._loading:
             kept = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)
             if any(kept.settings[name] != value for name, value in settings.items()):
@@ -149,6 +151,18 @@ def _number(value: Any) -> Any:
     """Return the number that a client sends as a text or as a float, if it is one."""
     value = number_or_text(value) if isinstance(value, str) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def switch(request: dict[str, Any], name: str) -> bool:
+    """Return a setting that is on or off, off by default.
+
+    Raises:
+        ConfigurationError: if it is neither.
+    """
+    value = request.get(name) or False
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is {value!r}, but it must be true or false; correct it.")
+    return value
 
 
 def _choice(request: dict[str, Any], name: str, choices: list[str]) -> str:

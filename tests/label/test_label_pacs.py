@@ -90,6 +90,26 @@ def test_a_result_becomes_a_series_of_the_study_the_commands(
     assert server.get("/info/").json()["datastore"]["total"] == 3, found  # the new ones are known at once
 
 
+def test_the_uncertainty_becomes_a_series_of_the_study_the_commands(
+    server: Server, orthanc: Server, series: Path, tmp_path: Path
+) -> None:
+    told = server.infer("miar_lidc", uid(series), "json", save_image=True, uncertainty=True, **GREEDY).json()
+    folder = Path(miar("sr", series, "-o", tmp_path, "--out-format", "dicom", "--uncertainty", *OPTIONS))
+    for key, written in (("image", folder), ("uncertainty_image", Path(f"{folder}_uncertainty"))):
+        expected = sorted(map(pydicom.dcmread, written.iterdir()), key=lambda image: image.ImagePositionPatient[2])
+        images = stored(orthanc, told[key])
+        assert len(images) == len(expected) == SHAPE[2]
+        for image, other in zip(images, expected, strict=True):
+            assert np.array_equal(image.pixel_array, other.pixel_array)
+            for name in ("RescaleSlope", "SeriesDescription", "SeriesNumber", "DerivationDescription", "WindowWidth"):
+                assert image[name].value == other[name].value
+            assert image.StudyInstanceUID == other.StudyInstanceUID
+    error = np.stack([image.pixel_array * float(image.RescaleSlope) for image in images])
+    assert float(images[0].RescaleIntercept) + error.max() == pytest.approx(
+        told["expected_absolute_error"]["maximum"], rel=1e-3
+    )
+
+
 def test_ohif_finds_the_series_through_the_server(server: Server, series: Path) -> None:
     study = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID
     studies = server.get("/proxy/dicom/qido/studies?limit=101&offset=0&fuzzymatching=false").json()

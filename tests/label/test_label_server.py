@@ -63,7 +63,8 @@ def test_info_offers_both_models_and_their_settings(server: Server) -> None:
     assert info["trainers"] == {}
     for model in info["models"].values():
         assert (model["type"], model["labels"], model["dimension"]) == ("others", [], 3)
-        assert {"device", "lookahead_tokens", "fidelity", "blur", "save_image"} <= set(model["config"])
+        assert {"device", "lookahead_tokens", "fidelity", "blur"} <= set(model["config"])
+        assert (model["config"]["uncertainty"], model["config"]["save_image"]) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,9 @@ def test_eight_requests_at_once_are_not_mixed_up(server: Server, studies: Path) 
         ("miar_brats", "head0", {"device": "abacus"}, 400, "there is no device 'abacus'"),
         ("miar_brats", "head0", {"device": 5}, 400, "there is no device '5'"),
         ("miar_brats", "head0", {"result_extension": ".exe"}, 400, "must be one of .nii.gz, .nii, .nrrd"),
-        ("miar_brats", "head0", {"save_image": "maybe"}, 400, "must be true or false"),
+        ("miar_brats", "head0", {"save_image": "maybe"}, 400, "save_image is 'maybe', but it must be true or false"),
+        ("miar_brats", "head0", {"uncertainty": "true"}, 400, "uncertainty is 'true', but it must be true or false"),
+        ("miar_brats", "head0", {"uncertainty": 1}, 400, "uncertainty is 1, but it must be true or false"),
         ("miar_brats", __file__, {}, 400, "cannot be read as NIfTI"),
     ],
 )
@@ -210,6 +213,62 @@ def test_results_are_saved_as_new_images_and_nothing_is_replaced(server: Server,
         (studies / f"{name}.nii.gz").unlink()
 
 
+@pytest.mark.parametrize(("model", "image"), [("brats", "head2"), ("lidc", "sheared")])
+def test_the_uncertainty_is_saved_beside_the_result_which_stays_the_same(
+    server: Server, studies: Path, tmp_path: Path, model: str, image: str
+) -> None:
+    told = server.infer(f"miar_{model}", image, "json", save_image=True, uncertainty=True, **GREEDY).json()
+    assert (told["image"], told["uncertainty_image"]) == (f"{image}_sr", f"{image}_sr_uncertainty")
+    (source,) = studies.glob(f"{image}.nii*")
+    options = ("--model", model, "--device", "cpu", "--lookahead-tokens", "0", "--report", tmp_path / "report.json")
+    miar("sr", source, "-o", tmp_path, "--uncertainty", *options)
+    for key in ("image", "uncertainty_image"):
+        saved = nifti(server.get(f"/datastore/image?image={told[key]}"))
+        written = nib.load(tmp_path / f"{told[key]}.nii.gz")
+        assert np.array_equal(np.asarray(saved.dataobj), np.asarray(written.dataobj))
+        assert np.array_equal(saved.affine, written.affine)
+        assert server.get(f"/datastore/image/info?image={told[key]}").json()["super_resolved_from"] == image
+    (case,) = json.loads((tmp_path / "report.json").read_text())["cases"]
+    for name in ("expected_absolute_error", "data_consistency_rms", "warnings"):
+        assert told[name] == case[name]
+    assert case["warnings"]  # the phantoms are unlike the training data
+    without = nifti(server.infer(f"miar_{model}", image, result_extension=".nii", **GREEDY))
+    assert np.array_equal(
+        np.asarray(nifti(server.get(f"/datastore/image?image={image}_sr")).dataobj), np.asarray(without.dataobj)
+    )
+    for key in ("image", "uncertainty_image"):
+        (studies / f"{told[key]}.nii.gz").unlink()
+
+
+def test_without_saving_the_mean_and_the_maximum_of_the_uncertainty_are_told(server: Server, studies: Path) -> None:
+    before = sorted(studies.iterdir())
+    told = server.infer("miar_brats", "head3", "json", uncertainty=True, **GREEDY).json()
+    expected = SuperResolver("brats", "cpu", uncertainty=True, **GREEDY).volume(read_volume(studies / "head3.nii.gz"))
+    assert told["settings"]["uncertainty"] is True
+    assert told["expected_absolute_error"]["mean"] == pytest.approx(expected.uncertainty.mean(), rel=1e-5)
+    assert told["expected_absolute_error"]["maximum"] == expected.uncertainty.max()
+    assert not {"image", "uncertainty_image"} & set(told)
+    assert sorted(studies.iterdir()) == before
+    told = server.infer("miar_brats", "head3", "json", **GREEDY).json()
+    assert (told["settings"]["uncertainty"], told["expected_absolute_error"]) == (False, None)
+
+
+def test_no_map_is_left_beside_another_result(server: Server, studies: Path) -> None:
+    def save(uncertainty: bool) -> str:
+        told = server.infer("miar_brats", "head0", "json", save_image=True, uncertainty=uncertainty, **GREEDY)
+        return str(told.json()["image"])
+
+    assert save(uncertainty=True) == "head0_sr"
+    requests.delete(f"{server.url}/datastore/?id=head0_sr", timeout=30).raise_for_status()
+    map_before = (studies / "head0_sr_uncertainty.nii.gz").read_bytes()
+    assert [save(uncertainty) for uncertainty in (False, True)] == ["head0_sr2", "head0_sr3"]
+    assert (studies / "head0_sr_uncertainty.nii.gz").read_bytes() == map_before
+    saved = {path.name for path in studies.glob("head0_*")}
+    assert saved == {f"head0_{name}.nii.gz" for name in ("sr_uncertainty", "sr2", "sr3", "sr3_uncertainty")}
+    for name in saved:
+        (studies / name).unlink()
+
+
 def test_a_batch_saves_the_results_of_all_images_and_goes_on_after_a_bad_one(app: Path, tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     for i, name in enumerate(("a", "c")):
@@ -218,10 +277,13 @@ def test_a_batch_saves_the_results_of_all_images_and_goes_on_after_a_bad_one(app
     with label_server(app, studies, tmp_path / "server", "models", "brats").running() as server:
         for _ in range(2):  # results are no images of the second batch
             url = f"{server.url}/batch/infer/miar_brats?images=all&run_sync=true"
-            requests.post(url, json={**GREEDY, "max_workers": 1}, timeout=120).raise_for_status()
+            wishes = {**GREEDY, "max_workers": 1, "uncertainty": True}
+            requests.post(url, json=wishes, timeout=120).raise_for_status()
         assert set(server.get("/info/").json()["models"]) == {"miar_brats"}
     names = {path.name for path in studies.glob("*.nii.gz")}
-    assert names == {f"{name}.nii.gz" for name in ("a", "b", "c", "a_sr", "c_sr", "a_sr2", "c_sr2")}
+    results = [f"{name}_{result}" for name in ("a", "c") for result in ("sr", "sr2")]
+    maps = [f"{result}_uncertainty" for result in results]
+    assert names == {f"{name}.nii.gz" for name in ("a", "b", "c", *results, *maps)}
 
 
 def test_killed_at_work_and_started_again(app: Path, tmp_path: Path) -> None:
