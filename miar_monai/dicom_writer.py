@@ -65,7 +65,7 @@ def source_headers(volume: Volume) -> list[Dataset]:
             image must repeat, or has a header that is damaged.
         GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
     """
-    from pydicom import dcmread, dcmwrite
+    from pydicom import dcmread
 
     folder = volume.path
     if not folder.is_dir():
@@ -83,7 +83,7 @@ def source_headers(volume: Volume) -> list[Dataset]:
         headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
         for header in headers:
             _check_header(header)
-            dcmwrite(BytesIO(), _repeated(header), implicit_vr=False, little_endian=True)  # what will be repeated
+            _repeated(header).save_as(BytesIO())  # what will be repeated
         normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
         heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
     return [headers[i] for i in np.argsort(heights, kind="stable")]
