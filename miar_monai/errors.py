@@ -23,6 +23,7 @@ __all__ = [
     "find_miar_error",
     "in_one_sentence",
     "report_errors_in_one_sentence",
+    "sentence_for_user",
 ]
 
 
@@ -80,6 +81,19 @@ def find_miar_error(error: BaseException | None) -> MiarError | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def sentence_for_user(error: BaseException) -> str:
+    """Return what the command tells a user about an error: ours, or what is unexpected and how to see more of it.
+
+    Example:
+        >>> sentence_for_user(KeyError("x"))
+        "unexpected KeyError ('x'); --debug shows where it happened: please report it."
+    """
+    if found := find_miar_error(error):
+        return str(found)
+    reason = (str(error).strip() or "without a message").splitlines()[0]
+    return f"unexpected {type(error).__name__} ({reason}); --debug shows where it happened: please report it."
 
 
 @contextmanager

@@ -1,0 +1,176 @@
+"""What ``miar sr`` does: which files become which, what is done to each case, and said about it."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+from pydicom import Dataset
+
+from miar_monai.api import SuperResolver
+from miar_monai.cases import Case, opened
+from miar_monai.dicom_writer import check_series_folder, source_headers, write_series
+from miar_monai.errors import OutputError, sentence_for_user
+from miar_monai.files import refuse_to_overwrite
+from miar_monai.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_nifti
+from miar_monai.preview import check_preview, preview
+from miar_monai.report import case_report, derivation, summary
+
+__all__ = ["Job", "Work", "check_outputs", "do_all", "list_jobs", "uncertainty_map"]
+
+Job = tuple[Case, Path]
+"""A case, and the file of its result; as DICOM, the folder of its series."""
+
+
+def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool, as_dicom: bool) -> list[Job]:
+    """Return each case with the file of its result; as DICOM, with the folder of its series.
+
+    A result that an earlier run left among the cases is none of them.
+    """
+    named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not output.is_dir()
+    if named and not single:
+        raise click.UsageError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
+    if named and as_dicom:
+        raise click.UsageError(f"a DICOM series is written to a folder, not to {output}: give a folder.")
+    if output is not None and not named and output.suffix and not output.is_dir():
+        raise click.UsageError(f"{output} must be a .nii or .nii.gz file, or a folder; make a folder with a dot first.")
+    if named:
+        assert output is not None
+        targets = [output]
+    else:
+        folder = output or (Path() if single else Path(f"{source.resolve().name}_sr"))
+        suffix = "" if as_dicom else ".nii.gz"
+        targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
+    for case, target in zip(cases, targets, strict=True):
+        if target.exists() and target.samefile(case.source):
+            raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
+    folder_of = cache(Path.resolve)  # there may be 100,000 files in one
+    results = {
+        folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))
+    }
+    jobs = zip(cases, targets, strict=True)
+    return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
+
+
+def _picture(target: Path) -> Path:
+    return target.with_name(f"{volume_stem(target)}.png")
+
+
+def uncertainty_map(target: Path) -> Path:
+    """Return where the expected error of a result belongs: beside it."""
+    stem = volume_stem(target)
+    return target.with_name(f"{stem}_uncertainty{target.name[len(stem) :]}")
+
+
+def check_outputs(
+    targets: list[Path],
+    maps: list[Path],
+    report_file: Path | None,
+    with_preview: bool,
+    overwrite: bool,
+    as_dicom: bool,
+) -> None:
+    """Refuse what cannot be written before the work is done."""
+    if with_preview:
+        check_preview()
+    pictures = [_picture(target) for target in targets] if with_preview else []
+    for path in [*targets, *maps, *pictures, *([report_file] if report_file else [])]:
+        check_output_folder(path.parent)
+        if path.is_dir() and not (as_dicom and path in [*targets, *maps]):
+            raise OutputError(f"{path} is a folder: a file is written there; give another name.")
+        if not overwrite:
+            refuse_to_overwrite(path)
+
+
+class Work:
+    """What is done to each case, and said about it."""
+
+    def __init__(
+        self,
+        resolver: SuperResolver,
+        as_dicom: bool,
+        with_preview: bool,
+        overwrite: bool,
+        skip_existing: bool,
+        quiet: bool,
+    ) -> None:
+        self.resolver = resolver
+        self.as_dicom = as_dicom
+        self.with_uncertainty = bool(resolver.settings.get("uncertainty"))
+        self.with_preview = with_preview
+        self.overwrite = overwrite
+        self.skip_existing = skip_existing
+        self.quiet = quiet
+        self.seconds_per_tile = 0.0
+        if resolver.device.type == "cpu" and not quiet:
+            self.seconds_per_tile = resolver.seconds_per_tile()
+
+    def say(self, text: str) -> None:
+        """Print to stderr; stdout is for the paths of results."""
+        if text and not self.quiet:
+            click.echo(text, err=True)
+
+    def do(self, case: Case, target: Path) -> dict[str, Any]:
+        """Super-resolve a case and return its report."""
+        pictures, maps = [_picture(target)] * self.with_preview, [uncertainty_map(target)] * self.with_uncertainty
+        if self.skip_existing and target.exists():
+            return {"input": str(case.source), "output": str(target), "skipped": True}
+        redo = self.overwrite or self.skip_existing  # what lies beside no result was left by a killed run
+        for file in [*([] if self.overwrite else [target]), *([] if redo else [*pictures, *maps])]:
+            refuse_to_overwrite(file)
+        with opened(case.source) as path:
+            volume = read_volume(path)
+            headers = source_headers(volume) if self.as_dicom else []
+            for folder in [target, *maps] if self.as_dicom else []:
+                check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
+        if self.seconds_per_tile:
+            seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
+            self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
+        start = time.perf_counter()
+        told = self.resolver.input_degradation(volume)
+        result = self.resolver.volume(volume, told)
+        seconds = time.perf_counter() - start
+        for picture in pictures:
+            preview(volume, result, picture, redo)
+        self._write(result, target, headers, redo)
+        warnings = self.resolver.domain.warnings(volume, self.resolver.preprocessed(volume).numpy())
+        report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device, warnings)
+        self.say("\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings)]))
+        if not self.quiet:
+            click.echo(str(target))
+        return report
+
+    def _write(self, result: Volume, target: Path, headers: list[Dataset], redo: bool) -> None:
+        """Write a result after what goes beside it: a case is done when its result is there."""
+        for volume, quantity in parts_to_save(result):
+            path, overwrite = (uncertainty_map(target), redo) if quantity else (target, self.overwrite)
+            if self.as_dicom:
+                write_series(path, volume, headers, derivation(self.resolver), overwrite, quantity)
+            else:
+                write_nifti(path, volume.array, volume.affine, volume.dtype, overwrite)
+
+
+def do_all(work: Work, numbered: list[tuple[int, Job]], count: int, single: bool) -> dict[int, dict[str, Any]]:
+    """Return the reports of cases, some of ``count``; a failure does not stop the others, unless it is a single one."""
+    reports = {}
+    for number, (case, target) in numbered:
+        work.say("" if single else f"[{number + 1}/{count}] {case.source}")
+        try:
+            reports[number] = work.do(case, target)
+        except Exception as error:
+            debug = click.get_current_context().meta.get("miar.debug")
+            if single or debug or isinstance(error, BrokenPipeError):
+                raise
+            reports[number] = {"input": str(case.source), "error": sentence_for_user(error)}
+            click.echo(f"error: {sentence_for_user(error)}", err=True)
+    return reports
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
