@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydicom import Dataset
 
 from miar_monai.api import SuperResolver
 from miar_monai.cases import Case, opened
@@ -18,6 +17,9 @@ from miar_monai.files import refuse_to_overwrite
 from miar_monai.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_nifti
 from miar_monai.preview import check_preview, preview
 from miar_monai.report import case_report, derivation, summary
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 __all__ = ["Job", "Work", "check_outputs", "do_all", "list_jobs", "uncertainty_map"]
 

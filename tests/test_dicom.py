@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import locale
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def by_itk(compression: str) -> Callable[[Path], None]:
         writer.KeepOriginalUIDOn()
         writer.SetCompressionType(getattr(itk.GDCMImageIOEnums, f"Compression_{compression}"))
         writer.SetMetaDataDictionary(reader.GetMetaDataDictionary())
+        before = locale.setlocale(locale.LC_ALL)
         itk.imwrite(image, str(path), imageio=writer, compression=True)
+        locale.setlocale(locale.LC_ALL, before)  # which the JPEG writer has set to "C" for the whole process
 
     return encode
 
