@@ -12,7 +12,6 @@ run.
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -25,14 +24,12 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from benchmarks.bench_inference import Row, brain_slices, table
-from benchmarks.bench_training import WARM_UP, Work, median_ms
-from benchmarks.table import commit, publish
+from benchmarks.bench_training import WARM_UP, Work, median_ms, product_ceiling
+from benchmarks.table import commit, machine, publish, result_files
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.files import refuse_to_overwrite
 from miar_monai.graphs import CUDAGraphed
-from miar_monai.io import check_output_folder
 
 KINDS = {
     "attention": ("fmha", "flash", "attention", "softmax"),
@@ -46,34 +43,25 @@ KINDS = {
 """Kinds of kernels, by what their names hold; the first that fits."""
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, side: int) -> tuple[float, float]:
-    """Return the operations and the bytes per second of a large matrix product and of a large copy.
-
-    Args:
-        device: where.
-        dtype: of the product.
-        side: of its matrices; the copy is of as many float32 numbers.
-    """
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    product = median_ms(partial(torch.mm, a, b), device, 10, 3)
+def copy_ceiling(device: torch.device, side: int) -> float:
+    """Return the bytes per second, read and written, of a copy of ``side²`` float32 numbers."""
     source, target = (torch.empty(side, side, device=device) for _ in range(2))
-    copy = median_ms(partial(target.copy_, source), device, 10, 3)
-    return 2e3 * side**3 / product, 2e3 * source.nbytes / copy
+    return 2e3 * source.nbytes / median_ms(partial(target.copy_, source), device, 10, 3)
 
 
 def measure(
-    resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], dtype: torch.dtype, side: int
+    resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], side: int
 ) -> tuple[list[Row], list[Row], tuple[float, float]]:
-    """Return the rows of both tables and the ceilings: `ceilings` of ``side``."""
+    """Return the rows of both tables and the ceilings of operations and of bytes for ``side``."""
     device, network = resolver.device, resolver.network
-    limits = ceilings(device, dtype, side)
+    limits = product_ceiling(device, side), copy_ceiling(device, side)
     rows, kinds = [], []
     for k in lookaheads:
         for size in batch_sizes:
             observed = network.observe(brain_slices(resolver, network.lr_side, size))
 
             def predict(linear: Tensor, condition: Tensor, k: int = k) -> dict[str, Tensor]:
-                with torch.autocast(device.type, dtype):
+                with torch.autocast(device.type, torch.bfloat16):
                     return {"maps": network.predict(linear, condition, Decoding("beam", k))[0]}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
@@ -131,24 +119,17 @@ def main(
         output_dir: where ``floor.md`` is written.
         overwrite: replace it.
     """
-    check_output_folder(output_dir)
-    path = Path(output_dir, "floor.md")
-    if not overwrite:
-        refuse_to_overwrite(path)
+    (path,) = result_files(output_dir, ["floor.md"], overwrite)
     resolver = SuperResolver(bundle, str(choose_device(device)))
-    cuda = resolver.device.type == "cuda"
-    rows, kinds, limits = measure(
-        resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), torch.bfloat16, side
-    )
-    machine = torch.cuda.get_device_name(resolver.device) if cuda else f"{platform.machine()} CPU"
+    rows, kinds, limits = measure(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), side)
     text = [
         "# The floor of inference", "",
-        f"Bundle {Path(bundle).name}, commit {commit()}, {machine}, torch {torch.__version__}, bfloat16. Ceilings, "
-        f"measured in this run: {limits[0] / 1e12:.3g} TFLOP/s (matrix product of side {side}), "
+        f"Bundle {Path(bundle).name}, commit {commit()}, {machine(resolver.device)}, torch {torch.__version__}, "
+        f"bfloat16. Ceilings, measured in this run: {limits[0] / 1e12:.3g} TFLOP/s (matrix product of side {side}), "
         f"{limits[1] / 1e9:.0f} GB/s (copy).",
         "", table(rows), "",
     ]  # fmt: skip
-    if cuda:
+    if resolver.device.type == "cuda":
         text += ["Milliseconds by kind of kernel:", "", table(kinds), ""]
     publish("\n".join(text), path, overwrite)
 

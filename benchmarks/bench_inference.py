@@ -13,7 +13,6 @@ whole process, libraries included.
 from __future__ import annotations
 
 import csv
-import platform
 from collections.abc import Sequence
 from copy import copy
 from functools import partial
@@ -27,14 +26,13 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
 from benchmarks.bench_training import WARM_UP, median_ms
-from benchmarks.table import PEERS, commit, peer_network, publish
+from benchmarks.table import PEERS, commit, machine, peer_network, publish, result_files
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
 from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.files import refuse_to_overwrite, whole_file
+from miar_monai.files import whole_file
 from miar_monai.graphs import CUDAGraphed
-from miar_monai.io import check_output_folder
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -167,11 +165,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(rows[0]), ["---"] * len(rows[0]), *cells])
 
 
-def machine(device: torch.device) -> str:
-    """Return what a device is called, and of a CPU how many of its cores work."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def write_csv(rows: Sequence[Row], path: Path, overwrite: bool) -> None:
+    """Write rows that need not have the same columns as CSV."""
+    with whole_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(
@@ -200,10 +199,7 @@ def main(
         output_dir: where ``inference.csv`` and ``inference.md`` are written.
         overwrite: replace them.
     """
-    check_output_folder(output_dir)
-    files = [Path(output_dir, name) for name in ("inference.csv", "inference.md")]
-    for file in files if not overwrite else ():
-        refuse_to_overwrite(file)
+    csv_file, text_file = result_files(output_dir, ("inference.csv", "inference.md"), overwrite)
     resolver = SuperResolver(bundle, str(choose_device(device)))
     volumes = measure_volumes(resolver, ensure_tuple(num_slices), ensure_tuple(sides))  # first: they need least memory
     slices = measure_slices(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), repeats)
@@ -216,11 +212,8 @@ def main(
         *(["## The peers on the same slices", "", table(beside), ""] if beside else []),
         "## Volumes, greedy, float32", "", table(volumes), "",
     ])  # fmt: skip
-    with whole_file(files[0], overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*slices, *beside, *volumes) for key in row)))
-        writer.writeheader()
-        writer.writerows([*slices, *beside, *volumes])
-    publish(text, files[1], overwrite)
+    write_csv([*slices, *beside, *volumes], csv_file, overwrite)
+    publish(text, text_file, overwrite)
 
 
 if __name__ == "__main__":

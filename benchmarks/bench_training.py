@@ -12,10 +12,10 @@ are needed.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.table import machine
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.losses import MIARObjective, ReconstructionLoss
 from miar_monai.training import compile_networks
@@ -79,6 +80,12 @@ def median_ms(step: Callable[[], object], device: torch.device, repeats: int, wa
             step()
             times.append(1e3 * (time.perf_counter() - begin))
     return statistics.median(times[warm_up:])
+
+
+def product_ceiling(device: torch.device, side: int) -> float:
+    """Return the floating-point operations per second of a matrix product in bfloat16, of matrices of this side."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2e3 * side**3 / median_ms(partial(torch.mm, a, b), device, 10, 3)
 
 
 def main(
@@ -139,15 +146,14 @@ def main(
     rows["stage 1, quantizer alone"] = median_ms(quantizer, device, repeats)
     objective = MIARObjective(network, tokenizer, loss).to(device).train()  # which freezes the tokenizer
     rows["stage 2"] = median_ms(trained(stage2, lr, hr, module=network), device, repeats)
-    matrices = [torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2)]
-    ceiling = 2 * side**3 / median_ms(lambda: matrices[0] @ matrices[1], device, 10, 3)  # FLOP a millisecond
+    ceiling = product_ceiling(device, side)
 
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     mode = f"{'compiled' if compile else 'not compiled'}, {'CUDA graphs' if graphs else 'no CUDA graphs'}"
-    print(f"{machine}, torch {torch.__version__}, batch {batch_size}, {mode}, ceiling {ceiling / 1e9:.3g} TFLOP/s\n")
+    about = f"{machine(device)}, torch {torch.__version__}, batch {batch_size}, {mode}"
+    print(f"{about}, ceiling {ceiling / 1e12:.3g} TFLOP/s\n")
     print("| what | ms a step | slices a second | TFLOP a step | share of the ceiling (%) |\n|---|---|---|---|---|")
     for (name, duration), count in zip(rows.items(), flops, strict=True):
-        utilization = 100 * count / duration / ceiling
+        utilization = 1e5 * count / duration / ceiling
         speed = 1e3 * batch_size / duration
         print(f"| {name} | {duration:.1f} | {speed:.0f} | {count / 1e12:.2f} | {utilization:.1f} |")
     share = rows["stage 1, quantizer alone"] / rows["stage 1"]

@@ -12,7 +12,6 @@ share the devices. Other settings, such as ``--sw_batch_size``, are those of inf
 
 from __future__ import annotations
 
-import csv
 import os
 import statistics
 import subprocess
@@ -31,15 +30,14 @@ import torch
 import torch.nn.functional as F
 from monai.utils import ensure_tuple
 
-from benchmarks.bench_inference import Peak, Row, machine, table
-from benchmarks.table import commit, publish
+from benchmarks.bench_inference import Peak, Row, table, write_csv
+from benchmarks.table import commit, machine, publish, result_files
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.cases import find_cases
 from miar_monai.degradation import Degradation
 from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.files import refuse_to_overwrite, whole_file
-from miar_monai.io import check_output_folder, read_volume, write_nifti
+from miar_monai.io import read_volume, write_nifti
 from miar_monai.report import case_report
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
@@ -209,10 +207,7 @@ def main(
         overwrite: replace them.
         **settings: of inference, such as ``sw_batch_size`` and ``lookahead_tokens``.
     """
-    check_output_folder(output_dir)
-    files = [Path(output_dir, name) for name in ("volumes.csv", "volumes.md")]
-    for file in files if not overwrite else ():
-        refuse_to_overwrite(file)
+    csv_file, text_file = result_files(output_dir, ("volumes.csv", "volumes.md"), overwrite)
     chosen, rows = choose_device(device), []
     with tempfile.TemporaryDirectory() as name:
         for title, kind, counts in (
@@ -231,11 +226,8 @@ def main(
         "## 100,000 such volumes", "", table([plan(row) for row in rows]), "", table([found]), "",
         *(["## Processes that share a folder", "", table(shared), ""] if shared else []),
     ])  # fmt: skip
-    with whole_file(files[0], overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in (*rows, *shared, found) for key in row)))
-        writer.writeheader()
-        writer.writerows([*rows, *shared, found])
-    publish(text, files[1], overwrite)
+    write_csv([*rows, *shared, found], csv_file, overwrite)
+    publish(text, text_file, overwrite)
 
 
 if __name__ == "__main__":

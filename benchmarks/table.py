@@ -115,16 +115,32 @@ def open_run(
         ConfigurationError: if there is no such config or key, or a switch is no switch.
         OutputError: if the folder cannot be written to, or holds results that are not to be replaced.
     """
-    given = {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, **settings}
-    if contrasts is not None:
-        given["datalist#contrasts"] = list(ensure_tuple(contrasts))
+    given = with_contrasts(
+        {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, **settings}, contrasts
+    )
     config = read_config(bundle, given)
     overwrite = config.get_parsed_content("overwrite")
     check_switches(overwrite=overwrite, amp=config.get_parsed_content("amp"))
-    check_output_folder(output_dir)
-    for name in () if overwrite else results:
-        refuse_to_overwrite(Path(output_dir, name))
+    result_files(output_dir, results, overwrite)
     return config, given
+
+
+def with_contrasts(settings: Mapping[str, Any], contrasts: str | Sequence[str] | None) -> dict[str, Any]:
+    """Return values of keys, and among them the contrasts of a BraTS folder unless they are the bundle's."""
+    return {**settings, **({} if contrasts is None else {"datalist#contrasts": list(ensure_tuple(contrasts))})}
+
+
+def result_files(output_dir: str | Path, names: Iterable[str], overwrite: bool) -> list[Path]:
+    """Return where results will be written, checked before the work.
+
+    Raises:
+        OutputError: if the folder cannot be written to, or holds results that are not to be replaced.
+    """
+    check_output_folder(output_dir)
+    files = [Path(output_dir, name) for name in names]
+    for file in () if overwrite else files:
+        refuse_to_overwrite(file)
+    return files
 
 
 def load_volumes(config: ConfigParser) -> list[Volume]:
@@ -291,16 +307,20 @@ def provenance(bundle: str, config: ConfigParser, volumes: Sequence[Volume], bat
     by = f"the split by {Path(split).name}" if split else f"the split by seed {config.get_parsed_content('seed')}"
     patients = ", ".join(dict.fromkeys(volume.subject for volume in volumes))
     device = torch.device(config.get_parsed_content("device"))
-    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
     precision = "bfloat16" if config.get_parsed_content("amp") else "float32"
     return [
         f"- Bundle {Path(bundle).name}, commit {commit()}.",
         f"- Section {config.get_parsed_content('section')} of {by}: {patients}.",
-        f"- Time: median over batches of up to {batch_size} slices after a warm-up; {machine}, {precision}, "
+        f"- Time: median over batches of up to {batch_size} slices after a warm-up; {machine(device)}, {precision}, "
         f"torch {torch.__version__}. Data consistency is added to the time of the method it follows.",
     ]
+
+
+def machine(device: torch.device) -> str:
+    """Return what a device is called, and of a CPU how many of its cores work."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def commit() -> str:

@@ -19,10 +19,9 @@ from typing import Any
 import fire
 import numpy as np
 from monai.transforms import Orientation
-from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from benchmarks.table import read_config
+from benchmarks.table import read_config, with_contrasts
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.io import Volume
 from miar_monai.transforms import LoadVolume, SimulateLowResolution
@@ -52,9 +51,7 @@ def main(
         settings: keys of the bundle's ``evaluate.json``: split_file, ...
     """
     given = {"dataset_dir": dataset_dir, "section": "training", **settings}
-    if contrasts is not None:
-        given["datalist#contrasts"] = list(ensure_tuple(contrasts))
-    config = read_config(bundle, given)
+    config = read_config(bundle, with_contrasts(given, contrasts))
     degradation, items = config.get_parsed_content("degradation"), config.get_parsed_content("dataset").data
     preprocessing = read_config(bundle, {}, workflow="inference").get_parsed_content("preprocessing")
     spacings, minima, maxima = [], [], []

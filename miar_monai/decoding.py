@@ -257,9 +257,9 @@ def decode_tokens(
     f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
     generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
     logits, cache = transformer.step(None, 0, context, None)
+    log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B, n_0, V)
     score, chosen, entropies = f_hat.new_zeros(batch_size), [], []
     for k, scale_side in enumerate(quantizer.schedule.sides):
-        log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B, n_k, V)
         if with_entropy:
             entropy = token_entropy(log_p, scale_side**2).view(batch_size, 1, scale_side, scale_side)
             entropies.append(quantizer.upsample(entropy, k))
@@ -276,11 +276,12 @@ def decode_tokens(
         winner = torch.zeros_like(own_score[:, 0], dtype=torch.int64)
         if not is_last:
             logits, cache = transformer.step(quantizer.to_scale(f_hat, k + 1), k + 1, context, cache)
+            log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B · M, n_(k + 1), V)
         if num_maps > 1:
-            ranking = confidence(logits.log_softmax(dim=-1, dtype=torch.float32)).view(batch_size, num_maps)
+            ranking = confidence(log_p).view(batch_size, num_maps)
             winner = (ranking + own_score if decoding.score == "joint" else ranking).argmax(dim=1)
             rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
-            logits, f_hat, cache = logits[rows], f_hat[rows], [kv.select(rows) for kv in cache]
+            log_p, f_hat, cache = log_p[rows], f_hat[rows], [kv.select(rows) for kv in cache]
         score = score + own_score.gather(1, winner[:, None])[:, 0]
         chosen.append(maps[torch.arange(batch_size, device=winner.device), winner])
     mean_entropy = torch.stack(entropies).mean(dim=0) if with_entropy else None

@@ -31,8 +31,8 @@ class CUDAGraphed:
     time.
 
     Args:
-        function: tensors in, named tensors out. It must not look at the values of tensors on the host, nor depend on
-            an autocast outside of it, whose cached casts would never be renewed.
+        function: tensors in, named tensors out. It must not look at the values of tensors on the host. An autocast
+            outside of it is recorded as it is at that time.
 
     Example:
         >>> double = CUDAGraphed(lambda x: {"y": 2 * x})
@@ -71,12 +71,22 @@ class CUDAGraphed:
         self._recordings.clear()
         self._calls.clear()
 
+    def _call_uncached(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Call the function without casts of weights that an autocast has cached: they must not get into a recording.
+
+        Nor may those of a recording be used outside of it.
+        """
+        torch.clear_autocast_cache()
+        outputs = self.function(*inputs)
+        torch.clear_autocast_cache()
+        return outputs
+
     def _call_aside(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
         """Call the function on a stream of its own, as PyTorch asks of calls before a recording."""
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # soon it is needed
-            outputs = self.function(*inputs)
+            outputs = self._call_uncached(inputs)
         torch.cuda.current_stream(stream.device).wait_stream(stream)
         return outputs
 
@@ -87,5 +97,5 @@ class CUDAGraphed:
         graph = torch.cuda.CUDAGraph()
         # a thread of the data loader pins memory meanwhile, which only this thread must not do
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            outputs = self.function(*static)
+            outputs = self._call_uncached(static)
         return _Recording(graph, static, outputs)

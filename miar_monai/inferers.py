@@ -253,14 +253,7 @@ class BeamSearchInferer(Inferer):
         weights = tuple(x.data_ptr() for x in (*network.parameters(), *network.buffers()))
         key = (weights, precision, self.decoding, self.uncertainty)
         if self._graphs is None or self._graphs[0] != key:
-
-            def uncached(*inputs: Tensor) -> dict[str, Tensor]:
-                torch.clear_autocast_cache()  # casts of weights that were made outside must not be recorded
-                outputs = predict(*inputs)
-                torch.clear_autocast_cache()  # nor those of the recording be used outside
-                return outputs
-
-            self._graphs = key, CUDAGraphed(uncached)
+            self._graphs = key, CUDAGraphed(predict)
         return self._graphs[1]
 
     def _padded(self, slices: Tensor) -> Tensor:
