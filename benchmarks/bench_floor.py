@@ -1,13 +1,13 @@
 """How far inference is from what the hardware allows: operations and bytes counted, ceilings measured, time by kernel.
 
     python -m benchmarks.bench_floor [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,64] \
-        [--lookaheads 0,3] [--output_dir bench_output]
+        [--lookaheads 0,3] [--lookahead_scales 0,8] [--output_dir bench_output]
 
-It writes ``floor.md``. For each batch size and lookahead, in bfloat16: floating-point operations, the bytes that the
-operations of PyTorch read and write (each by itself: a compiler that fuses them moves less), their number, the time
-that these take at the ceilings of the machine, and that they do take, on a GPU as one CUDA graph; then which kinds
-of kernels that time goes to. The ceilings are those of a large matrix product and of a large copy, measured in the same
-run.
+It writes ``floor.md``. For each batch size, lookahead and number of scales that look ahead (0: all), in bfloat16:
+floating-point operations, the bytes that the operations of PyTorch read and write (each by itself: a compiler that
+fuses them moves less), their number, the time that these take at the ceilings of the machine, and that they do take, on
+a GPU as one CUDA graph; then which kinds of kernels that time goes to. The ceilings are those of a large matrix product
+and of a large copy, measured in the same run.
 """
 
 from __future__ import annotations
@@ -50,19 +50,20 @@ def copy_ceiling(device: torch.device, side: int) -> float:
 
 
 def measure(
-    resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], side: int
+    resolver: SuperResolver, batch_sizes: Sequence[int], decodings: Sequence[Decoding], side: int
 ) -> tuple[list[Row], list[Row], tuple[float, float]]:
     """Return the rows of both tables and the ceilings of operations and of bytes for ``side``."""
     device, network = resolver.device, resolver.network
     limits = product_ceiling(device, side), copy_ceiling(device, side)
+    layers = network.cast(torch.bfloat16)
     rows, kinds = [], []
-    for k in lookaheads:
+    for decoding in decodings:
         for size in batch_sizes:
+            which: Row = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales, "batch": size}
             observed = network.observe(brain_slices(resolver, network.lr_side, size))
 
-            def predict(linear: Tensor, condition: Tensor, k: int = k) -> dict[str, Tensor]:
-                with torch.autocast(device.type, torch.bfloat16):
-                    return {"maps": network.predict(linear, condition, Decoding("beam", k))[0]}
+            def predict(linear: Tensor, condition: Tensor, decoding: Decoding = decoding) -> dict[str, Tensor]:
+                return {"maps": layers.predict(linear, condition, decoding)[0]}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
             with torch.no_grad(), Work() as work:  # in inference mode, operations would not be taken apart
@@ -71,10 +72,10 @@ def measure(
                 cuda = device.type == "cuda"
                 run = partial(CUDAGraphed(predict), *inputs)
                 ms = median_ms(run, device, 20 if cuda else 1, WARM_UP if cuda else 1)
-                kinds.append({"K": k, "batch": size, **profile(run, device)})
+                kinds.append({**which, **profile(run, device)})
             arithmetic, memory = 1e3 * work.flops / limits[0], 1e3 * work.bytes / limits[1]
             rows.append({
-                "K": k, "batch": size, "GFLOP": work.flops / 1e9, "GB moved": work.bytes / 1e9,
+                **which, "GFLOP": work.flops / 1e9, "GB moved": work.bytes / 1e9,
                 "operations": work.operations, "ms of arithmetic": arithmetic, "ms of memory": memory,
                 "ms": ms, "times the floor": ms / max(arithmetic, memory),
             })  # fmt: skip
@@ -104,6 +105,7 @@ def main(
     device: str = "auto",
     batch_sizes: int | Sequence[int] = (1, 64),
     lookaheads: int | Sequence[int] = (0, 3),
+    lookahead_scales: int | Sequence[int] = (0, 8),
     side: int = 8192,
     output_dir: str = "bench_output",
     overwrite: bool = False,
@@ -115,13 +117,19 @@ def main(
         device: auto, cpu, cuda, cuda:<index> or mps.
         batch_sizes: slices of one tile at once.
         lookaheads: the paper's K; 0 is greedy.
+        lookahead_scales: scales that look ahead, 0 for all.
         side: of the matrices whose product gives the ceiling.
         output_dir: where ``floor.md`` is written.
         overwrite: replace it.
     """
     (path,) = result_files(output_dir, ["floor.md"], overwrite)
     resolver = SuperResolver(bundle, str(choose_device(device)))
-    rows, kinds, limits = measure(resolver, ensure_tuple(batch_sizes), ensure_tuple(lookaheads), side)
+    decodings = [
+        Decoding("beam", k, lookahead_scales=scales)
+        for k in ensure_tuple(lookaheads)
+        for scales in (ensure_tuple(lookahead_scales) if k else (0,))
+    ]
+    rows, kinds, limits = measure(resolver, ensure_tuple(batch_sizes), decodings, side)
     text = [
         "# The floor of inference", "",
         f"Bundle {Path(bundle).name}, commit {commit()}, {machine(resolver.device)}, torch {torch.__version__}, "

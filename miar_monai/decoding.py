@@ -52,6 +52,9 @@ class Decoding:
     Args:
         strategy: ``"greedy"``, ``"beam"`` (paper Algorithm 1: one-step lookahead), ``"top_k"`` or ``"top_p"``.
         lookahead_tokens: the paper's K: tokens of a scale that may take their second choice; 2^K candidates. Beam only.
+        lookahead_scales: scales whose tokens may branch, from the coarsest; 0, the paper's, is all but the last, which
+            has nothing to look ahead to. The finest of these cost most: where 2^K candidates go through the last
+            scale, it takes most of the time. Beam only.
         alpha: weight α of the margin between first and second choice in Eq. 4.
         selection: ``"uncertain"`` lets the least confident tokens vary, as the text of Sec. 3.3 says; ``"literal"`` the
             most confident, as Eq. 4 is printed.
@@ -81,6 +84,7 @@ class Decoding:
     top_p: float = 0.96
     temperature: float = 1.0
     seed: int = 0
+    lookahead_scales: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -93,12 +97,13 @@ class Decoding:
                     f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)};"
                     " correct the setting."
                 )
-        for name in ("lookahead_tokens", "top_k", "seed"):
+        for name in ("lookahead_tokens", "lookahead_scales", "top_k", "seed"):
             value = getattr(self, name)
             if not isinstance(value, Real) or value % 1:
                 raise ConfigurationError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")
         for name, low, high in (
             ("lookahead_tokens", 0, 8),
+            ("lookahead_scales", 0, float("inf")),
             ("alpha", 0, float("inf")),
             ("top_k", 1, float("inf")),
             ("top_p", 1e-6, 1),
@@ -258,7 +263,10 @@ def decode_tokens(
     generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
     logits, cache = transformer.step(None, 0, context, None)
     log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B, n_0, V)
-    score, chosen, entropies = f_hat.new_zeros(batch_size), [], []
+    branching_scales = quantizer.schedule.num_scales - 1
+    if decoding.lookahead_scales:
+        branching_scales = min(branching_scales, decoding.lookahead_scales)
+    chosen, scores, entropies = [], [], []
     for k, scale_side in enumerate(quantizer.schedule.sides):
         if with_entropy:
             entropy = token_entropy(log_p, scale_side**2).view(batch_size, 1, scale_side, scale_side)
@@ -266,23 +274,25 @@ def decode_tokens(
         is_last = k + 1 == quantizer.schedule.num_scales
         if decoding.samples:
             maps = sample_tokens(log_p, decoding, generator)[:, None]  # (B, M, n_k)
-        elif is_last:
-            maps = log_p.argmax(dim=-1)[:, None]
-        else:
+        elif k < branching_scales:
             maps = candidate_maps(log_p, decoding)
+        else:
+            maps = log_p.argmax(dim=-1)[:, None]
         num_maps = maps.shape[1]
-        own_score = log_probability(log_p, maps)  # (B, M)
-        f_hat = quantizer.add_scale(f_hat.repeat_interleave(num_maps, dim=0), maps.flatten(0, 1), k)
-        winner = torch.zeros_like(own_score[:, 0], dtype=torch.int64)
+        own_score, tokens = log_probability(log_p, maps).flatten(), maps.flatten(0, 1)  # (B · M,), (B · M, n_k)
+        if num_maps > 1:
+            f_hat = f_hat.repeat_interleave(num_maps, dim=0)
+        f_hat = quantizer.add_scale(f_hat, tokens, k)
         if not is_last:
             logits, cache = transformer.step(quantizer.to_scale(f_hat, k + 1), k + 1, context, cache)
             log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B · M, n_(k + 1), V)
         if num_maps > 1:
-            ranking = confidence(log_p).view(batch_size, num_maps)
-            winner = (ranking + own_score if decoding.score == "joint" else ranking).argmax(dim=1)
-            rows = torch.arange(batch_size, device=winner.device) * num_maps + winner
+            ranking = confidence(log_p) + (own_score if decoding.score == "joint" else 0)
+            first = torch.arange(0, len(ranking), num_maps, device=ranking.device)
+            rows = first + ranking.view(batch_size, num_maps).argmax(dim=1)  # the winners, (B,)
             log_p, f_hat, cache = log_p[rows], f_hat[rows], [kv.select(rows) for kv in cache]
-        score = score + own_score.gather(1, winner[:, None])[:, 0]
-        chosen.append(maps[torch.arange(batch_size, device=winner.device), winner])
+            own_score, tokens = own_score[rows], tokens[rows]
+        scores.append(own_score)
+        chosen.append(tokens)
     mean_entropy = torch.stack(entropies).mean(dim=0) if with_entropy else None
-    return Decoded(f_hat, torch.cat(chosen, dim=1), score, mean_entropy)
+    return Decoded(f_hat, torch.cat(chosen, dim=1), torch.stack(scores).sum(dim=0), mean_entropy)

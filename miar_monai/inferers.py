@@ -39,9 +39,10 @@ class BeamSearchInferer(Inferer):
     untouched.
 
     On a GPU the thousand small kernels of a `MIAR` are recorded as one CUDA graph for each size of a batch, once it has
-    come up three times. The recordings, and the memory that they work in, are all that is kept between calls: until
-    the inferer meets another network, other weights, another precision or other settings. Sampling, whose seed a
-    recording would repeat, goes without.
+    come up three times. Under autocast the layers work in its precision throughout, on a copy of their weights. The
+    recordings, the memory that they work in and that copy are all that is kept between calls: until the inferer meets
+    another network, other weights, another precision or other settings. Sampling, whose seed a recording would repeat,
+    goes without recordings.
 
     Args:
         lookahead_tokens: the paper's K: tokens of each scale that may take their second choice; 0 is greedy.
@@ -60,6 +61,8 @@ class BeamSearchInferer(Inferer):
         progress: show a progress bar on stderr.
         uncertainty: return the expected absolute error of a `MIAR` as a second channel; the first stays as it is.
         error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
+        lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
+            fewer: see `miar_monai.decoding.Decoding`.
 
     Raises:
         ConfigurationError: if a setting is out of range, or ``uncertainty`` has no ``error_model``.
@@ -96,9 +99,10 @@ class BeamSearchInferer(Inferer):
         progress: bool = False,
         uncertainty: bool = False,
         error_model: ErrorModel | None = None,
+        lookahead_scales: int = 0,
     ) -> None:
         self.decoding = Decoding(
-            strategy, lookahead_tokens, alpha, selection, score, top_k, top_p, temperature, seed
+            strategy, lookahead_tokens, alpha, selection, score, top_k, top_p, temperature, seed, lookahead_scales
         )
         for name, value, low, high in (
             ("fidelity", fidelity, 0, 1),
@@ -235,26 +239,36 @@ class BeamSearchInferer(Inferer):
 
     def _predictor(self, network: MIAR) -> Callable[[Tensor], Tensor]:
         """Return a function of tiles with their condition (N, 3, H, W): output maps (N, 2 or 3, H, W)."""
+        kind = next(network.parameters()).device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if kind == "cuda" and not self.decoding.samples:
+            function: Callable[..., dict[str, Tensor]] = self._recorded(network, precision)
+        else:
+            function = self._function(network, precision)
+        return lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
+
+    def _recorded(self, network: MIAR, precision: torch.dtype | None) -> CUDAGraphed:
+        """Return `_function` as CUDA graphs: those of an earlier call where nothing that they hold has changed."""
+        weights = tuple(x.data_ptr() for x in (*network.parameters(), *network.buffers()))
+        key = (weights, precision, self.decoding, self.uncertainty)
+        if self._graphs is None or self._graphs[0] != key:
+            self._graphs = key, CUDAGraphed(self._function(network, precision))
+        return self._graphs[1]
+
+    def _function(self, network: MIAR, precision: torch.dtype | None) -> Callable[..., dict[str, Tensor]]:
+        """Return a function of linear estimates and conditions: the output maps."""
         settings, with_entropy = self.decoding, self.uncertainty  # not self, which holds this function's recordings
+        layers = network if precision is None else network.cast(precision)
         batches = count(settings.seed)  # sampling draws anew for each batch of tiles of a call
 
         def predict(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
             decoding = replace(settings, seed=next(batches)) if settings.samples else settings
-            return {"maps": network.predict(linear, condition, decoding, with_entropy)[0]}
+            if layers is not network:
+                layers.cast_from(network)  # whose weights a training may have changed in place
+            with torch.autocast(linear.device.type, enabled=False):
+                return {"maps": layers.predict(linear, condition, decoding, with_entropy)[0]}
 
-        function: Callable[..., dict[str, Tensor]] = predict
-        if not settings.samples and next(network.parameters()).is_cuda:
-            function = self._recorded(network, predict)
-        return lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
-
-    def _recorded(self, network: MIAR, predict: Callable[..., dict[str, Tensor]]) -> CUDAGraphed:
-        """Return the function as CUDA graphs: those of an earlier call where nothing that they hold has changed."""
-        precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        weights = tuple(x.data_ptr() for x in (*network.parameters(), *network.buffers()))
-        key = (weights, precision, self.decoding, self.uncertainty)
-        if self._graphs is None or self._graphs[0] != key:
-            self._graphs = key, CUDAGraphed(predict)
-        return self._graphs[1]
+        return predict
 
     def _padded(self, slices: Tensor) -> Tensor:
         """Return LR slices (N, 1, h, w), their border repeated on all sides until they fill a tile."""

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table, rotate
+from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, normalized, rotary_table, rotate
 from miar_monai.networks.schedule import ScaleSchedule
 
 HEAD = 8
@@ -60,10 +60,11 @@ def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
     attention = SelfAttention(16, num_heads=2).double()
     x, table = normal(3, 7, 16), rotary_table(torch.rand(7, 2) * 5, HEAD)
     level = torch.tensor([0, 1, 1, 1, 2, 2, 2])
-    masked, _ = attention(x, table, mask=level[:, None] >= level)
+    rotation = attention.rotation(table)
+    masked, _ = attention(x, rotation, mask=level[:, None] >= level)
     cache, parts = None, []
     for first, last in ((0, 1), (1, 4), (4, 7)):
-        out, cache = attention(x[:, first:last], table[:, first:last], cache=cache)
+        out, cache = attention(x[:, first:last], rotation[:, first:last], cache=cache)
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, dim=1), masked, rtol=0, atol=1e-12)
 
@@ -71,16 +72,16 @@ def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
 def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperature() -> None:
     attention = SelfAttention(16, num_heads=2).double()
     x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
-    _, own = attention(x, table)
-    q = attention.queries(x, table)
+    out, own = attention(x, attention.rotation(table))
+    q = rotate(normalized(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD))), table)
     weights = torch.einsum("bqhd,bkhd->bhqk", q, own.key).softmax(dim=-1)
     expected = torch.einsum("bhqk,bkhd->bqhd", weights, own.value)
-    torch.testing.assert_close(attention.attend(q, own), attention.out(expected.flatten(2)))
+    torch.testing.assert_close(out, attention.out(expected.flatten(2)))
     largest = q.norm(dim=-1) * own.key.norm(dim=-1)  # of a query and a key that point the same way
     torch.testing.assert_close(largest, torch.full((1, 5, 2), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
     attention.log_temperature.data.fill_(9.0)
-    _, own = attention(x, table)
-    assert (attention.queries(x, table).norm(dim=-1) * own.key.norm(dim=-1)).max() <= 100.01
+    _, own = attention(x, attention.rotation(table))
+    assert (q.norm(dim=-1) * own.key.norm(dim=-1)).max() <= 100.01
 
 
 def test_cross_attention_depends_on_offsets_between_tokens_and_features() -> None:
@@ -102,10 +103,11 @@ def test_candidates_share_what_their_sample_has_seen() -> None:
     layer, cross = SelfAttention(16, num_heads=2).double(), CrossAttention(16, num_heads=2, context_dim=5).double()
     seen, x, features = normal(2, 3, 16), normal(6, 4, 16), normal(2, 7, 5)
     table, places = rotary_table(torch.rand(7, 2) * 5, HEAD), rotary_table(torch.rand(7, 2) * 5, HEAD)
-    _, cache = layer(seen, table[:, :3])
-    _, copies = layer(seen.repeat_interleave(3, dim=0), table[:, :3])
-    shared, longer = layer(x, table[:, 3:], cache=cache)
-    alone, wanted = layer(x, table[:, 3:], cache=copies)
+    first, rest = layer.rotation(table).split([3, 4], dim=1)
+    _, cache = layer(seen, first)
+    _, copies = layer(seen.repeat_interleave(3, dim=0), first)
+    shared, longer = layer(x, rest, cache=cache)
+    alone, wanted = layer(x, rest, cache=copies)
     torch.testing.assert_close(shared, alone)
     torch.testing.assert_close(tuple(longer), tuple(wanted))
     crossed = cross(x, table[:, 3:], cross.context(features, places))
@@ -130,8 +132,8 @@ def test_cache_operations_make_new_caches() -> None:
 
 def test_a_cache_holds_keys_and_values_in_one_precision() -> None:
     attention = SelfAttention(16, num_heads=2)
-    x, table = normal(1, 5, 16).float(), rotary_table(torch.rand(5, 2) * 5, HEAD)
+    x, rotation = normal(1, 5, 16).float(), attention.rotation(rotary_table(torch.rand(5, 2) * 5, HEAD))
     with torch.autocast("cpu", torch.bfloat16):
-        out, cache = attention(x, table)
+        out, cache = attention(x, rotation)
     assert cache.key.dtype == cache.value.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), attention(x, table)[0], rtol=0, atol=0.02)
+    torch.testing.assert_close(out.float(), attention(x, rotation)[0], rtol=0, atol=0.02)

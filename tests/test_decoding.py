@@ -54,14 +54,15 @@ def naive_lookahead(networks: NETWORKS, f_lr: Tensor, decoding: Decoding) -> Ten
         return quantizer.split(logits)[len(maps)][0].log_softmax(dim=-1)
 
     chosen: list[Tensor] = []
-    for _ in SCALES[:-1]:
+    for k in range(len(SCALES) - 1):
         now = log_probabilities(chosen)
         order = now.argsort(dim=-1, descending=True)
         first, second = (now.gather(1, order[:, i : i + 1])[:, 0].exp().tolist() for i in (0, 1))
         confidence = [p + decoding.alpha * (p - q) for p, q in zip(first, second, strict=True)]
         positions = sorted(range(len(confidence)), key=confidence.__getitem__, reverse=decoding.selection == "literal")
         scored = []
-        for flips in itertools.product((0, 1), repeat=min(decoding.lookahead_tokens, len(now))):
+        branches = not decoding.lookahead_scales or k < decoding.lookahead_scales
+        for flips in itertools.product((0, 1), repeat=min(decoding.lookahead_tokens, len(now)) * branches):
             candidate = order[:, 0].clone()
             for position, flip in zip(positions, flips, strict=False):
                 candidate[position] = order[position, flip]
@@ -80,9 +81,11 @@ def test_batched_lookahead_is_algorithm_1(
     networks: NETWORKS, lookahead_tokens: int, score: str, selection: str
 ) -> None:
     settings = {"strategy": "beam", "lookahead_tokens": lookahead_tokens, "score": score, "selection": selection}
-    found = decode(networks, features(), **settings).tokens
-    for tokens, f_lr in zip(found, features(), strict=True):
-        assert torch.equal(tokens, naive_lookahead(networks, f_lr[None], Decoding(**settings)))
+    for scales in (0, 1, len(SCALES)):
+        found = decode(networks, features(), **settings, lookahead_scales=scales).tokens
+        for tokens, f_lr in zip(found, features(), strict=True):
+            expected = naive_lookahead(networks, f_lr[None], Decoding(**settings, lookahead_scales=scales))
+            assert torch.equal(tokens, expected)
     if selection == "uncertain" and score == "lookahead":
         assert not torch.equal(found, decode(networks, features()).tokens)
 
@@ -144,9 +147,9 @@ def test_sampling_follows_its_seed_and_leaves_the_global_one(networks: NETWORKS)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("lookahead_tokens", [0, 1, 3, 8])
+@pytest.mark.parametrize(("lookahead_tokens", "scales"), [(0, 0), (1, 0), (3, 0), (8, 0), (3, 1), (3, 9)])
 def test_every_scale_goes_through_the_network_once(
-    networks: NETWORKS, monkeypatch: pytest.MonkeyPatch, lookahead_tokens: int
+    networks: NETWORKS, monkeypatch: pytest.MonkeyPatch, lookahead_tokens: int, scales: int
 ) -> None:
     calls, step = [], networks[0].step
 
@@ -158,9 +161,10 @@ def test_every_scale_goes_through_the_network_once(
         return step(inputs, k, context, cache)
 
     monkeypatch.setattr(networks[0], "step", counted)
-    decode(networks, features(3), strategy="beam", lookahead_tokens=lookahead_tokens)
+    decode(networks, features(3), strategy="beam", lookahead_tokens=lookahead_tokens, lookahead_scales=scales)
     books = networks[1].num_codebooks
-    sizes = [3, *(3 * 2 ** min(lookahead_tokens, side * side * books) for side in SCALES[:-1])]
+    branches = [side * side * books * (not scales or k < scales) for k, side in enumerate(SCALES[:-1])]
+    sizes = [3, *(3 * 2 ** min(lookahead_tokens, count) for count in branches)]
     assert calls == [(k, sizes[k], networks[0].schedule.bounds[k][0]) for k in range(len(SCALES))]
 
 
@@ -212,6 +216,7 @@ def test_samples_have_the_frequencies_of_what_is_allowed(settings: dict[str, Any
         ({"score": "x"}, "score is 'x', but it must be one of lookahead, joint; correct the setting."),
         ({"lookahead_tokens": -1}, "lookahead_tokens is -1, but it must lie between 0 and 8; correct the setting."),
         ({"lookahead_tokens": 9}, "lookahead_tokens is 9, but it must lie between 0 and 8; correct the setting."),
+        ({"lookahead_scales": -1}, "lookahead_scales is -1, but it must lie between 0 and inf; correct the setting."),
         ({"alpha": -0.5}, "alpha is -0.5, but it must lie between 0 and inf; correct the setting."),
         ({"alpha": float("nan")}, "alpha is nan, but it must lie between 0 and inf; correct the setting."),
         ({"top_k": 0}, "top_k is 0, but it must lie between 1 and inf; correct the setting."),
@@ -225,7 +230,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], text: str) -> None:
     assert str(caught.value) == text
 
 
-@pytest.mark.parametrize("name", ["lookahead_tokens", "top_k", "seed"])
+@pytest.mark.parametrize("name", ["lookahead_tokens", "lookahead_scales", "top_k", "seed"])
 def test_counts_are_whole_numbers(name: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"{name} is 1\.5, but it must be a whole number; correct"):
         Decoding(**{name: 1.5})  # type: ignore[arg-type]

@@ -278,6 +278,20 @@ def test_sampling_draws_anew_for_each_batch_of_tiles() -> None:
     assert not torch.equal(result[..., 0], result[..., 1])
 
 
+def test_under_autocast_the_layers_work_in_its_precision() -> None:
+    network = started(tiny_miar()).float().eval()
+    chosen, lr = inferer(lookahead_tokens=0), torch.rand(2, 1, TILE, TILE)
+    for turn in range(3):
+        if turn == 2:  # weights that change in place
+            network.load_state_dict({name: 0.9 * value for name, value in network.state_dict().items()})
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(turn % 2 == 0):
+            found = chosen(lr, network)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, network.cast(torch.bfloat16).super_resolve(lr).sr)
+        assert (found - network.super_resolve(lr).sr).abs().max() > 1e-4
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -291,7 +305,8 @@ def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precisi
         lr = torch.rand(2, 1, TILE, TILE, device="cuda")
         with torch.autocast("cuda", precision, enabled=precision != torch.float32), torch.inference_mode(turn % 2 == 0):
             found = chosen(lr, network)
-            wanted = network.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
+        plain = network if precision == torch.float32 else network.cast(precision)
+        wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert chosen._graphs is not None
 

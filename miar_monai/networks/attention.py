@@ -62,10 +62,18 @@ def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> Ten
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the pairs (x_2m, x_2m+1) of queries or keys (B, L, heads, d) by the angles of ``table`` (2, L, 1, d)."""
-    cos, sin = table
+    """Turn the pairs (x_2m, x_2m+1) of queries or keys (B, L, heads, d) by the angles of ``table`` (2, L, 1, d).
+
+    Each head may have a table of its own, (2, L, heads, d). The result has the precision of ``x``.
+    """
+    cos, sin = table.to(x.dtype)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos, swapped, sin)
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Return vectors (..., d) with a root mean square of 1, that is of length √d."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-12)
 
 
 class _Attention(nn.Module):
@@ -75,27 +83,21 @@ class _Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.log_temperature = nn.Parameter(torch.full((num_heads, 1, 1), 1.3863))  # log 4
-        self.query = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))  # (B, L, heads, d)
+        return x.unflatten(-1, (-1, self.head_dim))  # (B, L, heads, d)
 
-    def key_values(self, x: Tensor, table: Tensor) -> KeyValue:
-        """Split what a linear layer made of tokens, (B, L, 2 D); a cache holds both in one precision.
+    def key_table(self, table: Tensor) -> Tensor:
+        """Return the table (2, L, heads, d) of the keys, which carry the temperature of their head.
 
-        Keys carry the temperature of their head, since each is made once and meets many queries: its product with a
-        query is the cosine between them times the temperature.
+        Each key is made once and meets many queries: its product with one is the cosine between them times the
+        temperature.
         """
-        key, value = map(self.heads, x.chunk(2, dim=-1))
         temperature = self.log_temperature.clamp(max=self.max_log_temperature).exp()[..., 0]  # (heads, 1)
-        key = rotate(normalized(key) * (temperature / key.shape[-1]), table)
-        return KeyValue(key.to(value.dtype), value)
-
-    def queries(self, x: Tensor, table: Tensor) -> Tensor:
-        return rotate(normalized(self.heads(self.query(x))), table)
+        return table * (temperature / self.head_dim)
 
     def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attend from queries (B · M, L, heads, d) to keys and values of B samples, those of M candidates in a row."""
@@ -103,11 +105,6 @@ class _Attention(nn.Module):
         q_, k_, v_ = (x.transpose(1, 2) for x in (folded, *kv))  # (B, heads, ..., d)
         h = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, scale=1.0)  # (B, heads, M · L, d)
         return self.out(h.transpose(1, 2).reshape(*q.shape[:2], -1))  # (B · M, L, D)
-
-
-def normalized(x: Tensor) -> Tensor:
-    """Return vectors (..., d) with a root mean square of 1, that is of length √d."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-12)
 
 
 class SelfAttention(_Attention):
@@ -120,22 +117,31 @@ class SelfAttention(_Attention):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
-        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.query_key = nn.Linear(dim, 2 * dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+
+    def rotation(self, table: Tensor) -> Tensor:
+        """Return the tables of queries and keys side by side, (2, L, 2 · heads, d), of a rotary table (2, L, 1, d)."""
+        keys = self.key_table(table)
+        return torch.cat([table.expand_as(keys), keys], dim=2)
 
     def forward(
-        self, x: Tensor, table: Tensor, mask: Tensor | None = None, cache: KeyValue | None = None
+        self, x: Tensor, rotation: Tensor, mask: Tensor | None = None, cache: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
         """Attend; returns the result, and the cache with the keys and values of ``x`` behind it.
 
         Args:
             x: tokens, (B, L, D); with a cache perhaps of M candidates in a row for each of its samples, (B · M, L, D).
-            table: their rotary angles, (2, L, 1, d).
+            rotation: of their queries and keys, (2, L, 2 · heads, d).
             mask: True where a query (row) may see a key (column), (L, L); None for everything.
             cache: keys and values of earlier scales, seen by all of ``x``; it is not changed.
         """
-        own = self.key_values(self.key_value(x), table)
+        turned = rotate(normalized(self.heads(self.query_key(x))), rotation)  # (B, L, 2 · heads, d)
+        query, key = turned.chunk(2, dim=2)
+        value = self.heads(self.value(x))
+        own = KeyValue(key.to(value.dtype), value)
         seen = own if cache is None else cache.append(own)
-        return self.attend(self.queries(x, table), seen, mask), seen
+        return self.attend(query, seen, mask), seen
 
 
 class CrossAttention(_Attention):
@@ -149,12 +155,14 @@ class CrossAttention(_Attention):
 
     def __init__(self, dim: int, num_heads: int, context_dim: int) -> None:
         super().__init__(dim, num_heads)
+        self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(context_dim, 2 * dim, bias=False)
 
     def context(self, features: Tensor, table: Tensor) -> KeyValue:
         """Return keys and values of features (B, L, context_dim): computed once, used at every scale and candidate."""
-        return self.key_values(self.key_value(features), table)
+        key, value = map(self.heads, self.key_value(features).chunk(2, dim=-1))
+        return KeyValue(rotate(normalized(key), self.key_table(table)).to(value.dtype), value)
 
     def forward(self, x: Tensor, table: Tensor, context: KeyValue) -> Tensor:
         """Attend from tokens (B · M, L, D) to the context of B samples, which M candidates in a row share."""
-        return self.attend(self.queries(x, table), context)
+        return self.attend(rotate(normalized(self.heads(self.query(x))), table), context)

@@ -99,6 +99,8 @@ class LightLREncoder(nn.Module):
         self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
         self.norm_out = group_norm(channels[1])
         self.conv_out = nn.Conv2d(channels[1], context_channels, 3, padding=1)
+        # as a GPU's convolutions want it, or each turns its data twice
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs do not know it
 
     def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Map linear estimates to f_LR on the latent grid and the decoder's skip on the grid of the LR images.
@@ -112,6 +114,7 @@ class LightLREncoder(nn.Module):
         """
         patches = self.to_patches(linear)  # (B, scale², h, w)
         x = torch.cat([patches, condition.to(patches).expand(-1, -1, *patches.shape[2:])], dim=1)
-        skip = self.body(self.conv_in(x))  # (B, channels[0], h, w)
+        x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
+        skip = self.body(x)  # (B, channels[0], h, w)
         f_lr = self.conv_out(F.silu(self.norm_out(self.middle(self.down(skip)))))  # (B, context_channels, G, G)
         return f_lr, skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -178,6 +179,42 @@ class MIAR(nn.Module):
         """Side of the LR images that `forward` takes: 64 for the paper's schedule."""
         return self.schedule.latent_side * self.stride // self.scale
 
+    def cast(self, dtype: torch.dtype) -> MIAR:
+        """Return a copy whose layers compute in another precision, faster than this network under autocast.
+
+        Autocast casts every weight before each use, and many results back. The copy shares codebook and φ, whose sums
+        must not be rounded, with this network; the closed forms keep the precision of the image. For inference only.
+
+        Args:
+            dtype: of the weights of the copy, such as `torch.bfloat16`.
+
+        Example:
+            >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8,
+            ...     num_codes=16, dim=16, depth=1, num_heads=2).eval()
+            >>> network.cast(torch.bfloat16)(torch.rand(1, 1, 8, 8)).dtype
+            torch.float32
+        """
+        with torch.inference_mode(False):  # weights of such a mode could not be brought up to date outside of it
+            copy = deepcopy(self, {id(self.quantizer): self.quantizer})
+            for part in copy.layers:
+                part.to(dtype).requires_grad_(False)
+        return copy
+
+    def cast_from(self, source: MIAR) -> None:
+        """Bring the weights of a copy made by ``source.cast`` up to date, in a few launches on a GPU."""
+        own, new = ([p.detach() for part in x.layers for p in part.parameters()] for x in (self, source))
+        torch._foreach_copy_(own, new)
+
+    @property
+    def layers(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """What may compute in lower precision: all but codebook and φ."""
+        return self.lr_encoder, self.transformer, self.decoder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the layers."""
+        return self.decoder.conv_in.weight.dtype
+
     def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
         """Take over a trained tokenizer: codebook and φ, the decoder but for its last layer, the encoder.
 
@@ -218,12 +255,13 @@ class MIAR(nn.Module):
 
     def features(self, linear: Tensor, condition: Tensor) -> LRFeatures:
         """Return what the networks see of LR images: see `Observation` for the arguments."""
+        linear = linear.to(self.dtype)
         return LRFeatures(linear, *self.lr_encoder(linear, condition))
 
     def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
         linear = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
-        return self.decoder(f_hat, {0: linear, self.skip_level: features.skip})
+        return self.decoder(f_hat.to(self.dtype), {0: linear, self.skip_level: features.skip})
 
     def estimate(self, maps: Tensor, observed: Observation) -> Tensor:
         """Return output maps (B, 2, H, W), corrected to explain the LR slices as far as these can be trusted."""
@@ -269,7 +307,7 @@ class MIAR(nn.Module):
         features = self.features(linear, condition)
         context = self.transformer.context(features.f_lr)
         decoded = decode_tokens(self.transformer, self.quantizer, context, decoding, with_entropy)
-        maps = self.decode(decoded.f_hat, features)
+        maps = self.decode(decoded.f_hat, features).to(linear.dtype)
         if decoded.entropy is not None:
             entropy = F.interpolate(decoded.entropy.to(maps.dtype), maps.shape[2:], mode="bilinear")
             maps = torch.cat([maps, entropy], dim=1)

@@ -22,10 +22,13 @@ class Context(NamedTuple):
     """Start token: (B, 1, D)."""
     blocks: list[KeyValue]
     """Keys and values of the cross-attention of each block."""
+    rotations: list[Tensor]
+    """Of queries and keys of the self-attention of each block, the same for all images: (2, L, 2 · heads, d)."""
 
     def first(self, count: int) -> Context:
         """Return the context of the first ``count`` samples."""
-        return Context(self.start[:count], [KeyValue(kv.key[:count], kv.value[:count]) for kv in self.blocks])
+        blocks = [KeyValue(kv.key[:count], kv.value[:count]) for kv in self.blocks]
+        return self._replace(start=self.start[:count], blocks=blocks)
 
 
 class MIARBlock(nn.Module):
@@ -51,13 +54,14 @@ class MIARBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
+        rotation: Tensor,
         table: Tensor,
         context: KeyValue,
         mask: Tensor | None = None,
         cache: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """Map tokens (B, L, D) to (B, L, D); also returns the cache with their keys and values."""
-        attended, cache = self.self_attention(self.norm1(x), table, mask, cache)
+        attended, cache = self.self_attention(self.norm1(x), rotation, mask, cache)
         x = x + attended
         x = x + self.cross_attention(self.norm2(x), table, context)
         return x + self.mlp(self.norm3(x)), cache
@@ -163,6 +167,7 @@ class MIARTransformer(nn.Module):
         return Context(
             start=self.start(features.mean(dim=1, keepdim=True)),
             blocks=[block.cross_attention.context(features, table) for block in self.blocks],
+            rotations=[block.self_attention.rotation(self.table) for block in self.blocks],
         )
 
     def forward(self, inputs: Tensor, context: Context) -> Tensor:
@@ -175,8 +180,8 @@ class MIARTransformer(nn.Module):
         x = torch.cat([context.start, self.embed(inputs)], dim=1) + self.level_embedding(self.levels)  # (B, L, D)
         if self.token_positions is not None:
             x = x + self.token_positions.weight
-        for block, key_value in zip(self.blocks, context.blocks, strict=True):
-            x, _ = block(x, self.table, key_value, mask=self.mask)
+        for block, rotation, key_value in zip(self.blocks, context.rotations, context.blocks, strict=True):
+            x, _ = block(x, rotation, self.table, key_value, mask=self.mask)
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -196,12 +201,14 @@ class MIARTransformer(nn.Module):
             cache: keys and values of scales 0 to k - 1, for each block; None for scale 0. It is not changed.
         """
         first, last = self.schedule.bounds[k]
-        x = context.start if inputs is None else self.embed(inputs)
+        x = context.start if inputs is None else self.embed(inputs.to(context.start.dtype))
         x = x + self.level_embedding.weight[k]  # (B, side_k², D)
         if self.token_positions is not None:
             x = x + self.token_positions.weight[first:last]
         table, seen = self.table[:, first:last], []
-        for i, (block, key_value) in enumerate(zip(self.blocks, context.blocks, strict=True)):
-            x, longer = block(x, table, key_value, cache=cache[i] if cache else None)
+        for i, (block, rotation, key_value) in enumerate(
+            zip(self.blocks, context.rotations, context.blocks, strict=True)
+        ):
+            x, longer = block(x, rotation[:, first:last], table, key_value, cache=cache[i] if cache else None)
             seen.append(longer)
         return self.logits(x), seen
