@@ -33,6 +33,7 @@ from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.files import whole_file
 from miar_monai.graphs import CUDAGraphed
+from miar_monai.networks.miar import MIAR, MIARResult
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,6 +76,15 @@ def brain_slices(resolver: SuperResolver, side: int, count: int = 40) -> Tensor:
     return lr.repeat(-(-count // len(lr)), 1, 1, 1)[:count]
 
 
+@torch.inference_mode()
+def plain_results(
+    network: MIAR, lr: Tensor, decoding: Decoding, fidelity: float, dtype: torch.dtype
+) -> list[MIARResult]:
+    """Return what the network itself makes of slices, four at a time, its layers in the precision of the inferer's."""
+    layers = network if dtype == torch.float32 else network.cast(dtype)
+    return [layers.super_resolve(x, decoding, fidelity) for x in lr.split(4)]
+
+
 def measure_slices(
     resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], repeats: int
 ) -> list[Row]:
@@ -91,8 +101,8 @@ def measure_slices(
             for name, dtype in PRECISIONS.items():
                 inferer = copy(resolver.inferer)  # without what earlier ones have recorded
                 inferer.decoding, inferer.blur, inferer.sw_batch_size = decoding, None, size
+                plain = plain_results(network, chosen, decoding, inferer.fidelity, dtype)
                 with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    plain = [network.super_resolve(x, decoding, inferer.fidelity) for x in chosen.split(4)]
                     with Peak(device) as peak:
                         sr = inferer(chosen, network)
                     run = partial(inferer, chosen, network)
