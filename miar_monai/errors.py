@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 __all__ = [
+    "OVERWRITE",
     "CheckpointError",
     "ConfigurationError",
     "DatasetError",
@@ -25,6 +26,9 @@ __all__ = [
     "report_errors_in_one_sentence",
     "sentence_for_user",
 ]
+
+OVERWRITE = "(overwrite=True)"
+"""How a message tells a caller from Python to allow overwriting; who prints it for a command says what to type."""
 
 
 class MiarError(Exception):
@@ -83,15 +87,21 @@ def find_miar_error(error: BaseException | None) -> MiarError | None:
     return None
 
 
-def sentence_for_user(error: BaseException) -> str:
+def sentence_for_user(error: BaseException, overwrite: str = "--overwrite") -> str:
     """Return what the command tells a user about an error: ours, or what is unexpected and how to see more of it.
+
+    Args:
+        error: what was raised.
+        overwrite: what the user types to allow overwriting.
 
     Example:
         >>> sentence_for_user(KeyError("x"))
         "unexpected KeyError ('x'); --debug shows where it happened: please report it."
+        >>> sentence_for_user(OutputError(f"remove it, or allow overwriting {OVERWRITE}."))
+        'remove it, or allow overwriting (--overwrite).'
     """
     if found := find_miar_error(error):
-        return str(found)
+        return str(found).replace(OVERWRITE, f"({overwrite})")
     reason = (str(error).strip() or "without a message").splitlines()[0]
     return f"unexpected {type(error).__name__} ({reason}); --debug shows where it happened: please report it."
 
@@ -131,10 +141,9 @@ def report_errors_in_one_sentence() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        found = find_miar_error(error)
-        if found is None:
+        if find_miar_error(error) is None:
             previous(kind, error, traceback)
         else:
-            print(f"error: {found}", file=sys.stderr)
+            print(f"error: {sentence_for_user(error, '--overwrite True')}", file=sys.stderr)
 
     sys.excepthook = hook

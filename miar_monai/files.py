@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miar_monai.errors import OutputError
+from miar_monai.errors import OVERWRITE, OutputError
 
 __all__ = ["refuse_to_overwrite", "whole_file", "whole_folder"]
 
@@ -22,7 +22,7 @@ def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
     if Path(path).exists():
         raise OutputError(
             f"{path} exists already and is left as it is: "
-            "give another output folder, remove it, or allow overwriting (overwrite=True)."
+            f"give another output, remove it, or allow overwriting {OVERWRITE}."
         )
 
 

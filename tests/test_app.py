@@ -138,6 +138,19 @@ def test_nothing_is_overwritten_unasked(bundle: Path, scan: Path) -> None:
     assert Path("run.json").stat().st_mtime_ns > made[Path("run.json")][1]
 
 
+@pytest.mark.parametrize("name", ["scan_sr.nii.gz", "scan_sr_uncertainty.nii.gz", "scan_sr.png", "run.json"])
+@pytest.mark.parametrize("source", ["scan.nii.gz", "."], ids=["case", "folder"])
+def test_what_is_in_the_way_is_named_and_what_to_type(source: str, name: str, bundle: Path, scan: Path) -> None:
+    Path("out").mkdir()
+    Path("out", name).write_text("mine")
+    outputs = ("-o", "out", "--preview", "--uncertainty", "--report", "out/run.json")
+    refused = sr(bundle, scan.parent / source, *outputs)
+    sentence = f"out/{name} exists already and is left as it is: give another output, remove it, or allow overwriting"
+    assert refused.exit_code == (1 if source == "scan.nii.gz" or name == "run.json" else 3)
+    assert f"error: {sentence} (--overwrite).\n" in refused.stderr
+    assert Path("out", name).read_text() == "mine"
+
+
 def test_the_input_is_no_output(bundle: Path, scan: Path) -> None:
     before = scan.read_bytes()
     refused = sr(bundle, scan, "-o", scan, "--overwrite")

@@ -150,7 +150,7 @@ def test_results_are_not_replaced_unless_asked_for(tmp_path: Path) -> None:
     (out / "in_sr.nii.gz").write_text("mine")
     settings = {"dataset_dir": volume, "output_dir": out, "checkpoint": tiny_checkpoint(tmp_path)}
     done = quick_command(*arguments("miar_brats", "inference", tmp_path, **settings), folder=tmp_path)
-    check(done, "in_sr.nii.gz exists already and is left as it is")
+    check(done, "in_sr.nii.gz exists already and is left as it is", "or allow overwriting (--overwrite True).")
     parts = arguments("miar_brats", "inference", tmp_path, overwrite="false", **settings)
     check(quick_command(*parts, folder=tmp_path), "overwrite is 'false', but it must be True or False")
     assert [path.name for path in out.iterdir()] == ["in_sr.nii.gz"]

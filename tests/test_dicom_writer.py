@@ -354,6 +354,7 @@ class TestCommand:
         refused = miar_sr(bundle, series)
         assert (refused.exit_code, contents(Path())) == (1, before)
         assert "ct_sr exists already and is left as it is" in refused.stderr
+        assert refused.stderr.endswith("or allow overwriting (--overwrite).\n")
         assert miar_sr(bundle, series, "--overwrite").exit_code == 0
         assert names(Path()) == sorted(before)
         assert contents(Path()) != before

@@ -37,7 +37,7 @@ def test_nothing_is_replaced_unless_allowed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     refuse_to_overwrite(path)
     path.write_text("old")
-    with pytest.raises(OutputError, match=r"a\.txt exists already and is left as it is: give another output folder"):
+    with pytest.raises(OutputError, match=r"a\.txt exists already and is left as it is: .* \(overwrite=True\)\.$"):
         refuse_to_overwrite(path)
     with pytest.raises(OutputError, match=r"allow overwriting"), whole_file(path):
         pytest.fail("the block must not run")

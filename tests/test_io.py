@@ -197,7 +197,7 @@ def test_integers_are_rounded_and_saturated(tmp_path: Path) -> None:
 def test_existing_file_is_kept(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", head(SHAPE), np.eye(4))
     before = path.read_bytes()
-    with pytest.raises(OutputError, match=r"a\.nii exists already and is left as it is: give another output folder"):
+    with pytest.raises(OutputError, match=r"a\.nii exists already and is left as it is: give another output, "):
         write_nifti(path, 2 * head(SHAPE), np.eye(4))
     assert path.read_bytes() == before
     write_nifti(path, 2 * head(SHAPE), np.eye(4), overwrite=True)
