@@ -22,7 +22,9 @@ from miar_monai.io import Volume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["check_series_folder", "source_headers", "write_series"]
+__all__ = ["check_series_folder", "is_own", "source_headers", "write_series"]
+
+_SOFTWARE = "miar-monai"
 
 _NEEDED = (
     "SOPClassUID",
@@ -178,6 +180,12 @@ def write_series(
     return folder
 
 
+def is_own(header: Dataset) -> bool:
+    """Return whether an image with this header was written by `write_series`: its contributing equipment says so."""
+    equipment = header.get("ContributingEquipmentSequence") or []
+    return any(item.get("ManufacturerModelName") == _SOFTWARE for item in equipment)
+
+
 def _repeated(header: Dataset) -> Dataset:
     """Return what still holds of a source's header."""
     from pydicom.dataset import FileDataset
@@ -232,7 +240,7 @@ def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
     image.SourceImageSequence = [source]
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", "miar-monai"
+    equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", _SOFTWARE
     equipment.SoftwareVersions = miar_monai.__version__
     image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
 

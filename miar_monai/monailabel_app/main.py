@@ -13,7 +13,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 import miar_monai
 from miar_monai.bundles import MODELS, find_bundle
 from miar_monai.errors import MiarError
-from miar_monai.monailabel_app.store import ResultStore, origin, source_of
+from miar_monai.monailabel_app.store import ResultStore, is_result, source_of
 from miar_monai.monailabel_app.task import SuperResolutionTask, switch
 
 
@@ -57,20 +57,24 @@ class MiarApp(MONAILabelApp):
         Returns:
             ``file``, the result, and ``params``, what the client is told about it: where it is saved too, and of its
             uncertainty, if it was asked for, the mean and the maximum. The map itself is there only if it is saved.
+            ``warnings`` say in what the image is unlike those of the training, and if it is a result itself.
 
         Raises:
             HTTPException: with a sentence for the user: 404 if there is no such model or image, 400 if the image or a
                 setting cannot be used.
         """
-        name, datastore = request.get("model"), datastore or self.datastore()
+        name, image = request.get("model"), str(request.get("image"))
+        datastore = datastore or self.datastore()
         if name not in self._infers:
             raise HTTPException(404, f"there is no model {name!r}: this server has {', '.join(self._infers)}.")
         if request.get("label_info"):
             raise HTTPException(400, f"{name} makes images, which no DICOM SEG holds: ask with output=image.")
         try:
             save = switch(request, "save_image")
-            with source_of(str(request.get("image")), datastore) as source:
+            with source_of(image, datastore) as source:
                 result = self._infers[name].super_resolve(source, request)
+                if is_result(image, datastore):
+                    result.params["warnings"].append(f"{image} is a result itself: give the image that it was made of.")
                 if save:
                     result.params.update(self._results.save(result, datastore))
         except MiarError as error:
@@ -101,4 +105,4 @@ class _OriginalImages(BatchInferTask):
     """All images of a datastore but the results that it holds."""
 
     def get_images(self, request: dict[str, Any], datastore: Datastore) -> list[str]:
-        return [image for image in super().get_images(request, datastore) if not origin(image, datastore)]
+        return [image for image in super().get_images(request, datastore) if not is_result(image, datastore)]

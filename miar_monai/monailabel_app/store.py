@@ -16,24 +16,41 @@ from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
 from miar_monai.cases import opened
-from miar_monai.dicom_writer import source_headers, write_series
+from miar_monai.dicom_writer import is_own, source_headers, write_series
 from miar_monai.errors import OutputError
 from miar_monai.io import parts_to_save, volume_stem, write_nifti
 from miar_monai.monailabel_app.task import Result
 from miar_monai.report import derivation
 
-__all__ = ["ResultStore", "origin", "source_of"]
+__all__ = ["ResultStore", "is_result", "source_of"]
 
 _ORIGIN = "super_resolved_from"
 _MAP = "_uncertainty"  # ends the id of a map
+_UID = re.compile(r"\d+(\.\d+)*")
 
 
-def origin(image: str, datastore: Datastore) -> str:
-    """Return the id of the image that an image was made of, or an empty text if it is no saved result.
+def is_result(image: str, datastore: Datastore) -> bool:
+    """Return whether an image is a result, or the map of one: saved by this app, or a series of ``miar sr``.
 
-    Of the series of a PACS the datastore does not know it.
+    Of a series of a PACS the header of one slice says so; if the PACS does not give it, the answer is no.
+
+    Args:
+        image: an id of the datastore; anything else is no result.
+        datastore: a folder, or a PACS.
     """
-    return str(datastore.get_image_info(image).get(_ORIGIN, ""))
+    from pydicom import Dataset
+
+    if not isinstance(datastore, DICOMWebDatastore):
+        return _ORIGIN in datastore.get_image_info(image)
+    if not _UID.fullmatch(image):
+        return False
+    client = datastore._client
+    try:
+        study = datastore._dicom_info(image)["StudyInstanceUID"]
+        one = Dataset.from_json(client.search_for_instances(study, image, limit=1)[0])
+        return is_own(Dataset.from_json(client.retrieve_instance_metadata(study, image, one.SOPInstanceUID)))
+    except (RequestException, LookupError, ValueError):
+        return False
 
 
 @contextmanager
@@ -57,7 +74,7 @@ def _from_datastore(image: str, datastore: Datastore) -> Path:
     found = ""
     if not isinstance(datastore, DICOMWebDatastore):
         found = datastore.get_image_uri(image)
-    elif re.fullmatch(r"\d+(\.\d+)*", image):  # it becomes a name of a folder
+    elif _UID.fullmatch(image):  # it becomes a name of a folder
         try:
             found = datastore.get_image_uri(image)
         except IndexError:  # of the empty answer of the PACS

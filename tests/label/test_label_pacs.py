@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel as nib
@@ -21,12 +22,20 @@ OPTIONS = ("--model", "lidc", "--device", "cpu", "--lookahead-tokens", "0")
 GREEDY = {"lookahead_tokens": 0}
 
 
+def program() -> str | None:
+    return shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
+
+
+def send(series: Path, orthanc: Server) -> None:
+    for file in series.iterdir():
+        requests.post(f"{orthanc.url}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
+
+
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    if program is None or not Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so").exists():
+    if program() is None or not Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so").exists():
         pytest.skip("no Orthanc with DICOMweb here (Debian's packages orthanc and orthanc-dicomweb)")
-    with orthanc_server(program, tmp_path_factory.mktemp("pacs") / "orthanc").running() as server:
+    with orthanc_server(str(program()), tmp_path_factory.mktemp("pacs") / "orthanc").running() as server:
         yield server
 
 
@@ -34,8 +43,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def series(orthanc: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a series that the PACS has, one of a tilted gantry."""
     folder = write_dicom_series(tmp_path_factory.mktemp("source") / "ct", SHAPE, step=(0, 0.4, 2.5))
-    for file in folder.iterdir():
-        requests.post(f"{orthanc.url}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
+    send(folder, orthanc)
     return folder
 
 
@@ -111,6 +119,29 @@ def test_the_uncertainty_becomes_a_series_of_the_study_the_commands(
     )
 
 
+@pytest.mark.usefixtures("orthanc")  # which skips where there is none
+def test_a_batch_leaves_out_results_and_a_request_for_one_is_warned(app: Path, tmp_path: Path) -> None:
+    series = write_dicom_series(tmp_path / "ct", (16, 14, 2))
+    written = Path(miar("sr", series, "-o", tmp_path, "--out-format", "dicom", *OPTIONS))
+    pacs = orthanc_server(str(program()), tmp_path / "orthanc")
+    server = label_server(app, f"{pacs.url}/dicom-web", tmp_path / "server")
+    with pacs.running(), ExitStack() as stack:
+        for folder in (series, written):  # before the server looks what there is
+            send(folder, pacs)
+        stack.enter_context(server.running())
+        for number in (2, 4):  # series before each batch, the original among them
+            assert server.get("/info/").json()["datastore"]["total"] == number
+            url = f"{server.url}/batch/infer/miar_lidc?images=all&run_sync=true"
+            answer = requests.post(url, json={**GREEDY, "max_workers": 1, "uncertainty": True}, timeout=120).json()
+            assert set(answer) == {uid(series)}
+            saved = answer[uid(series)]["params"]
+            assert stored(pacs, saved["uncertainty_image"])
+        for image in (uid(written), saved["image"], saved["uncertainty_image"]):
+            warnings = server.infer("miar_lidc", image, "json", **GREEDY).json()["warnings"]
+            assert warnings[-1] == f"{image} is a result itself: give the image that it was made of."
+        assert "result itself" not in str(server.infer("miar_lidc", uid(series), "json", **GREEDY).json()["warnings"])
+
+
 def test_ohif_finds_the_series_through_the_server(server: Server, series: Path) -> None:
     study = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID
     studies = server.get("/proxy/dicom/qido/studies?limit=101&offset=0&fuzzymatching=false").json()
@@ -152,8 +183,7 @@ def test_a_result_that_has_no_series_is_not_stored(server: Server, tmp_path: Pat
 
 
 def test_a_pacs_that_is_gone(app: Path, series: Path, tmp_path: Path) -> None:
-    program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
-    pacs = orthanc_server(str(program), tmp_path / "orthanc")
+    pacs = orthanc_server(str(program()), tmp_path / "orthanc")
     with pacs.running(), label_server(app, f"{pacs.url}/dicom-web", tmp_path / "server").running() as server:
         pacs.stop()
         response = server.infer("miar_lidc", uid(series))
