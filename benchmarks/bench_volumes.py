@@ -98,19 +98,23 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
     watch = Stopwatch()
     with watch("read"):
         volume = read_volume(source)
-    with watch("blur"):
-        told = resolver.input_degradation(volume)
-    stages = {"preprocessing": "preprocess", "infer": "network", "postprocessing": "postprocess"}
+    stages = {
+        "preprocessing": "preprocess",
+        "input_degradation": "blur",
+        "infer": "network",
+        "postprocessing": "postprocess",
+    }
     plain = {name: getattr(resolver, name) for name in stages}
     for name, stage in stages.items():
         setattr(resolver, name, watch.of(stage, plain[name]))
-    result = resolver.volume(volume, told)
+    prepared = resolver.prepared(volume)
+    result = resolver.volume(volume, prepared)
     for name in stages:
         setattr(resolver, name, plain[name])
     with watch("write"):
         write_nifti(target, result.array, result.affine, result.dtype, overwrite=True)
     with watch("report"):
-        case_report(str(source), target, volume, result, told, 0.0, resolver.device)
+        case_report(str(source), target, volume, result, prepared.told, 0.0, resolver.device)
     return dict(watch.seconds)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +29,7 @@ from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
 from miar_monai.io import Volume, read_volume, uncertainty_of
 
-__all__ = ["Image", "SuperResolver", "choose_device", "super_resolve"]
+__all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
 Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | MetaTensor
 """What can be super-resolved."""
@@ -75,6 +75,20 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         (36, 28)
     """
     return SuperResolver(model, device, **settings)(image)
+
+
+class Prepared(NamedTuple):
+    """A volume that is ready for the network.
+
+    Attributes:
+        image: what the inferer gets, (1, X, Y, Z), after the bundle's preprocessing.
+        told: what the network is told about how the volume came about.
+        warnings: in which respects it is unlike those of the training.
+    """
+
+    image: MetaTensor
+    told: Degradation
+    warnings: list[str]
 
 
 class SuperResolver:
@@ -162,30 +176,35 @@ class SuperResolver:
                 return self._like(image, self.volume(read_volume(path)))
         return self._like(image, self.volume(_volume(image)))
 
-    def volume(self, volume: Volume, told: Degradation | None = None) -> Volume:
+    def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
 
         Args:
             volume: in its own units, (X, Y, Z); not changed.
-            told: of `input_degradation`, for callers who need it too; measured here otherwise.
+            prepared: of `prepared`, for callers who need it too; made here otherwise, as far as it is needed.
 
         Returns:
             The finer volume over the same field of view, in the same units, axes and dtype for storage; with the
             setting ``uncertainty`` it has one.
         """
-        with self._usable():
-            data = self.preprocessing({"image": volume})
-        data["pred"] = self.infer(data["image"], told)
+        image, told = (prepared.image, prepared.told) if prepared else (self._preprocessed(volume), None)
+        data = {"image": image, "pred": self.infer(image, told)}
         with self._usable():
             data = self.postprocessing(data)
         arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
         affine = np.asarray(data["pred"].affine, dtype=np.float64)
         return volume._replace(array=arrays["pred"], affine=affine, uncertainty=arrays.get("uncertainty"))
 
-    def preprocessed(self, volume: Volume) -> Tensor:
-        """Return what the inferer gets of a volume, (1, X, Y, Z)."""
+    def prepared(self, volume: Volume) -> Prepared:
+        """Return what the inferer gets of a volume, and what is known of that before the network runs."""
+        image = self._preprocessed(volume)
+        warnings = self.domain.warnings(volume, image.as_tensor().numpy())
+        return Prepared(image, self.input_degradation(image), warnings)
+
+    def _preprocessed(self, volume: Volume) -> MetaTensor:
         with self._usable():
-            return self.preprocessing({"image": volume})["image"].as_tensor()
+            image: MetaTensor = self.preprocessing({"image": volume})["image"]
+        return image
 
     def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
@@ -194,10 +213,9 @@ class SuperResolver:
         with torch.inference_mode(), here:
             return self.inferer(image[None], self.network, told=told)[0]
 
-    def input_degradation(self, volume: Volume) -> Degradation:
-        """Return what the network is told about how a volume came about: its setting ``blur``, measured if "auto"."""
-        image = self.preprocessed(volume)
-        return self.inferer.input_degradation(image.movedim(-1, 0), self.network.degradation)
+    def input_degradation(self, image: MetaTensor) -> Degradation:
+        """Return what the network is told about how a preprocessed volume came about: ``blur``, measured if "auto"."""
+        return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network.degradation)
 
     def num_tiles(self, volume: Volume) -> int:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""

@@ -132,13 +132,13 @@ class Work:
             seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
             self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
         start = time.perf_counter()
-        told = self.resolver.input_degradation(volume)
-        result = self.resolver.volume(volume, told)
+        prepared = self.resolver.prepared(volume)
+        result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
         for picture in pictures:
             preview(volume, result, picture, redo)
         self._write(result, target, headers, redo)
-        warnings = self.resolver.domain.warnings(volume, self.resolver.preprocessed(volume).numpy())
+        _, told, warnings = prepared
         report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device, warnings)
         self.say("\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings)]))
         if not self.quiet:

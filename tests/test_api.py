@@ -183,6 +183,15 @@ def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypa
     assert resolver.seconds_per_tile() > 0
 
 
+def test_a_prepared_volume_gives_the_same_result_again_and_again(bundle: Path) -> None:
+    resolver, volume = SuperResolver(bundle, "cpu", lookahead_tokens=0), _volume((21, 17, 2))
+    prepared = resolver.prepared(volume)
+    expected = resolver.volume(volume)
+    for _ in range(2):
+        assert np.array_equal(resolver.volume(volume, prepared).array, expected.array)
+    assert prepared.image.shape == (1, 21, 17, 2)
+
+
 def _volume(shape: tuple[int, int, int]) -> Any:
     from miar_monai.io import Volume
 

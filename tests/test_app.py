@@ -223,6 +223,15 @@ def test_the_report_says_what_was_done(bundle: Path, scan: Path) -> None:
     assert case["data_consistency_rms"] == pytest.approx(data_consistency_rms(read_volume(scan), written), abs=0.5)
 
 
+def test_a_volume_is_preprocessed_once(bundle: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from miar_monai.transforms import LoadVolume
+
+    loaded, load = [], LoadVolume.__call__
+    monkeypatch.setattr(LoadVolume, "__call__", lambda self, source: loaded.append(source) or load(self, source))
+    assert sr(bundle, scan, "--report", "run.json", "--preview").exit_code == 0
+    assert [volume.path for volume in loaded] == [scan]
+
+
 def test_the_blur_of_the_input_can_be_given(bundle: Path, scan: Path) -> None:
     assert sr(bundle, scan, "--blur", 0.5, "--report", "run.json", "--quiet").exit_code == 0
     report = json.loads(Path("run.json").read_text())

@@ -108,14 +108,14 @@ class SuperResolutionTask(InferTask):
         read = time.perf_counter()
         with _INFERENCE:
             waited = time.perf_counter()
-            told = resolver.input_degradation(lr)
-            sr = resolver.volume(lr, told)
+            prepared = resolver.prepared(lr)
+            sr = resolver.volume(lr, prepared)
         inferred = time.perf_counter()
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
         with tempfile.NamedTemporaryFile(prefix="miar-", suffix=extension, delete=False) as part:
             file = Path(part.name)
         _WRITERS[extension](file, sr.array, sr.affine, overwrite=True)
-        warnings = resolver.domain.warnings(lr, resolver.preprocessed(lr).numpy())
+        _, told, warnings = prepared
         report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device, warnings)
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
