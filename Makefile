@@ -21,7 +21,7 @@ STUDIES ?= $(LABEL_DIR)/studies
 
 help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
-	@echo "make test     lint, types, tests and doctests: what continuous integration runs"
+	@echo "make test     lint, types, tests and doctests"
 	@echo "make bundles  build the bundles' zip files in dist/"
 	@echo "make clean    remove what the commands above made, the environment too"
 	@echo "make table    measure a bundle beside its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
@@ -31,7 +31,7 @@ help:
 	@echo "              [ARGS='<more options of benchmarks/figures.py, such as --slice 20>']"
 	@echo "make label-server  start a MONAI Label server with both models on http://127.0.0.1:$(PORT) and a brain to try it"
 	@echo "              with [PORT=<number>] [STUDIES=<folder or URL of a DICOMweb server>]"
-	@echo "make test-label  test the MONAI Label app against real servers"
+	@echo "make test-label  test the MONAI Label app against real servers; .ci/run does make test and this"
 
 install: $(INSTALLED)
 
