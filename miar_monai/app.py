@@ -94,6 +94,13 @@ def _fraction(_: click.Context, __: click.Parameter, value: str | None) -> tuple
     return part, parts
 
 
+def _json_file(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    """Let a report have a name that no input and no result has: it replaces a file with ``--overwrite``."""
+    if value is not None and value.suffix.lower() != ".json":
+        raise click.BadParameter(f"{str(value)!r} is no .json file.")
+    return value
+
+
 def _inference(command: Callable) -> Callable:
     """Add the settings of inference; what is not given is the bundle's."""
     for option in (
@@ -151,7 +158,14 @@ def main() -> None:
     is_flag=True,
     help="Write the absolute error to expect of each voxel, in the units of INPUT: <name>_sr_uncertainty.nii.gz.",
 )
-@click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="JSON", help="Write what was done.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    callback=_json_file,
+    help="Write what was done, a .json file.",
+)
 @click.option(
     "--part",
     metavar="I/N",
@@ -194,8 +208,7 @@ def sr(
 
     if overwrite and skip_existing:
         raise click.UsageError("--overwrite and --skip-existing exclude each other: give one of them.")
-    if quiet:
-        _say_only_errors(click.get_current_context())
+    _say_warnings(click.get_current_context(), quiet)
     with processes() as all_of_us:
         cases = find_cases(source)
         single = len(cases) == 1 and cases[0].source == source
@@ -227,11 +240,15 @@ def sr(
         click.get_current_context().exit(3)
 
 
-def _say_only_errors(context: click.Context) -> None:
-    """Leave the warnings of this package unsaid while a command runs."""
-    ours = logging.getLogger("miar_monai")
+def _say_warnings(context: click.Context, quiet: bool) -> None:
+    """Let the warnings of this package look like those of the command while it runs, or leave them unsaid."""
+    ours, on_stderr = logging.getLogger("miar_monai"), logging.StreamHandler()
+    on_stderr.setFormatter(logging.Formatter("warning: %(message)s"))
+    context.call_on_close(partial(ours.removeHandler, on_stderr))
     context.call_on_close(partial(ours.setLevel, ours.level))
-    ours.setLevel(logging.ERROR)
+    ours.addHandler(on_stderr)
+    if quiet:
+        ours.setLevel(logging.ERROR)
 
 
 @main.command(epilog="\b\nExample:\n  miar info")

@@ -47,8 +47,9 @@ def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool
         suffix = "" if as_dicom else ".nii.gz"
         targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
     for case, target in zip(cases, targets, strict=True):
-        if target.exists() and target.samefile(case.source):
-            raise click.UsageError(f"{target} is the input, which is never changed; give another output.")
+        for path in (target, uncertainty_map(target)):
+            if path.exists() and path.samefile(case.source):
+                raise click.UsageError(f"{path} is the input, which is never changed; give another output.")
     folder_of = cache(Path.resolve)  # there may be 100,000 files in one
     results = {
         folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))

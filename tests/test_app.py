@@ -106,12 +106,14 @@ def test_noise_that_the_network_does_not_know_is_named_unless_quiet(
     noise = 0.5 * voxels(scan).max() * np.random.default_rng(0).standard_normal(image.shape)
     noisy = scan.with_name("noisy.nii.gz")
     nib.save(nib.Nifti1Image((voxels(scan) + noise).astype(np.int16), image.affine), noisy)
-    assert sr(bundle, noisy, "-o", "noted.nii").exit_code == 0
-    assert "the input holds more noise than the slices of the training" in caplog.text
+    noted = sr(bundle, noisy, "-o", "noted.nii")
+    assert noted.exit_code == 0
+    assert noted.stderr.count("\nwarning: the input holds more noise than the slices of the training") == 1
     caplog.clear()
     assert sr(bundle, noisy, "-o", "quiet.nii", "--quiet").exit_code == 0
     assert not caplog.records
-    assert logging.getLogger("miar_monai").level == logging.NOTSET
+    ours = logging.getLogger("miar_monai")
+    assert (ours.level, ours.handlers) == (logging.NOTSET, [])
 
 
 def test_quiet_is_silent_and_otherwise_stdout_has_the_path_only(bundle: Path, scan: Path) -> None:
@@ -152,11 +154,22 @@ def test_what_is_in_the_way_is_named_and_what_to_type(source: str, name: str, bu
 
 
 def test_the_input_is_no_output(bundle: Path, scan: Path) -> None:
-    before = scan.read_bytes()
-    refused = sr(bundle, scan, "-o", scan, "--overwrite")
+    before, named = scan.read_bytes(), scan.with_name("x_uncertainty.nii.gz")
+    shutil.copy(scan, named)
+    for source, output in ((scan, scan), (named, named.with_name("x.nii.gz"))):  # of whose result it would be the map
+        refused = sr(bundle, source, "-o", output, "--overwrite")
+        assert refused.exit_code == 2
+        assert f"{source} is the input, which is never changed" in refused.stderr
+    assert scan.read_bytes() == named.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["in/scan.nii.gz", "scan_sr.nii.gz", "scan_sr.png"])
+def test_a_report_takes_the_place_of_no_input_and_no_result(name: str, bundle: Path, scan: Path) -> None:
+    before, report = scan.read_bytes(), Path(scan.parents[1] if name.startswith("in/") else "", name)
+    refused = sr(bundle, scan, "--preview", "--report", report, "--overwrite")
     assert refused.exit_code == 2
-    assert "is the input, which is never changed" in refused.stderr
-    assert scan.read_bytes() == before
+    assert f"{str(report)!r} is no .json file." in refused.stderr
+    assert (scan.read_bytes(), files(Path())) == (before, [])
 
 
 def test_a_series_and_zip_files_are_named_after_what_was_given(bundle: Path, scan: Path, tmp_path: Path) -> None:
