@@ -269,7 +269,7 @@ def decode_tokens(
     chosen, scores, entropies = [], [], []
     for k, scale_side in enumerate(quantizer.schedule.sides):
         if with_entropy:
-            entropy = token_entropy(log_p, scale_side**2).view(batch_size, 1, scale_side, scale_side)
+            entropy = token_entropy(log_p, scale_side**2)[:, None]  # (B, 1, n_k)
             entropies.append(quantizer.upsample(entropy, k))
         is_last = k + 1 == quantizer.schedule.num_scales
         if decoding.samples:

@@ -30,9 +30,10 @@ class KeyValue(NamedTuple):
 
 
 def _append(old: Tensor, new: Tensor) -> Tensor:
-    candidates = new.unflatten(0, (len(old), -1))  # (B, M, tokens, heads, d)
-    shared = old[:, None].expand(-1, candidates.shape[1], -1, -1, -1)
-    return torch.cat([shared, candidates], dim=2).flatten(0, 1)
+    # with heads and channels as one axis: a GPU joins tensors of more than four axes one by one
+    candidates = new.flatten(2).unflatten(0, (len(old), -1))  # (B, M, tokens, D)
+    shared = old.flatten(2)[:, None].expand(-1, candidates.shape[1], -1, -1)
+    return torch.cat([shared, candidates], dim=2).flatten(0, 1).unflatten(-1, old.shape[2:])
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:

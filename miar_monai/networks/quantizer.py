@@ -13,11 +13,12 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.schedule import ScaleSchedule
-from miar_monai.resampling import interpolation_matrix, resample
+from miar_monai.resampling import interpolation_matrix
 
 __all__ = ["MultiScaleQuantizer", "QuantizerOutput"]
 
@@ -175,17 +176,19 @@ class MultiScaleQuantizer(nn.Module):
         self.phi_of_scale = [nearest_tick(k, num_scales, num_phi) for k in range(num_scales)]
         side = self.schedule.latent_side
         for k, p in enumerate(self.schedule.sides):
-            self.register_buffer(f"down_{k}", interpolation_matrix(side, p, "area").float(), persistent=False)
-            self.register_buffer(f"up_{k}", interpolation_matrix(p, side, "bicubic").float(), persistent=False)
+            down, up = interpolation_matrix(side, p, "area"), interpolation_matrix(p, side, "bicubic")
+            self.register_buffer(f"down_{k}", torch.kron(down, down).float(), persistent=False)  # (p², G²)
+            self.register_buffer(f"up_{k}", torch.kron(up, up).float(), persistent=False)  # (G², p²)
 
     def codes(self) -> Tensor:
         """Return the codes by codebook: (S, V, C / S)."""
         return self.codebook.unflatten(1, (-1, self.num_codebooks)).permute(2, 0, 1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
-        """Return the codes (B, n, C) of the tokens (B, n · S) of n positions."""
+        """Return the codes (B, C, n) of the tokens (B, n · S) of n positions."""
         books = torch.arange(self.num_codebooks, device=tokens.device)
-        return self.codes()[books, tokens.unflatten(1, (-1, self.num_codebooks))].mT.flatten(2)
+        codes = self.codes()[books, tokens.unflatten(1, (-1, self.num_codebooks))]  # (B, n, S, C / S)
+        return codes.permute(0, 3, 2, 1).flatten(1, 2)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Cut tokens (B, L · S) into those of each scale, (B, side_k² · S)."""
@@ -207,9 +210,9 @@ class MultiScaleQuantizer(nn.Module):
 
     @without_autocast
     def upsample(self, x: Tensor, k: int) -> Tensor:
-        """Bring a map of scale k, (B, C, side_k, side_k), to the latent grid: (B, C, G, G)."""
-        up = self.get_buffer(f"up_{k}")
-        return resample(x.to(up.dtype), up, up)
+        """Bring a row of positions of scale k, (B, C, side_k²), to the latent grid: (B, C, G, G)."""
+        up, side = self.get_buffer(f"up_{k}"), self.schedule.latent_side
+        return F.linear(x.to(up.dtype), up).unflatten(2, (side, side))
 
     @without_autocast
     def add_scale(self, f_hat: Tensor, tokens: Tensor, k: int) -> Tensor:
@@ -223,15 +226,12 @@ class MultiScaleQuantizer(nn.Module):
         Returns:
             Sum of the scales up to k, (B, C, G, G).
         """
-        side = self.schedule.sides[k]
-        codes = self.lookup(tokens).mT.unflatten(-1, (side, side))  # (B, C, side, side)
-        return f_hat + self.phi(k)(self.upsample(codes, k))
+        return f_hat + self.phi(k)(self.upsample(self.lookup(tokens), k))
 
     @without_autocast
     def to_scale(self, f: Tensor, k: int) -> Tensor:
         """Average a latent grid (B, C, G, G) down to scale k, as a row of positions (B, side_k², C)."""
-        down = self.get_buffer(f"down_{k}")
-        return resample(f, down, down).flatten(2).mT
+        return F.linear(f.flatten(2), self.get_buffer(f"down_{k}")).mT
 
     @without_autocast
     def nearest(self, z: Tensor) -> Tensor:
@@ -315,9 +315,8 @@ class MultiScaleQuantizer(nn.Module):
         f = f.to(self.codebook.dtype)
         f_hat, residuals = torch.zeros_like(f), []
         for k in range(self.schedule.num_scales):
-            side = self.schedule.sides[k]
             z = self.to_scale(f - f_hat, k)  # (B, side_k², C)
-            f_hat = f_hat + self.phi(k)(self.upsample(z.mT.unflatten(-1, (side, side)), k))
+            f_hat = f_hat + self.phi(k)(self.upsample(z.mT, k))
             residuals.append(z.flatten(0, 1))
         share = -(-self.num_codes // len(residuals))
         drawn = [z[torch.randint(len(z), (share,), device=z.device)] for z in residuals]
