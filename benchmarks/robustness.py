@@ -1,11 +1,12 @@
-"""How far results hold when LR slices are not what the networks were trained for, and what the tokens add to them.
+"""How far results hold when slices are not what the networks were trained for, and what the tokens add to them.
 
     python -m benchmarks.robustness --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         --output_dir robustness_output [--contrasts t1,t2] [--peers_dir runs/peers] [--num_slices 8] ...
 
 The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred otherwise; MIAR measures their blur, as
-it does for users, and is told the truth where the blur is another one than the training's. With the slices as they
-should be, it is measured without its tokens too, whose latents are then zero: the difference is what predicting them is
+it does for users, and is told the truth where the blur is another one than the training's. The HR slices are softened
+and sharpened too, as another reconstruction kernel of a CT scanner would. With these and with the slices as they should
+be, MIAR is measured without its tokens too, whose latents are then zero: the difference is what predicting them is
 worth. It writes ``robustness.md``. The patients are those of the validation section unless ``section`` says otherwise.
 """
 
@@ -20,11 +21,12 @@ from typing import Any
 
 import fire
 import torch
+from monai.transforms import GaussianSharpen, GaussianSmooth
 from torch import Tensor
 
 from benchmarks.table import Method, Volume, batches, load_peers, load_volumes, open_run, provenance, publish
 from miar_monai.checkpoints import load_weights
-from miar_monai.degradation import with_blurs
+from miar_monai.degradation import Degradation, with_blurs
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.inferers import BeamSearchInferer
@@ -52,6 +54,11 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
     "noise 0.01": partial(noisy, 0.01),
 }
 BLURS = (0.0, 0.5, 0.9, 1.1)
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Truth softened": GaussianSmooth(0.6),
+    "Truth sharpened": GaussianSharpen(sigma1=0.3, sigma2=0.8, alpha=1.5),
+    "Truth sharpened strongly": GaussianSharpen(sigma1=0.3, sigma2=0.8, alpha=3.0),
+}
 
 
 @torch.inference_mode()
@@ -62,6 +69,12 @@ def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
     observed = network.observe(lr)
     maps = network.decode(latents, network.features(observed.linear, observed.condition))
     return network.render(maps, observed, fidelity)
+
+
+def with_kernel(kernel: Callable[[Tensor], Tensor], degradation: Degradation, volume: Volume) -> Volume:
+    """Return a volume as another reconstruction kernel would have made it, and its LR slices."""
+    hr = kernel(volume.hr.squeeze(1)).unsqueeze(1).clamp(min=0)
+    return volume._replace(hr=hr, lr=degradation(hr))
 
 
 def with_blur(inferer: BeamSearchInferer, network: MIAR, blur: float | str) -> Method:
@@ -127,18 +140,20 @@ def main(
     common["MIAR"] = with_blur(inferer, network, "auto")
     volumes, own = load_volumes(config), network.degradation
 
-    def measured(title: str, fault: Callable[[Volume], Tensor], more: Mapping[str, Method]) -> str:
-        faulty = [volume._replace(lr=fault(volume)) for volume in volumes]
+    def measured(title: str, fault: Callable[[Volume], Volume], more: Mapping[str, Method]) -> str:
+        faulty = [fault(volume) for volume in volumes]
         with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
             return section(title, faulty, {**common, **more}, evaluation, batch_size)
 
     bare = {"MIAR without tokens": partial(without_tokens, network, inferer.fidelity)}
-    parts = [measured("As in training", lambda volume: volume.lr, bare)]
-    parts += [measured(title, lambda volume, fault=fault: fault(volume.lr), {}) for title, fault in FAULTS.items()]
+    parts = [measured("As in training", lambda volume: volume, bare)]
+    parts += [measured(title, partial(with_kernel, kernel, own), bare) for title, kernel in KERNELS.items()]
+    for title, fault in FAULTS.items():
+        parts.append(measured(title, lambda volume, fault=fault: volume._replace(lr=fault(volume.lr)), {}))
     for blur in with_blurs(own, BLURS)[1:]:
         more = {"MIAR, told the blur": with_blur(inferer, network, blur.lr_sigma)}
         title = f"Blur {blur.sigma:g} instead of {own.sigma:g}"
-        parts.append(measured(title, lambda volume, blur=blur: blur(volume.hr), more))
+        parts.append(measured(title, lambda volume, blur=blur: volume._replace(lr=blur(volume.hr)), more))
     notes = provenance(bundle, config, volumes, batch_size)[:2]
     publish("\n".join(["# Robustness", "", *notes, "", *parts]), Path(output_dir, RESULT), get("overwrite"))
 
