@@ -54,7 +54,8 @@ def estimate_blur(lr: Tensor, scale: int = 4) -> float | None:
     level = (patches * window).sum(axis=(1, 2), keepdims=True) / window.sum()
     power = (np.abs(np.fft.fft2((patches - level) * window)) ** 2).mean(axis=0)
     found = np.log(_rings(height, width) @ power.ravel())  # (R,)
-    misfit = (found - _models(height, width, scale)).var(axis=-1)  # the brightness of the images is free
+    models, squares = _models(height, width, scale)
+    misfit = squares - 2 * models @ found  # R times the variance of the difference, but for what all have in common
     return float(SIGMAS[np.unravel_index(misfit.argmin(), misfit.shape)[0]])
 
 
@@ -79,6 +80,7 @@ def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
     return replace(own, sigma=0.0 if measured < 0.65 else min(measured - 0.03, 1.25), blur_on="lr")
 
 
+@lru_cache(maxsize=8)
 def _window(height: int, width: int) -> np.ndarray:
     """Return a window without side lobes, which would fill what a blur leaves empty."""
     return np.outer(blackmanharris(height), blackmanharris(width))
@@ -95,8 +97,11 @@ def _rings(height: int, width: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _models(height: int, width: int, scale: int) -> np.ndarray:
-    """Return the logarithm of the expected power in each ring: (sigmas, falls, floors, R)."""
+def _models(height: int, width: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logarithm of the expected power in each ring, and the sum of its squares over the rings.
+
+    Their mean over the rings is taken off, since the brightness of the images is free: (sigmas, falls, floors, R).
+    """
     rings, rows, columns = _rings(height, width), np.fft.fftfreq(height), np.fft.fftfreq(width)
     sharp = np.zeros((len(FALLS), height, width))
     for i in range(-scale // 2, scale // 2):  # what downsampling folds into a frequency
@@ -112,7 +117,9 @@ def _models(height: int, width: int, scale: int) -> np.ndarray:
         seen = np.fft.ifft2(np.fft.fft2(sharp * passed) * spread).real  # (falls, height, width)
         spectra.append(seen.reshape(len(FALLS), -1) @ rings.T)
     clean = np.stack(spectra)[:, :, None]  # (sigmas, falls, 1, R)
-    return np.log(clean + FLOORS[:, None] * clean[..., :1])
+    models = np.log(clean + FLOORS[:, None] * clean[..., :1])
+    models -= models.mean(axis=-1, keepdims=True)
+    return models, (models**2).sum(axis=-1)
 
 
 def _response(frequency: np.ndarray, scale: int, sigma: float) -> np.ndarray:

@@ -64,6 +64,13 @@ def test_slices_do_not_see_each_other() -> None:
     torch.testing.assert_close(inferer()(x.flip(-1), network), volume.flip(-1), rtol=1e-4, atol=1e-5)
 
 
+def test_slices_of_one_tile_are_what_the_network_makes_of_them() -> None:
+    network = started(tiny_miar()).eval()
+    lr = network.degradation(torch.rand(3, 1, 4 * TILE, 4 * TILE))
+    expected = network.super_resolve(lr, Decoding("beam"), 0.25).sr
+    assert torch.equal(inferer(sw_batch_size=3)(lr, network), expected)  # nothing to blend
+
+
 def test_tiles_of_a_constant_leave_no_seam() -> None:
     x = torch.full((1, 1, 37, 31, 2), 0.7)
     torch.testing.assert_close(inferer()(x, Linear()), torch.full((1, 1, 148, 124, 2), 0.7))
