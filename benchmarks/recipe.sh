@@ -4,7 +4,8 @@
 #   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan ldm
 #
 # Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
-# Peers train on the degradation of the table alone, where that is to their advantage; MIAR on other blurs and noise too.
+# Peers train on the same slices and augmentations, but on the degradation of the table alone, where that is to their
+# advantage; MIAR on other blurs and noise too.
 # DROPOUT (0) is that of the tokenizer's scales: the paper's 0.1 cost 0.25 dB in docs/results/ablations.md. The ablations
 # full, no-teacher-forcing, no-rope, no-self-correction and no-dropout (which trains a tokenizer for MINUTES too) go to
 # <output_dir>/ablations/<name>. WORKERS (7) loads data; EXTRA is added to every command.
