@@ -17,7 +17,7 @@ from miar_monai.dicom import is_dicom
 from miar_monai.errors import DatasetError, ImageError, MiarError
 from miar_monai.io import is_nifti, volume_stem
 
-__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened"]
+__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "temporary_folder"]
 
 MAX_ZIP_BYTES = 4 * 2**30
 """The most that the entries of a zip file may hold together, uncompressed."""
@@ -123,13 +123,38 @@ def opened(source: str | os.PathLike[str]) -> Iterator[Path]:
     if not (_is_zip_name(source) and source.is_file()):
         yield source
         return
-    with tempfile.TemporaryDirectory(prefix="miar-") as name:
-        folder = Path(name, source.stem)
+    with temporary_folder(source.stem, source) as folder:
+        _extract(source, folder)
+        yield _only_volume(source, folder)
+
+
+@contextmanager
+def temporary_folder(name: str, source: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder that is gone when the block ends.
+
+    Args:
+        name: of the folder.
+        source: where its content comes from; the user knows that one, so that errors of the block speak of it.
+
+    Yields:
+        The folder.
+
+    Raises:
+        MiarError: what the block raises, with ``source`` in place of the folder.
+
+    Example:
+        >>> with temporary_folder("series", "study.zip") as folder:
+        ...     raise ImageError(f"{folder}/1.dcm cannot be read.")
+        Traceback (most recent call last):
+            ...
+        miar_monai.errors.ImageError: study.zip/1.dcm cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="miar-") as parent:
+        folder = Path(parent, name)
         folder.mkdir()
         try:
-            _extract(source, folder)
-            yield _only_volume(source, folder)
-        except MiarError as error:  # the user knows the zip file, not the temporary folder
+            yield folder
+        except MiarError as error:
             raise type(error)(str(error).replace(str(folder), str(source))) from error
 
 

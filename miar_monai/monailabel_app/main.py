@@ -14,7 +14,7 @@ import miar_monai
 from miar_monai.bundles import MODELS, find_bundle
 from miar_monai.errors import MiarError
 from miar_monai.monailabel_app.store import ResultStore, is_result, source_of
-from miar_monai.monailabel_app.task import SuperResolutionTask, switch
+from miar_monai.monailabel_app.task import Result, SuperResolutionTask, switch
 
 
 class MiarApp(MONAILabelApp):
@@ -72,14 +72,22 @@ class MiarApp(MONAILabelApp):
         try:
             save = switch(request, "save_image")
             with source_of(image, datastore) as source:
+                again = is_result(image, datastore)
                 result = self._infers[name].super_resolve(source, request)
-                if is_result(image, datastore):
+                if again:
                     result.params["warnings"].append(f"{image} is a result itself: give the image that it was made of.")
                 if save:
-                    result.params.update(self._results.save(result, datastore))
+                    self._save(result, datastore)
         except MiarError as error:
             raise HTTPException(400, str(error)) from error
         return {"file": str(result.file), "params": result.params}
+
+    def _save(self, result: Result, datastore: Datastore) -> None:
+        try:
+            result.params.update(self._results.save(result, datastore))
+        except BaseException:
+            result.file.unlink()  # which nobody gets
+            raise
 
     def init_batch_infer(self) -> BatchInferTask:
         """Return what finds the images of a batch."""

@@ -15,7 +15,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
-from miar_monai.cases import opened
+from miar_monai.cases import opened, temporary_folder
 from miar_monai.dicom_writer import is_own, source_headers, write_series
 from miar_monai.errors import OutputError
 from miar_monai.io import parts_to_save, volume_stem, write_nifti
@@ -65,29 +65,40 @@ def source_of(image: str, datastore: Datastore) -> Iterator[Path]:
         HTTPException: 404 if there is no such image, 502 if the PACS does not give it.
         ImageError: if a zip file cannot be used.
     """
-    path = Path(image) if os.path.exists(image) else _from_datastore(image, datastore)
+    if isinstance(datastore, DICOMWebDatastore) and not os.path.exists(image):
+        with _downloaded(image, datastore) as folder:
+            yield folder
+        return
+    path = image if os.path.exists(image) else datastore.get_image_uri(image)
+    if not path:
+        raise _no_image(image, datastore)
     with opened(path) as source:
         yield source
 
 
-def _from_datastore(image: str, datastore: Datastore) -> Path:
-    found = ""
-    if not isinstance(datastore, DICOMWebDatastore):
-        found = datastore.get_image_uri(image)
-    elif _UID.fullmatch(image):  # it becomes a name of a folder
+@contextmanager
+def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
+    """Give the slices of a series as the PACS has them now.
+
+    MONAI Label keeps what it downloads: a request that comes while slices arrive, at the PACS or here, would have the
+    ones after it work on a part of the series.
+    """
+    if not _UID.fullmatch(image):  # it becomes a name of a folder
+        raise _no_image(image, datastore)
+    with temporary_folder(image, image) as folder:
         try:
-            found = datastore.get_image_uri(image)
-        except IndexError:  # of the empty answer of the PACS
-            found = ""
+            study = datastore._dicom_info(image)["StudyInstanceUID"]
+            for k, instance in enumerate(datastore._client.retrieve_series(study, image)):
+                instance.save_as(folder / f"{k:05d}.dcm")
+        except IndexError as error:  # of the empty answer of the PACS
+            raise _no_image(image, datastore) from error
         except RequestException as error:
             raise HTTPException(502, f"{datastore.name()} does not give the series {image} ({error}).") from error
-    if not found:
-        raise HTTPException(404, f"there is no image {image!r} in {datastore.name()}: give the id of one that it has.")
-    if isinstance(datastore, DICOMWebDatastore) and os.path.isfile(found):
-        # the slices themselves tell more than the NIfTI that MONAI Label makes of them, which is a temporary file at
-        # first, so that its place is asked for
-        return Path(datastore.get_image_info(image)["path"]).with_name(image)
-    return Path(found)
+        yield folder
+
+
+def _no_image(image: str, datastore: Datastore) -> HTTPException:
+    return HTTPException(404, f"there is no image {image!r} in {datastore.name()}: give the id of one that it has.")
 
 
 class ResultStore:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
@@ -112,11 +113,10 @@ class SuperResolutionTask(InferTask):
             sr = resolver.volume(lr, prepared)
         inferred = time.perf_counter()
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
-        with tempfile.NamedTemporaryFile(prefix="miar-", suffix=extension, delete=False) as part:
-            file = Path(part.name)
-        _WRITERS[extension](file, sr.array, sr.affine, overwrite=True)
+        file = Path(tempfile.gettempdir(), f"miar-{uuid4().hex}{extension}")
         _, told, warnings = prepared
         report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device, warnings)
+        _WRITERS[extension](file, sr.array, sr.affine)  # at the end: who serves it removes it, and nobody else
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
         params = {

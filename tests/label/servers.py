@@ -84,6 +84,14 @@ class Server:
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, timeout=60)
 
+    def left_behind(self) -> list[Path]:
+        """Return what a MONAI Label server has not removed in ten seconds after its last answer."""
+        for _ in range(100):
+            if not (left := list((self.folder / "tmp").glob("miar-*"))):
+                break
+            time.sleep(0.1)
+        return left
+
     def infer(self, model: str, image: str, output: str = "image", **params: Any) -> requests.Response:
         """Ask as OHIF does."""
         fields = {"params": (None, json.dumps(params))}
@@ -95,8 +103,9 @@ def label_server(app: Path, studies: Path | str, folder: Path, *conf: str, **env
     options = ["--app", str(app), "--studies", str(studies), "--host", "127.0.0.1", "--port", "{port}"]
     for name, value in zip(conf[::2], conf[1::2], strict=True):
         options += ["--conf", name, value]
-    caches = {"SESSION_PATH": "sessions", "DICOMWEB_CACHE_PATH": "pacs"}
-    own = {f"MONAI_LABEL_{name}": str(folder / cache) for name, cache in caches.items()}
+    (folder / "tmp").mkdir(parents=True)
+    places = {"MONAI_LABEL_SESSION_PATH": "sessions", "MONAI_LABEL_DICOMWEB_CACHE_PATH": "pacs", "TMPDIR": "tmp"}
+    own = {name: str(folder / place) for name, place in places.items()}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
     return Server(command, folder, "/info/", PYTHONPATH=path, **own, **env)

@@ -6,7 +6,9 @@ import io
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -58,6 +60,10 @@ def uid(series: Path) -> str:
     return str(pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).SeriesInstanceUID)
 
 
+def by_height(series: Path) -> list[Path]:
+    return sorted(series.iterdir(), key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+
+
 def stored(orthanc: Server, series_uid: str) -> list[pydicom.Dataset]:
     """Return what the PACS holds of a series, by position."""
     found = requests.post(f"{orthanc.url}/tools/lookup", data=series_uid, timeout=30).json()[0]["ID"]
@@ -72,6 +78,29 @@ def test_a_series_of_the_pacs_gives_the_commands_result(server: Server, series: 
     written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
     assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
     assert np.array_equal(result.affine, written.affine)  # with the shear, which MONAI Label's own NIfTI has lost
+
+
+def test_requests_for_one_series_at_once_all_get_all_of_it(server: Server, series: Path, tmp_path: Path) -> None:
+    written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
+    with ThreadPoolExecutor(8) as pool:
+        ask = partial(server.infer, "miar_lidc", uid(series), result_extension=".nii", **GREEDY)
+        answers = [job.result() for job in [pool.submit(ask) for _ in range(8)]]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        result = nib.Nifti1Image.from_bytes(answer.content)
+        assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
+
+
+def test_slices_that_arrive_later_are_seen(server: Server, orthanc: Server, tmp_path: Path) -> None:
+    growing = write_dicom_series(tmp_path / "ct", (16, 14, 3), patient_id="GROWING")
+    files = by_height(growing)
+    shapes = []
+    for part in (files[:2], files[2:]):
+        for file in part:
+            sent = requests.post(f"{orthanc.url}/instances", data=file.read_bytes(), timeout=30).json()
+        shapes.append(server.infer("miar_lidc", uid(growing), "json", **GREEDY).json()["before"]["shape"])
+    requests.delete(f"{orthanc.url}/series/{sent['ParentSeries']}", timeout=30).raise_for_status()
+    assert shapes == [[16, 14, 2], [16, 14, 3]]
 
 
 def test_a_result_becomes_a_series_of_the_study_the_commands(
@@ -180,6 +209,7 @@ def test_a_result_that_has_no_series_is_not_stored(server: Server, tmp_path: Pat
     response = server.infer("miar_lidc", str(tmp_path / "a.nii"), save_image=True, **GREEDY)
     assert response.status_code == 400
     assert "is no DICOM series" in response.json()["detail"]
+    assert not server.left_behind()
 
 
 def test_a_pacs_that_is_gone(app: Path, series: Path, tmp_path: Path) -> None:
