@@ -365,6 +365,9 @@ def evaluate(
         "fidelity": fidelity,
     }
     config = str(bundle / "configs" / "evaluate.json")
+    # the workflow logs every step, and errors, which the command says itself, in the words of Python
+    click.get_current_context().call_on_close(partial(logging.disable, logging.root.manager.disable))
+    logging.disable(logging.CRITICAL if quiet else logging.INFO)
     run(config_file=config, **{name: value for name, value in given.items() if value is not None})
     if not quiet:
         click.echo((output / "metrics.md").read_text(encoding="utf-8"))

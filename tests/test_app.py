@@ -503,10 +503,15 @@ def test_evaluate_measures_the_test_patients(bundle: Path, tmp_path: Path) -> No
     result = miar("evaluate", data, *options, "--lookahead-tokens", 0)
     assert result.exit_code == 0, result.output
     assert files(Path("out")) == ["metrics.csv", "metrics.md"]
-    assert "| MIAR |" in result.stdout
-    again = miar("evaluate", data, *options)
-    assert again.exit_code == 1
-    assert "exists already" in again.stderr
+    assert result.stdout.splitlines()[0].startswith("2 slices of 1 patient")
+    assert result.stdout.count("| MIAR |") == 1
+    again = miar("evaluate", data, *options, "--quiet")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert again.stderr.startswith("error: out/metrics.csv exists already and is left as it is")
+    assert again.stderr.endswith("(--overwrite).\n")
+    quiet = miar("evaluate", data, *options, "--lookahead-tokens", 0, "--quiet", "--overwrite")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_every_command_has_an_example_and_the_codes_are_documented() -> None:
