@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from phantoms import write_dicom_series, write_nifti_phantom
 from pydicom import Dataset
-from pydicom.dataset import FileDataset
+from pydicom.dataset import FileDataset, validate_file_meta
 from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -191,6 +193,49 @@ def test_an_image_says_what_it_is_derived_from_how_and_by_what(series: Path) -> 
         assert image.ContentDate == image.InstanceCreationDate >= "20240101"
 
 
+def complete(image: Dataset) -> None:
+    """Add what the phantoms lack of the standard's modules for CT and MR images."""
+    for name in ("AccessionNumber", "Manufacturer", "PatientBirthDate", "PatientSex", "PositionReferenceIndicator"):
+        setattr(image, name, "")
+    image.PatientName, image.PatientPosition, image.ReferringPhysicianName = "Phantom^A", "HFS", ""
+    image.StudyDate, image.StudyTime, image.StudyID = "20200101", "120000", "1"
+    image.ImageType, image.BodyPartExamined = ["ORIGINAL", "PRIMARY", "AXIAL"], "HEAD"
+    image.file_meta.FileMetaInformationGroupLength = 0  # counted when it is written
+    validate_file_meta(image.file_meta, enforce_standard=True)
+    if image.Modality == "MR":
+        image.ImageType[2] = "OTHER"
+        image.ScanningSequence, image.SequenceVariant, image.ScanOptions = "SE", "NONE", ""
+        image.MRAcquisitionType = "2D"
+        image.EchoTime, image.EchoTrainLength, image.RepetitionTime = 80, 1, 2000
+        del image.RescaleSlope, image.RescaleIntercept, image.RescaleType
+    else:
+        image.KVP, image.AcquisitionNumber = 120, 1
+
+
+def complaints(folder: Path) -> set[str]:
+    """Return what dciodvfy says of the images of a series; its first line names the kind of image."""
+    runs = [subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True) for path in folder.iterdir()]
+    return {line for run in runs for line in f"{run.stdout}{run.stderr}".splitlines() if " - " in line}
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="no dciodvfy here (Debian's package dicom3tools)")
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_independent_validator_finds_no_fault(modality: str, series: Path, tmp_path: Path) -> None:
+    for edit in (to_mr, complete) if modality == "MR" else (complete,):
+        change(series, edit)
+    assert complaints(series) == set()
+    source = read_volume(series)
+    sr, headers = upsampled(source), source_headers(source)
+    for name, volume, quantity in (("sr", sr, ""), ("map", sr._replace(dtype=np.dtype("f4")), "expected error")):
+        written = write_series(tmp_path / name, volume, headers, "upsampled", quantity=quantity)
+        found = complaints(written)
+        if modality == "MR" and quantity:  # whose fractions need a scale, which the standard's MR images have not
+            found = {line for line in found if not line.startswith("Warning - </Rescale")}
+        assert found == set()
+    change(written, lambda image: image.pop("StudyInstanceUID"))
+    assert any("StudyInstanceUID" in line for line in complaints(written))  # it does find faults
+
+
 def test_what_no_longer_holds_is_left_out(series: Path) -> None:
     def burden(image: Dataset) -> None:
         image.private_block(0x0013, "CTP", create=True).add_new(0x10, "LO", "LIDC-IDRI")
@@ -348,6 +393,22 @@ class TestCommand:
         derivation = pydicom.dcmread("out/ct_sr/0001.dcm").DerivationDescription
         assert f"miar-monai {miar_monai.__version__}, bundle " in derivation
         assert "fidelity 0.75" in derivation
+
+    def test_nifti_of_the_series_has_the_same_result(self, bundle: Path, series: Path) -> None:
+        source = read_volume(series)
+        image = nib.Nifti1Image(source.array.astype(np.int16), source.affine)
+        rows_up = np.array([[0, 1], [1, -1], [2, 1]])  # as dcm2niix writes them
+        nib.save(image, "same.nii.gz")
+        nib.save(nib.as_closest_canonical(image), "ras.nii.gz")
+        nib.save(image.as_reoriented(rows_up), "up.nii.gz")
+        options = ("--out-format", "nifti", "-o", "out")
+        expected = None
+        for given in (series, "same.nii.gz", "ras.nii.gz", "up.nii.gz"):
+            assert miar_sr(bundle, given, *options).exit_code == 0
+            result = nib.as_closest_canonical(nib.load(f"out/{Path(given).name.removesuffix('.nii.gz')}_sr.nii.gz"))
+            expected = expected or result
+            assert np.array_equal(result.dataobj, expected.dataobj)
+            assert np.allclose(result.affine, expected.affine, atol=1e-5)
 
     def test_it_replaces_a_series_only_when_told_to(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series).exit_code == 0
