@@ -135,6 +135,8 @@ class SuperResolver:
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
+            if not isinstance(self.inferer, BeamSearchInferer):
+                raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:

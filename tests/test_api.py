@@ -192,6 +192,15 @@ def test_a_prepared_volume_gives_the_same_result_again_and_again(bundle: Path) -
     assert prepared.image.shape == (1, 21, 17, 2)
 
 
+def test_an_inferer_of_another_kind_is_refused_before_the_work(bundle: Path, tmp_path: Path) -> None:
+    config = shutil.copytree(bundle, tmp_path / "copy") / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    content["inferer"]["_target_"] = "builtins.dict"
+    config.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=r"inference\.json cannot be used .*its inferer is a dict, not a Beam"):
+        SuperResolver(tmp_path / "copy", "cpu")
+
+
 def _volume(shape: tuple[int, int, int]) -> Any:
     from miar_monai.io import Volume
 
