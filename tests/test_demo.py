@@ -19,19 +19,16 @@ from miar_monai.api import SuperResolver
 from miar_monai.demo import degrade, main, run_demo, template
 from miar_monai.errors import ImageError
 from miar_monai.geometry import fov_corners
+from miar_monai.inferers import BeamSearchInferer
 from miar_monai.io import write_nifti
 
 AFFINE = np.array([[1.5, 0, 0, -30], [0, 1.25, 0, 10], [0, 0, 3, -7], [0, 0, 0, 1]], dtype=np.float64)
 
 
-class Repeat:
+class Repeat(BeamSearchInferer):
     """Super-resolve volumes by repeating voxels; built from a bundle's config as the real inferer is."""
 
-    def __init__(self, lookahead_tokens: int = 0, progress: bool = False) -> None:
-        self.lookahead_tokens = lookahead_tokens
-        self.progress = progress
-
-    def __call__(self, inputs: Tensor, network: nn.Module, told: None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, network: nn.Module, told: None = None) -> Tensor:  # type: ignore[override]
         return network(inputs).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
