@@ -12,6 +12,7 @@ from threading import Lock
 
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
@@ -65,14 +66,15 @@ def source_of(image: str, datastore: Datastore) -> Iterator[Path]:
         HTTPException: 404 if there is no such image, 502 if the PACS does not give it.
         ImageError: if a zip file cannot be used.
     """
-    if isinstance(datastore, DICOMWebDatastore) and not os.path.exists(image):
-        with _downloaded(image, datastore) as folder:
-            yield folder
-        return
-    path = image if os.path.exists(image) else datastore.get_image_uri(image)
-    if not path:
+    if os.path.exists(image):
+        given = opened(image)
+    elif isinstance(datastore, DICOMWebDatastore):
+        given = _downloaded(image, datastore)
+    elif path := datastore.get_image_uri(image):
+        given = opened(path)
+    else:
         raise _no_image(image, datastore)
-    with opened(path) as source:
+    with given as source:
         yield source
 
 
@@ -87,9 +89,7 @@ def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
         raise _no_image(image, datastore)
     with temporary_folder(image, image) as folder:
         try:
-            study = datastore._dicom_info(image)["StudyInstanceUID"]
-            for k, instance in enumerate(datastore._client.retrieve_series(study, image)):
-                instance.save_as(folder / f"{k:05d}.dcm")
+            dicom_web_download_series(None, image, folder, datastore._client, datastore._fetch_by_frame)
         except IndexError as error:  # of the empty answer of the PACS
             raise _no_image(image, datastore) from error
         except RequestException as error:
