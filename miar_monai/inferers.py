@@ -278,8 +278,8 @@ class BeamSearchInferer(Inferer):
     def _tiled(self, images: Tensor, scale: int, size: int, predictor: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what a function of ``size`` tiles, ``scale`` times as large as those of LR, makes of images."""
         side = self.tile_size * scale
-        if images.shape[2:] == (side, side) and len(images) <= size:
-            return predictor(images)
+        if images.shape[2:] == (side, side):
+            return predictor(images)  # one tile each, and no more of them than fit, which `_stream` sees to
         # convolutions know least at a border; MONAI's own weights leave a thousandth of it, which shows as a seam
         weight = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).pow(4).clamp(min=1e-6)
         result = sliding_window_inference(
