@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from miar_monai.errors import ConfigurationError
+from miar_monai.fused import top_two
 
 if TYPE_CHECKING:  # the networks import this module
     from miar_monai.networks.quantizer import MultiScaleQuantizer
@@ -122,6 +123,10 @@ class Decoding:
         return self.strategy in ("top_k", "top_p")
 
 
+GREEDY = Decoding()
+"""What is left where nothing is looked ahead to."""
+
+
 class Decoded(NamedTuple):
     """Result of `decode_tokens`."""
 
@@ -158,30 +163,35 @@ def uncertain_positions(probabilities: Tensor, count: int, alpha: float, selecti
     return confidence.topk(count, dim=-1, largest=selection == "literal").indices
 
 
-def candidate_maps(log_p: Tensor, decoding: Decoding) -> Tensor:
-    """Return the candidate token maps of one scale, the greedy one first: (B, 2^count, n), int64.
+def candidate_maps(log_p: Tensor, codes: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    """Return the candidate token maps of one scale, the greedy one first, and how probable they are.
 
     Args:
-        log_p: log-probabilities of the codes, (B, n, V). A scale with fewer than ``lookahead_tokens`` tokens branches
-            at all of them.
+        log_p: log-probabilities of the first and the second choice of each token, (B, n, 2). A scale with fewer than
+            ``lookahead_tokens`` tokens branches at all of them.
+        codes: the choices, (B, n, 2).
         decoding: settings.
 
+    Returns:
+        Maps, (B, 2^count, n), int64, and the sums of their log-probabilities, (B, 2^count).
+
     Example:
-        >>> log_p = torch.tensor([[[0.6, 0.3, 0.1], [0.8, 0.05, 0.15]]]).log()
-        >>> candidate_maps(log_p, Decoding("beam", lookahead_tokens=1))
-        tensor([[[0, 0],
-                 [1, 0]]])
+        >>> log_p = torch.tensor([[[0.6, 0.3], [0.8, 0.15]]]).log()
+        >>> maps, score = candidate_maps(log_p, torch.tensor([[[0, 1], [0, 2]]]), Decoding("beam", lookahead_tokens=1))
+        >>> maps, score.exp()
+        (tensor([[[0, 0],
+                 [1, 0]]]), tensor([[0.4800, 0.2400]]))
     """
     count = min(decoding.num_branching, log_p.shape[1])
     if count == 0:
-        return log_p.argmax(dim=-1)[:, None]
-    top = log_p.topk(2, dim=-1)  # as logarithms, no second choice underflows to a tie
-    positions = uncertain_positions(top.values.exp(), count, decoding.alpha, decoding.selection)  # (B, count)
+        return codes[:, None, :, 0], log_p[:, None, :, 0].sum(dim=-1)
+    # as logarithms, no second choice underflows to a tie
+    positions = uncertain_positions(log_p.exp(), count, decoding.alpha, decoding.selection)  # (B, count)
     bits = torch.arange(2**count, device=log_p.device)[:, None] >> torch.arange(count, device=log_p.device) & 1
     flips = torch.zeros(len(log_p), len(bits), log_p.shape[1], dtype=torch.bool, device=log_p.device)
     flips.scatter_(2, positions[:, None].expand(-1, len(bits), -1), bits.bool().expand(len(log_p), -1, -1))
-    first, second = top.indices[:, None].unbind(-1)  # (B, 1, n)
-    return torch.where(flips, second, first)
+    maps, scores = (torch.where(flips, x[:, None, :, 1], x[:, None, :, 0]) for x in (codes, log_p))
+    return maps, scores.sum(dim=-1)
 
 
 def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator | None = None) -> Tensor:
@@ -207,14 +217,9 @@ def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator
     return codes.gather(-1, drawn)[..., 0]
 
 
-def log_probability(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """Return the summed log-probability of token maps (B, M, n) under the (B, n, V) they share: (B, M)."""
-    return log_p.gather(2, tokens.mT).sum(dim=1)
-
-
-def confidence(log_p: Tensor) -> Tensor:
-    """Return Σ log P_max over the tokens of a scale (paper Eq. 5): (...)."""
-    return log_p.amax(dim=-1).sum(dim=-1)
+def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the summed log-probability of token maps (B, M, n) under the logits (B, n, V) they share: (B, M)."""
+    return logits.log_softmax(dim=-1, dtype=torch.float32).gather(2, tokens.mT).sum(dim=1)
 
 
 def token_entropy(log_p: Tensor, num_positions: int) -> Tensor:
@@ -262,36 +267,39 @@ def decode_tokens(
     f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
     generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
     logits, cache = transformer.step(None, 0, context, None)
-    log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B, n_0, V)
+    log_p, codes = top_two(logits)  # (B, n_0, 2)
     branching_scales = quantizer.schedule.num_scales - 1
     if decoding.lookahead_scales:
         branching_scales = min(branching_scales, decoding.lookahead_scales)
     chosen, scores, entropies = [], [], []
     for k, scale_side in enumerate(quantizer.schedule.sides):
         if with_entropy:
-            entropy = token_entropy(log_p, scale_side**2)[:, None]  # (B, 1, n_k)
-            entropies.append(quantizer.upsample(entropy, k))
+            entropy = token_entropy(logits.log_softmax(dim=-1, dtype=torch.float32), scale_side**2)  # (B, n_k)
+            entropies.append(quantizer.upsample(entropy[:, None], k))
         is_last = k + 1 == quantizer.schedule.num_scales
         if decoding.samples:
-            maps = sample_tokens(log_p, decoding, generator)[:, None]  # (B, M, n_k)
-        elif k < branching_scales:
-            maps = candidate_maps(log_p, decoding)
+            maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, M, n_k)
+            own_score = log_probability(logits, maps)
         else:
-            maps = log_p.argmax(dim=-1)[:, None]
+            maps, own_score = candidate_maps(log_p, codes, decoding if k < branching_scales else GREEDY)
         num_maps = maps.shape[1]
-        own_score, tokens = log_probability(log_p, maps).flatten(), maps.flatten(0, 1)  # (B · M,), (B · M, n_k)
+        own_score, tokens = own_score.flatten(), maps.flatten(0, 1)  # (B · M,), (B · M, n_k)
         if num_maps > 1:
             f_hat = f_hat.repeat_interleave(num_maps, dim=0)
         f_hat = quantizer.add_scale(f_hat, tokens, k)
         if not is_last:
-            logits, cache = transformer.step(quantizer.to_scale(f_hat, k + 1), k + 1, context, cache)
-            log_p = logits.log_softmax(dim=-1, dtype=torch.float32)  # (B · M, n_(k + 1), V)
+            logits, cache = transformer.step(quantizer.to_scale(f_hat, k + 1), k + 1, context, cache)  # (B · M, …, V)
+            log_p, codes = top_two(logits)  # (B · M, n_(k + 1), 2)
         if num_maps > 1:
-            ranking = confidence(log_p) + (own_score if decoding.score == "joint" else 0)
+            ranking = log_p[..., 0].sum(dim=-1)  # confidence of the next scale (paper Eq. 5), (B · M,)
+            if decoding.score == "joint":
+                ranking = ranking + own_score
             first = torch.arange(0, len(ranking), num_maps, device=ranking.device)
             rows = first + ranking.view(batch_size, num_maps).argmax(dim=1)  # the winners, (B,)
-            log_p, f_hat, cache = log_p[rows], f_hat[rows], [kv.select(rows) for kv in cache]
-            own_score, tokens = own_score[rows], tokens[rows]
+            log_p, codes, own_score, tokens, f_hat = (x[rows] for x in (log_p, codes, own_score, tokens, f_hat))
+            cache = [kv.select(rows) for kv in cache]
+            if with_entropy:
+                logits = logits[rows]
         scores.append(own_score)
         chosen.append(tokens)
     mean_entropy = torch.stack(entropies).mean(dim=0) if with_entropy else None

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, normalized, rotary_table, rotate
+from miar_monai.fused import rotate
+from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table
 from miar_monai.networks.schedule import ScaleSchedule
 
 HEAD = 8
@@ -73,7 +74,7 @@ def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperat
     attention = SelfAttention(16, num_heads=2).double()
     x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
     out, own = attention(x, attention.rotation(table))
-    q = rotate(normalized(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD))), table)
+    q = attention.turn(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD)), table)
     weights = torch.einsum("bqhd,bkhd->bhqk", q, own.key).softmax(dim=-1)
     expected = torch.einsum("bhqk,bkhd->bqhd", weights, own.value)
     torch.testing.assert_close(out, attention.out(expected.flatten(2)))
@@ -118,14 +119,15 @@ def test_candidates_share_what_their_sample_has_seen() -> None:
 def test_cache_operations_make_new_caches() -> None:
     cache = KeyValue(normal(2, 3, 2, 4), normal(2, 3, 2, 4))
     kept = KeyValue(cache.key.clone(), cache.value.clone())
-    back = cache.select(torch.tensor([1, 0, 1]))
-    assert torch.equal(back.key, cache.key[[1, 0, 1]])
-    assert torch.equal(back.value, cache.value[[1, 0, 1]])
     candidates = KeyValue(normal(6, 1, 2, 4), normal(6, 1, 2, 4))
-    longer = cache.append(candidates)
-    for i in range(6):
-        for old, new, both in zip(cache, candidates, longer, strict=True):
-            assert torch.equal(both[i], torch.cat([old[i // 3], new[i]]))
+    for picked, samples in ((cache, [0, 1]), (cache.select(torch.tensor([1, 0, 1])), [1, 0, 1])):
+        again = picked.select(torch.tensor([1, 0]))
+        for selected, order in ((picked, samples), (again, [samples[1], samples[0]])):
+            longer = selected.append(candidates)
+            each = 6 // len(order)
+            for i in range(6):
+                for old, new, both in zip(cache[:2], candidates[:2], longer[:2], strict=True):
+                    assert torch.equal(both[i], torch.cat([old[order[i // each]], new[i]]))
     assert torch.equal(cache.key, kept.key)
     assert torch.equal(cache.value, kept.value)
 

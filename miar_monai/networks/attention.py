@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CrossAttention", "KeyValue", "SelfAttention", "rotary_table", "rotate"]
+from miar_monai.fused import Turn, join
+
+__all__ = ["CrossAttention", "KeyValue", "SelfAttention", "rotary_table"]
 
 
 class KeyValue(NamedTuple):
@@ -16,24 +18,19 @@ class KeyValue(NamedTuple):
 
     key: Tensor
     value: Tensor
+    rows: Tensor | None = None
+    """Which samples are meant, (N,), int64; None for all. They are picked by `append`, which copies anyway."""
 
     def append(self, other: KeyValue) -> KeyValue:
         """Return a cache with the tokens of ``other`` behind its own; nothing is changed in place.
 
         ``other`` may have M candidates in a row for each sample, (B · M, ...): each continues its sample's cache.
         """
-        return KeyValue(*(_append(old, new) for old, new in zip(self, other, strict=True)))
+        return KeyValue(*join((self.key, self.value), self.rows, (other.key, other.value)))
 
     def select(self, samples: Tensor) -> KeyValue:
-        """Return the cache of the given samples (N,), int64."""
-        return KeyValue(self.key[samples], self.value[samples])
-
-
-def _append(old: Tensor, new: Tensor) -> Tensor:
-    # with heads and channels as one axis: a GPU joins tensors of more than four axes one by one
-    candidates = new.flatten(2).unflatten(0, (len(old), -1))  # (B, M, tokens, D)
-    shared = old.flatten(2)[:, None].expand(-1, candidates.shape[1], -1, -1)
-    return torch.cat([shared, candidates], dim=2).flatten(0, 1).unflatten(-1, old.shape[2:])
+        """Return the cache of the given samples (N,), int64, to be appended to."""
+        return self._replace(rows=samples if self.rows is None else self.rows[samples])
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
@@ -62,21 +59,6 @@ def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> Ten
     return torch.stack([angles.cos(), angles.sin() * signs]).float()[:, :, None]
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the pairs (x_2m, x_2m+1) of queries or keys (B, L, heads, d) by the angles of ``table`` (2, L, 1, d).
-
-    Each head may have a table of its own, (2, L, heads, d). The result has the precision of ``x``.
-    """
-    cos, sin = table.to(x.dtype)
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos, swapped, sin)
-
-
-def normalized(x: Tensor) -> Tensor:
-    """Return vectors (..., d) with a root mean square of 1, that is of length √d."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-12)
-
-
 class _Attention(nn.Module):
     """What both layers share: l2-normalized queries and keys with a learned temperature for each head (VAR)."""
 
@@ -87,6 +69,7 @@ class _Attention(nn.Module):
         self.head_dim = dim // num_heads
         self.log_temperature = nn.Parameter(torch.full((num_heads, 1, 1), 1.3863))  # log 4
         self.out = nn.Linear(dim, dim)
+        self.turn = Turn()
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # (B, L, heads, d)
@@ -103,7 +86,7 @@ class _Attention(nn.Module):
     def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attend from queries (B · M, L, heads, d) to keys and values of B samples, those of M candidates in a row."""
         folded = q.to(kv.key.dtype).unflatten(0, (len(kv.key), -1)).flatten(1, 2)  # (B, M · L, heads, d)
-        q_, k_, v_ = (x.transpose(1, 2) for x in (folded, *kv))  # (B, heads, ..., d)
+        q_, k_, v_ = (x.transpose(1, 2) for x in (folded, kv.key, kv.value))  # (B, heads, ..., d)
         h = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, scale=1.0)  # (B, heads, M · L, d)
         return self.out(h.transpose(1, 2).reshape(*q.shape[:2], -1))  # (B · M, L, D)
 
@@ -137,7 +120,7 @@ class SelfAttention(_Attention):
             mask: True where a query (row) may see a key (column), (L, L); None for everything.
             cache: keys and values of earlier scales, seen by all of ``x``; it is not changed.
         """
-        turned = rotate(normalized(self.heads(self.query_key(x))), rotation)  # (B, L, 2 · heads, d)
+        turned = self.turn(self.heads(self.query_key(x)), rotation)  # (B, L, 2 · heads, d)
         query, key = turned.chunk(2, dim=2)
         value = self.heads(self.value(x))
         own = KeyValue(key.to(value.dtype), value)
@@ -162,8 +145,8 @@ class CrossAttention(_Attention):
     def context(self, features: Tensor, table: Tensor) -> KeyValue:
         """Return keys and values of features (B, L, context_dim): computed once, used at every scale and candidate."""
         key, value = map(self.heads, self.key_value(features).chunk(2, dim=-1))
-        return KeyValue(rotate(normalized(key), self.key_table(table)).to(value.dtype), value)
+        return KeyValue(self.turn(key, self.key_table(table)).to(value.dtype), value)
 
     def forward(self, x: Tensor, table: Tensor, context: KeyValue) -> Tensor:
         """Attend from tokens (B · M, L, D) to the context of B samples, which M candidates in a row share."""
-        return self.attend(rotate(normalized(self.heads(self.query(x))), table), context)
+        return self.attend(self.turn(self.heads(self.query(x)), table), context)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from scipy.fft import idct
 from torch import Tensor, nn
 
+from miar_monai.fused import NormSiLU
+
 __all__ = ["AttentionBlock", "CosineEncoder", "Decoder", "Encoder", "ResidualBlock", "cosine_patches"]
 
 
@@ -47,11 +49,6 @@ def patch_gain(side: int) -> float:
     return 4 / side
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a group norm with eight channels a group, so that narrow and wide levels are treated alike."""
-    return nn.GroupNorm(max(channels // 8, 1), channels, eps=1e-6)
-
-
 class ResidualBlock(nn.Module):
     """Two norm-SiLU-conv layers around a shortcut.
 
@@ -67,16 +64,16 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = NormSiLU(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = NormSiLU(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return self.shortcut(x) + h
 
 
@@ -91,7 +88,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = nn.GroupNorm(max(channels // 8, 1), channels, eps=1e-6)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -179,7 +176,7 @@ class Encoder(nn.Module):
                 width = level_channels
             self.levels.append(nn.Sequential(*blocks))
         self.middle = middle(width)
-        self.norm_out = group_norm(width)
+        self.norm_out = NormSiLU(width)
         self.conv_out = zero_conv(width, latent_channels)
         self.shortcut = CosineEncoder(in_channels, latent_channels, patch_size * 2 ** (len(channels) - 1))
 
@@ -194,7 +191,7 @@ class Encoder(nn.Module):
 
     def latent(self, x: Tensor, coarsest: Tensor) -> Tensor:
         """Return the latent grid of images (B, in_channels, H, W) and their coarsest features."""
-        return self.shortcut(x) + self.conv_out(F.silu(self.norm_out(self.middle(coarsest))))
+        return self.shortcut(x) + self.conv_out(self.norm_out(self.middle(coarsest)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, in_channels, H, W) to latents (B, C, H / f, W / f)."""
@@ -249,7 +246,7 @@ class Decoder(nn.Module):
         for level, level_skip in enumerate(skip_channels):
             if level_skip > 0:
                 self.skips[str(level)] = zero_conv(level_skip, channels[level])
-        self.norm_out = group_norm(width)
+        self.norm_out = NormSiLU(width)
         self.conv_out = zero_conv(width, out_channels * patch_size**2)
         self.to_pixels = nn.PixelShuffle(patch_size)
         self.stride = patch_size * 2 ** (len(channels) - 1)
@@ -274,7 +271,7 @@ class Decoder(nn.Module):
             h = blocks(h)
         patches = self.gain[:, :, None, None] * self.patches  # (C, out_channels, f, f)
         transformed = F.conv_transpose2d(f, patches, stride=self.stride)  # (B, out_channels, H, W)
-        return transformed + self.to_pixels(self.conv_out(F.silu(self.norm_out(h))))
+        return transformed + self.to_pixels(self.conv_out(self.norm_out(h)))
 
 
 def zero_conv(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miar_monai.errors import ConfigurationError
-from miar_monai.networks.autoencoder import Encoder, ResidualBlock, group_norm, middle, zero_conv
+from miar_monai.fused import NormSiLU
+from miar_monai.networks.autoencoder import Encoder, ResidualBlock, middle, zero_conv
 
 __all__ = ["LightLREncoder", "TokenizerLREncoder"]
 
@@ -97,7 +98,7 @@ class LightLREncoder(nn.Module):
         self.body = nn.Sequential(*(PlainBlock(channels[0]) for _ in range(num_blocks)))
         self.down = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
         self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
-        self.norm_out = group_norm(channels[1])
+        self.norm_out = NormSiLU(channels[1])
         self.conv_out = nn.Conv2d(channels[1], context_channels, 3, padding=1)
         # as a GPU's convolutions want it, or each turns its data twice
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs do not know it
@@ -116,5 +117,5 @@ class LightLREncoder(nn.Module):
         x = torch.cat([patches, condition.to(patches).expand(-1, -1, *patches.shape[2:])], dim=1)
         x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         skip = self.body(x)  # (B, channels[0], h, w)
-        f_lr = self.conv_out(F.silu(self.norm_out(self.middle(self.down(skip)))))  # (B, context_channels, G, G)
+        f_lr = self.conv_out(self.norm_out(self.middle(self.down(skip))))  # (B, context_channels, G, G)
         return f_lr, skip

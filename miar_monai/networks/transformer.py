@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from miar_monai.errors import ConfigurationError
+from miar_monai.fused import AddNorm
 from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table
 from miar_monai.networks.schedule import ScaleSchedule
 
@@ -23,7 +24,9 @@ class Context(NamedTuple):
     blocks: list[KeyValue]
     """Keys and values of the cross-attention of each block."""
     rotations: list[Tensor]
-    """Of queries and keys of the self-attention of each block, the same for all images: (2, L, 2 · heads, d)."""
+    """Of queries and keys of the self-attention of each block, the same for all images: (2, L, 2 · heads, d).
+
+    The queries of the cross-attention are turned as those of the self-attention are."""
 
     def first(self, count: int) -> Context:
         """Return the context of the first ``count`` samples."""
@@ -46,25 +49,27 @@ class MIARBlock(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.norm1 = nn.RMSNorm(dim, eps=1e-6)
         self.self_attention = SelfAttention(dim, num_heads)
-        self.norm2 = nn.RMSNorm(dim, eps=1e-6)
+        self.norm2 = AddNorm(dim)
         self.cross_attention = CrossAttention(dim, num_heads, context_dim)
-        self.norm3 = nn.RMSNorm(dim, eps=1e-6)
+        self.norm3 = AddNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
 
     def forward(
         self,
         x: Tensor,
         rotation: Tensor,
-        table: Tensor,
         context: KeyValue,
         mask: Tensor | None = None,
         cache: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Map tokens (B, L, D) to (B, L, D); also returns the cache with their keys and values."""
+        """Map tokens (B, L, D) to (B, L, D); also returns the cache with their keys and values.
+
+        All queries are turned alike, by the first half of ``rotation`` (2, L, 2 · heads, d).
+        """
         attended, cache = self.self_attention(self.norm1(x), rotation, mask, cache)
-        x = x + attended
-        x = x + self.cross_attention(self.norm2(x), table, context)
-        return x + self.mlp(self.norm3(x)), cache
+        x, h = self.norm2(x, attended)
+        x, h = self.norm3(x, self.cross_attention(h, rotation.chunk(2, dim=2)[0], context))
+        return x + self.mlp(h), cache
 
 
 class MIARTransformer(nn.Module):
@@ -181,7 +186,7 @@ class MIARTransformer(nn.Module):
         if self.token_positions is not None:
             x = x + self.token_positions.weight
         for block, rotation, key_value in zip(self.blocks, context.rotations, context.blocks, strict=True):
-            x, _ = block(x, rotation, self.table, key_value, mask=self.mask)
+            x, _ = block(x, rotation, key_value, mask=self.mask)
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -205,10 +210,10 @@ class MIARTransformer(nn.Module):
         x = x + self.level_embedding.weight[k]  # (B, side_k², D)
         if self.token_positions is not None:
             x = x + self.token_positions.weight[first:last]
-        table, seen = self.table[:, first:last], []
+        seen = []
         for i, (block, rotation, key_value) in enumerate(
             zip(self.blocks, context.rotations, context.blocks, strict=True)
         ):
-            x, longer = block(x, rotation[:, first:last], table, key_value, cache=cache[i] if cache else None)
+            x, longer = block(x, rotation[:, first:last], key_value, cache=cache[i] if cache else None)
             seen.append(longer)
         return self.logits(x), seen
