@@ -29,6 +29,18 @@ __all__ = ["BeamSearchInferer"]
 logger = logging.getLogger(__name__)
 
 
+def _unwrapped(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a network without a wrapper for several GPUs."""
+    return getattr(network, "module", network)
+
+
+def _device(network: Callable[..., Tensor], images: Tensor) -> torch.device:
+    """Return where a network computes: where its weights are, or, if it has none, where the images are."""
+    module = _unwrapped(network)
+    weights = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next((p.device for p in weights), images.device)
+
+
 class BeamSearchInferer(Inferer):
     """Super-resolves 2D slices or the slices of 3D volumes by beam-search decoding.
 
@@ -56,7 +68,7 @@ class BeamSearchInferer(Inferer):
         damping: of that correction (see `Degradation.enforce`); about 1e-3 for floating-point images, 1e-2 for 8 bits.
         tile_size: in-plane size of a tile; the network's.
         sw_batch_size: slices, and tiles of them, that go through the network at once; halved where a GPU's memory does
-            not hold them.
+            not hold them. By default 16 on a GPU, where a slice of many is faster than one alone, and 2 elsewhere.
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
         uncertainty: return the expected absolute error of a `MIAR` as a second channel; the first stays as it is.
@@ -94,7 +106,7 @@ class BeamSearchInferer(Inferer):
         degradation: Degradation | None = None,
         damping: float = 1e-3,
         tile_size: int = 64,
-        sw_batch_size: int = 4,
+        sw_batch_size: int | None = None,
         overlap: float = 0.25,
         progress: bool = False,
         uncertainty: bool = False,
@@ -107,7 +119,7 @@ class BeamSearchInferer(Inferer):
         for name, value, low, high in (
             ("fidelity", fidelity, 0, 1),
             ("overlap", overlap, 0, 0.99),
-            ("sw_batch_size", sw_batch_size, 1, float("inf")),
+            ("sw_batch_size", 1 if sw_batch_size is None else sw_batch_size, 1, float("inf")),
             ("damping", damping, 0, float("inf")),
         ):
             check_range(name, value, low, high)
@@ -165,8 +177,10 @@ class BeamSearchInferer(Inferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
-        super_resolve = self._slicewise(network, args, kwargs, slices, trusted, told)
-        result = self._filled(len(slices), plain.device, self._stream(slices, super_resolve))  # (B * D, C, H, W)
+        device = _device(network, plain)
+        super_resolve = self._slicewise(network, args, kwargs, slices, trusted, told, device)
+        parts = self._stream(slices, super_resolve, self.sw_batch_size or (16 if device.type == "cuda" else 2))
+        result = self._filled(len(slices), plain.device, parts)  # (B * D, C, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
                 "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
@@ -204,13 +218,13 @@ class BeamSearchInferer(Inferer):
         slices: Tensor,
         trusted: list[Tensor],
         told: Degradation | None,
+        device: torch.device,
     ) -> Callable[[Tensor, int], Tensor]:
         """Return a function of LR slices and of how many tiles go through the network at once, on its device.
 
         A `MIAR` adds its trust in each of the slices.
         """
-        module = getattr(network, "module", network)  # without a wrapper for several GPUs
-        device = next((p.device for p in module.parameters()), None) if isinstance(module, nn.Module) else None
+        module = _unwrapped(network)
         if not isinstance(module, MIAR):
             if self.uncertainty:
                 raise ConfigurationError(
@@ -295,9 +309,11 @@ class BeamSearchInferer(Inferer):
         return result
 
     @torch.no_grad()
-    def _stream(self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
-        """Yield the results of a few slices at a time, so that memory does not grow with their number."""
-        start, size = 0, self.sw_batch_size
+    def _stream(
+        self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor], size: int
+    ) -> Iterator[Tensor]:
+        """Yield the results of ``size`` slices at a time, so that memory does not grow with their number."""
+        start = 0
         with tqdm(total=len(slices), desc="super-resolving", unit="slice", disable=not self.progress) as bar:
             while start < len(slices):
                 chunk = slices[start : start + size]

@@ -56,6 +56,18 @@ def test_the_result_does_not_depend_on_the_batch(network: nn.Module) -> None:
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(None, [2, 2, 1]), (3, [3, 2]), (9, [5])])
+def test_a_few_slices_go_through_the_network_at_once(size: int | None, expected: list[int]) -> None:
+    sizes = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    inferer(sw_batch_size=size)(torch.rand(5, 1, TILE, TILE), network)
+    assert sizes == expected
+
+
 def test_slices_do_not_see_each_other() -> None:
     network, x = started(tiny_miar()).eval(), torch.rand(1, 1, 10, 10, 4)
     volume = inferer()(x, network)
