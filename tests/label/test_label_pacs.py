@@ -80,6 +80,18 @@ def test_a_series_of_the_pacs_gives_the_commands_result(server: Server, series: 
     assert np.array_equal(result.affine, written.affine)  # with the shear, which MONAI Label's own NIfTI has lost
 
 
+def test_a_pacs_that_is_asked_frame_by_frame_gives_the_same(
+    app: Path, orthanc: Server, series: Path, tmp_path: Path
+) -> None:
+    frames = {"MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME": "true"}  # of MONAI Label: for a PACS that gives no whole files
+    with label_server(app, f"{orthanc.url}/dicom-web", tmp_path / "server", **frames).running() as server:
+        response = server.infer("miar_lidc", uid(series), result_extension=".nii", **GREEDY)
+    result = nib.Nifti1Image.from_bytes(response.content)
+    written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
+    assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
+    assert np.array_equal(result.affine, written.affine)
+
+
 def test_requests_for_one_series_at_once_all_get_all_of_it(server: Server, series: Path, tmp_path: Path) -> None:
     written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
     with ThreadPoolExecutor(8) as pool:
