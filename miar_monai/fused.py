@@ -20,17 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 def _fused(x: Tensor) -> bool:
-    """Return whether the kernels take over: on a GPU, where no gradients are asked for."""
-    return kernels is not None and x.is_cuda and not torch.is_grad_enabled() and _kernels_work(x.device)
+    """Return whether the kernels take over: on a GPU, where no gradients are asked for.
+
+    They compute in float32, so not for float64; and what is compiled is fused by the compiler.
+    """
+    if kernels is None or not x.is_cuda or x.dtype == torch.float64:
+        return False
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _kernels_work(x.device)
 
 
 @lru_cache(maxsize=16)
 def _kernels_work(device: torch.device) -> bool:
     """Return whether Triton can compile for a GPU, which takes a C compiler; a warning says it if not."""
     try:
-        with torch.cuda.device(device):
-            one = torch.ones(1, 1, 4, device=device)
-            kernels.add_norm(one, one, one, 1e-6)
+        one = torch.ones(1, 1, 4, device=device)
+        kernels.add_norm(one, one, one, 1e-6)
     except Exception as error:  # whatever a compiler that is not there, or does not fit, may raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning("Triton does not work here, so inference takes longer: %s", reason)
@@ -55,23 +59,24 @@ def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
     return log_p, codes
 
 
-def join(
-    old: tuple[Tensor, Tensor], rows: Tensor | None, new: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def join(key: Tensor, value: Tensor, rows: Tensor | None, new_key: Tensor, new_value: Tensor) -> tuple[Tensor, Tensor]:
     """Put the keys and values of new tokens behind those of earlier ones.
 
     Args:
-        old: (N, T, heads, d) both.
+        key: of earlier tokens, (N, T, heads, d).
+        value: likewise.
         rows: which of the N are meant, (B,), int64; None for all of them.
-        new: (B · M, n, heads, d) both: M candidates in a row for each, which start from the same old ones.
+        new_key: (B · M, n, heads, d): of M candidates in a row for each, which go on from the same tokens.
+        new_value: likewise.
 
     Returns:
-        (B · M, T + n, heads, d) both.
+        Keys and values, (B · M, T + n, heads, d) both.
     """
-    if _fused(old[0]):
-        return kernels.join(old, rows, new)
-    key, value = (_join(x if rows is None else x[rows], y) for x, y in zip(old, new, strict=True))
-    return key, value
+    if _fused(key):
+        return kernels.join(key, value, rows, new_key, new_value)
+    if rows is not None:
+        key, value = key[rows], value[rows]
+    return _join(key, new_key), _join(value, new_value)
 
 
 def _join(old: Tensor, new: Tensor) -> Tensor:

@@ -6,12 +6,31 @@ they have no gradients. `miar_monai.fused` says when they are used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 __all__ = ["add_norm", "join", "norm_silu", "top_two", "turn"]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _where_it_lies(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """Launch on the GPU of the first tensor, which may not be the current one."""
+
+    @wraps(launch)
+    def launched(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(x):
+            return launch(x, *args, **kwargs)
+
+    return launched
 
 
 @triton.jit
@@ -32,6 +51,7 @@ def _turn(  # type: ignore[no-untyped-def]
     tl.store(out + start + channel, ((own * cos + other * sin) * scale).to(out.dtype.element_ty), inside)
 
 
+@_where_it_lies
 def turn(x: Tensor, table: Tensor, eps: float) -> Tensor:
     """Return what `Turn` does: queries or keys (B, L, heads, d), their length and their place; d is a power of two."""
     x = x.contiguous()
@@ -60,6 +80,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
     tl.store(out + at, (added * scale * weights).to(out.dtype.element_ty), inside)
 
 
+@_where_it_lies
 def add_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return what `AddNorm` does: the sum of two (B, L, D), and its RMS norm."""
     x, branch = x.contiguous(), branch.contiguous()
@@ -108,6 +129,7 @@ def _norm_silu(  # type: ignore[no-untyped-def]
     tl.store(out + group.to(tl.int64) * size + i, value.to(out.dtype.element_ty), i < size)
 
 
+@_where_it_lies
 def norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return what `NormSiLU` does with a feature map (B, C, H, W).
 
@@ -140,6 +162,7 @@ def _top_two(logits, log_p, codes, rows, size, width: tl.constexpr, block: tl.co
     tl.store(codes + to + 1, tl.argmax(rest, 1).to(tl.int64), row < rows)
 
 
+@_where_it_lies
 def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `miar_monai.fused.top_two` does; of equal codes, the first."""
     logits = logits.contiguous()
@@ -176,23 +199,22 @@ def _join(  # type: ignore[no-untyped-def]
     tl.store(value + to, values, is_old | is_new)
 
 
-def join(
-    old: tuple[Tensor, Tensor], rows: Tensor | None, new: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+@_where_it_lies
+def join(key: Tensor, value: Tensor, rows: Tensor | None, new_key: Tensor, new_value: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `miar_monai.fused.join` does: picks rows, copies them for candidates, joins keys and values."""
-    (old_key, old_value), (new_key, new_value) = (tuple(map(_rows_contiguous, pair)) for pair in (old, new))
-    old_key, old_value = old_key.contiguous(), old_value.contiguous()
-    (before, heads, head_dim), (items, after) = old_key.shape[1:], new_key.shape[:2]
+    key, value = key.contiguous(), value.contiguous()
+    new_key, new_value = _side_by_side(new_key), _side_by_side(new_value)
+    (before, heads, head_dim), (items, after) = key.shape[1:], new_key.shape[:2]
     shape, d = (items, before + after, heads, head_dim), heads * head_dim
-    key, value = new_key.new_empty(shape), new_value.new_empty(shape)
-    candidates, block = items // len(old_key if rows is None else rows), 8
+    keys, values = new_key.new_empty(shape), new_value.new_empty(shape)
+    candidates, block = items // len(key if rows is None else rows), 8
     _join[(triton.cdiv(before + after, block), items)](
-        old_key, old_value, key if rows is None else rows, new_key, new_value, key, value, before, after, candidates,
+        key, value, key if rows is None else rows, new_key, new_value, keys, values, before, after, candidates,
         *new_key.stride()[:2], *new_value.stride()[:2], d, rows is not None, triton.next_power_of_2(d), block,
     )  # fmt: skip
-    return key, value
+    return keys, values
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def _side_by_side(x: Tensor) -> Tensor:
     """Return keys or values (B, L, heads, d) whose heads lie side by side."""
     return x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous()

@@ -27,7 +27,7 @@ class Join(nn.Module):
         self.register_buffer("rows", None if rows is None else torch.tensor(rows))
 
     def forward(self, old_key: Tensor, old_value: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        return join((old_key, old_value), self.rows, (key, value))
+        return join(old_key, old_value, self.rows, key, value)
 
 
 def layers() -> list[tuple[nn.Module, tuple[Tensor, ...]]]:
@@ -102,6 +102,28 @@ def test_kernels_compute_on_a_gpu_what_the_layers_do(case: int, dtype: torch.dty
         torch.testing.assert_close(found.cpu().to(wanted.dtype), wanted, rtol=tolerance, atol=3 * tolerance)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_where_their_tensors_are() -> None:
+    assert torch.cuda.current_device() == 0
+    for layer, inputs in layers():
+        first, second = (call(layer.to(device), tuple(x.to(device) for x in inputs)) for device in ("cuda:0", "cuda:1"))
+        for x, y in zip(first, second, strict=True):
+            assert y.device.index == 1
+            assert torch.equal(x.cpu(), y.cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_double_precision_is_kept_on_a_gpu() -> None:
+    for layer, inputs in layers():
+        layer, inputs = layer.double(), tuple(x.double() for x in inputs)
+        expected = call(layer, inputs)
+        for found, wanted in zip(call(layer.cuda(), tuple(x.cuda() for x in inputs)), expected, strict=True):
+            if not isinstance(layer, TopTwo):  # which gives float32
+                torch.testing.assert_close(found.cpu(), wanted)
+
+
 def test_without_a_compiler_inference_goes_on_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,7 +133,6 @@ def test_without_a_compiler_inference_goes_on_with_a_warning(
             raise RuntimeError("Failed to find C compiler.\nPlease specify CC")
 
     monkeypatch.setattr(fused, "kernels", Broken)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
     fused._kernels_work.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert not fused._kernels_work(torch.device("cpu"))

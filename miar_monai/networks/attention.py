@@ -26,7 +26,7 @@ class KeyValue(NamedTuple):
 
         ``other`` may have M candidates in a row for each sample, (B · M, ...): each continues its sample's cache.
         """
-        return KeyValue(*join((self.key, self.value), self.rows, (other.key, other.value)))
+        return KeyValue(*join(self.key, self.value, self.rows, other.key, other.value))
 
     def select(self, samples: Tensor) -> KeyValue:
         """Return the cache of the given samples (N,), int64, to be appended to."""
