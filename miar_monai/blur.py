@@ -53,7 +53,7 @@ def estimate_blur(lr: Tensor, scale: int = 4) -> float | None:
     window = _window(height, width)
     level = (patches * window).sum(axis=(1, 2), keepdims=True) / window.sum()
     power = (np.abs(np.fft.fft2((patches - level) * window)) ** 2).mean(axis=0)
-    found = np.log(_rings(height, width) @ power.ravel())  # (R,)
+    found = np.log(_rings(height, width) @ power.ravel()).astype(np.float32)  # (R,)
     models, squares = _models(height, width, scale)
     misfit = squares - 2 * models @ found  # R times the variance of the difference, but for what all have in common
     return float(SIGMAS[np.unravel_index(misfit.argmin(), misfit.shape)[0]])
@@ -119,6 +119,7 @@ def _models(height: int, width: int, scale: int) -> tuple[np.ndarray, np.ndarray
     clean = np.stack(spectra)[:, :, None]  # (sigmas, falls, 1, R)
     models = np.log(clean + FLOORS[:, None] * clean[..., :1])
     models -= models.mean(axis=-1, keepdims=True)
+    models = models.astype(np.float32)  # they are read once for each input, which takes most of the time
     return models, (models**2).sum(axis=-1)
 
 
