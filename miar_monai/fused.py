@@ -14,7 +14,7 @@ try:
 except ImportError:  # builds of PyTorch for CPUs, and those for other systems than Linux, come without Triton
     kernels = None  # type: ignore[assignment]
 
-__all__ = ["AddNorm", "NormSiLU", "Turn", "join", "rotate", "top_two"]
+__all__ = ["AddNorm", "NormByEight", "NormSiLU", "Turn", "join", "rotate", "top_two"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +124,15 @@ class AddNorm(nn.RMSNorm):
         return x, super().forward(x)
 
 
-class NormSiLU(nn.GroupNorm):
-    """What comes before a convolution: group norm, with eight channels a group, and SiLU."""
+class NormByEight(nn.GroupNorm):
+    """Group norm with eight channels a group, so that narrow and wide levels are treated alike."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(max(channels // 8, 1), channels, eps=1e-6)
+
+
+class NormSiLU(NormByEight):
+    """What comes before a convolution: group norm and SiLU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from scipy.fft import idct
 from torch import Tensor, nn
 
-from miar_monai.fused import NormSiLU
+from miar_monai.fused import NormByEight, NormSiLU
 
 __all__ = ["AttentionBlock", "CosineEncoder", "Decoder", "Encoder", "ResidualBlock", "cosine_patches"]
 
@@ -88,7 +88,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(max(channels // 8, 1), channels, eps=1e-6)
+        self.norm = NormByEight(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
