@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
+from dicomweb_client import DICOMwebClient
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from requests import RequestException
 
 from miar_monai.cases import opened, temporary_folder
@@ -89,12 +92,42 @@ def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
         raise _no_image(image, datastore)
     with temporary_folder(image, image) as folder:
         try:
-            dicom_web_download_series(None, image, folder, datastore._client, datastore._fetch_by_frame)
+            if datastore._fetch_by_frame:
+                _download_frames(image, folder, datastore._client)
+            else:
+                dicom_web_download_series(None, image, folder, datastore._client)
         except IndexError as error:  # of the empty answer of the PACS
             raise _no_image(image, datastore) from error
         except RequestException as error:
             raise HTTPException(502, f"{datastore.name()} does not give the series {image} ({error}).") from error
         yield folder
+
+
+def _download_frames(series: str, folder: Path, client: DICOMwebClient) -> None:
+    """Download a series from a PACS that gives metadata and frames, but no files: uncompressed, little-endian.
+
+    MONAI Label's own function asks for frames of any kind, which not every PACS understands, writes files that not
+    every reader takes, and leaves out, without a word, the slices that fail.
+
+    Raises:
+        IndexError: if the PACS does not have the series.
+    """
+    found = client.search_for_series(search_filters={"SeriesInstanceUID": series})
+    studies = [item["0020000D"]["Value"][0] for item in found if item["0020000E"]["Value"] == [series]]
+    study = str(studies[0])
+    for metadata in client.retrieve_series_metadata(study, series):
+        image = Dataset.from_json(metadata, bulk_data_uri_handler=lambda *_: b"")
+        numbers = list(range(1, int(image.get("NumberOfFrames") or 1) + 1))
+        frames = client.retrieve_instance_frames(
+            study, series, image.SOPInstanceUID, numbers, media_types=("application/octet-stream",)
+        )
+        pixels = b"".join(frames)
+        image.PixelData = pixels + b"\0" * (len(pixels) % 2)
+        image["PixelData"].VR = "OB" if image.BitsAllocated <= 8 else "OW"
+        image.is_little_endian, image.is_implicit_VR = True, False
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.save_as(folder / f"{image.SOPInstanceUID}.dcm", write_like_original=False)
 
 
 def _no_image(image: str, datastore: Datastore) -> HTTPException:
