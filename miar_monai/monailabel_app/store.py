@@ -15,8 +15,6 @@ from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 from requests import RequestException
 
 from miar_monai.cases import opened, temporary_folder
@@ -112,6 +110,9 @@ def _download_frames(series: str, folder: Path, client: DICOMwebClient) -> None:
     Raises:
         IndexError: if the PACS does not have the series.
     """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
     found = client.search_for_series(search_filters={"SeriesInstanceUID": series})
     studies = [item["0020000D"]["Value"][0] for item in found if item["0020000E"]["Value"] == [series]]
     study = str(studies[0])
