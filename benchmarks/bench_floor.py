@@ -13,19 +13,23 @@ and of a large copy, measured in the same run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fire
 import torch
 from monai.utils import ensure_tuple
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.bench_inference import Row, brain_slices, table
 from benchmarks.bench_training import WARM_UP, Work, median_ms, product_ceiling
 from benchmarks.table import commit, machine, publish, result_files
+from miar_monai import fused
 from miar_monai.api import SuperResolver, choose_device
 from miar_monai.decoding import Decoding
 from miar_monai.errors import report_errors_in_one_sentence
@@ -49,6 +53,25 @@ def copy_ceiling(device: torch.device, side: int) -> float:
     return 2e3 * source.nbytes / median_ms(partial(target.copy_, source), device, 10, 3)
 
 
+@contextmanager
+def own_kernels(work: Work) -> Iterator[None]:
+    """Count what our own kernels read and write too, which PyTorch does not see."""
+
+    def counting(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            result = kernel(*args)
+            work.operations += 1
+            work.bytes += sum(x.nbytes for x in tree_leaves((args, result)) if isinstance(x, Tensor))
+            return result
+
+        return counted
+
+    with ExitStack() as stack:
+        for name in fused.kernels.__all__ if fused.kernels else ():
+            stack.enter_context(patch.object(fused.kernels, name, counting(getattr(fused.kernels, name))))
+        yield
+
+
 def measure(
     resolver: SuperResolver, batch_sizes: Sequence[int], decodings: Sequence[Decoding], side: int
 ) -> tuple[list[Row], list[Row], tuple[float, float]]:
@@ -66,7 +89,8 @@ def measure(
                 return {"maps": layers.predict(linear, condition, decoding)[0]}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
-            with torch.no_grad(), Work() as work:  # in inference mode, operations would not be taken apart
+            # in inference mode, operations would not be taken apart
+            with torch.no_grad(), Work() as work, own_kernels(work):
                 predict(*inputs)
             with torch.inference_mode():
                 cuda = device.type == "cuda"

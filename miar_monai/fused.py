@@ -14,7 +14,7 @@ try:
 except ImportError:  # builds of PyTorch for CPUs, and those for other systems than Linux, come without Triton
     kernels = None  # type: ignore[assignment]
 
-__all__ = ["AddNorm", "NormByEight", "NormSiLU", "Turn", "join", "rotate", "top_two"]
+__all__ = ["AddNorm", "LinearGELU", "NormByEight", "NormSiLU", "Turn", "join", "rotate", "top_two"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,17 @@ class AddNorm(nn.RMSNorm):
             return kernels.add_norm(x, branch, self.weight, self.eps)
         x = x + branch
         return x, super().forward(x)
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer and GELU, which needs no pass of its own where the product is written anyway."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        if x.is_cuda and _fused(x):  # only there is it this GELU
+            out = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.mT, use_gelu=True)
+            return out.unflatten(0, x.shape[:-1])
+        return F.gelu(super().forward(x), approximate="tanh")
 
 
 class NormByEight(nn.GroupNorm):

@@ -33,7 +33,7 @@ def _where_it_lies(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Conc
     return launched
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "places"])
 def _turn(  # type: ignore[no-untyped-def]
     x, table, out, rows, places, heads, sine, token, head, eps: tl.constexpr, d: tl.constexpr, block: tl.constexpr
 ):
@@ -63,7 +63,7 @@ def turn(x: Tensor, table: Tensor, eps: float) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_norm(  # type: ignore[no-untyped-def]
     x, branch, weight, total, out, rows, eps: tl.constexpr, d: tl.constexpr, width: tl.constexpr, block: tl.constexpr
 ):
@@ -91,7 +91,7 @@ def add_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Ten
     return total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _moments(x, sums, size, parts, block: tl.constexpr):  # type: ignore[no-untyped-def]
     group, part = tl.program_id(0), tl.program_id(1)
     each = tl.cdiv(size, parts)
@@ -110,7 +110,7 @@ def _moments(x, sums, size, parts, block: tl.constexpr):  # type: ignore[no-unty
     tl.store(to + 1, tl.sum(second, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "pixels", "width", "groups"])
 def _norm_silu(  # type: ignore[no-untyped-def]
     x, sums, weight, bias, out, size, pixels, width, groups, eps: tl.constexpr, parts: tl.constexpr, block: tl.constexpr
 ):
@@ -146,7 +146,7 @@ def norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) 
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _top_two(logits, log_p, codes, rows, size, width: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * block + tl.arange(0, block)
     code = tl.arange(0, width)[None, :]
@@ -174,7 +174,7 @@ def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
     return log_p, codes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["before", "after", "candidates"])
 def _join(  # type: ignore[no-untyped-def]
     old_key, old_value, rows, new_key, new_value, key, value, before, after, candidates,
     key_batch, key_token, value_batch, value_token, d,

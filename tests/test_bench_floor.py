@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_bundle import write_tiny_bundle
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_floor import main
+from benchmarks.bench_floor import main, own_kernels
 from benchmarks.bench_training import Work
+from miar_monai import fused
 from miar_monai.errors import OutputError
 
 pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
@@ -53,3 +55,19 @@ def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert one["times the floor"] > 0
     with pytest.raises(OutputError, match=r"floor\.md exists already"):
         main(bundle, "cpu", output_dir=out)
+
+
+def test_kernels_of_our_own_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernels:
+        __all__ = ("double",)
+
+        @staticmethod
+        def double(x: Tensor, scale: int) -> Tensor:
+            return torch.empty_like(x)  # as a kernel does, which PyTorch does not see
+
+    monkeypatch.setattr(fused, "kernels", Kernels)
+    x = torch.ones(3)
+    with Work() as work, own_kernels(work):
+        Kernels.double(x, 2)
+    Kernels.double(x, 2)
+    assert (work.operations, work.bytes) == (1, 2 * 3 * 4)

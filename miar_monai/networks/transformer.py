@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from miar_monai.errors import ConfigurationError
-from miar_monai.fused import AddNorm
+from miar_monai.fused import AddNorm, LinearGELU
 from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table
 from miar_monai.networks.schedule import ScaleSchedule
 
@@ -52,7 +53,8 @@ class MIARBlock(nn.Module):
         self.norm2 = AddNorm(dim)
         self.cross_attention = CrossAttention(dim, num_heads, context_dim)
         self.norm3 = AddNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+        layers = {"0": LinearGELU(dim, hidden), "2": nn.Linear(hidden, dim)}  # named as they are in weights
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(
         self,
