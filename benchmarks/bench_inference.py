@@ -160,7 +160,7 @@ def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: S
                 return inferer(volume[None], resolver.network)
 
         with Peak(resolver.device) as peak:
-            seconds = median_ms(run, resolver.device, 1, warm_up=int(cuda or not rows)) / 1e3
+            seconds = median_ms(run, resolver.device, 1, warm_up=WARM_UP if cuda else int(not rows)) / 1e3
         result = volume.numel() * resolver.network.scale**2 * 4 / 2**20
         rows.append({
             "slices": count, "LR side": side, "s": seconds, "s per slice": seconds / count, "peak MiB": peak.mib,

@@ -34,6 +34,7 @@ from miar_monai.training import compile_networks
 
 Losses = dict[str, Tensor]
 WARM_UP = 8
+FLOPS = {**flop_registry, torch.ops.aten._addmm_activation: flop_registry[torch.ops.aten.addmm]}
 
 
 class Work(TorchDispatchMode):
@@ -52,7 +53,7 @@ class Work(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not func.is_view and "empty" not in func.name():
-            count = flop_registry.get(func.overloadpacket)
+            count = FLOPS.get(func.overloadpacket)
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
             self.operations += 1
             self.flops += count(*args, **kwargs, out_val=result) if count else 0

@@ -16,6 +16,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -372,7 +373,7 @@ def main(
     if zero_shot is not None:
         other = read_config(bundle, given).get_parsed_content("network")
         networks["MIAR, zero-shot"] = load_weights(other, zero_shot, "give --zero_shot weights of the same network.")
-        inferers["MIAR, zero-shot"] = inferers[default]
+        inferers["MIAR, zero-shot"] = copy(inferers[default])  # which keeps what it records of one network alone
     tokenizer_path = Path(tokenizer or Path(bundle, "models", "tokenizer.pt"))
     peers, missing = load_peers(bundle, peers_dir, tokenizer_path)
     for network in (*networks.values(), *peers.values()):

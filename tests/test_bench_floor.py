@@ -41,6 +41,16 @@ def test_operations_are_counted_as_in_pytorch() -> None:
     assert work.flops == counter.get_total_flops() > 0
 
 
+def test_a_product_with_an_activation_counts_like_one_without() -> None:
+    bias, x, weight = torch.rand(5), torch.rand(7, 3), torch.rand(3, 5)
+    counts = []
+    for product in (torch.addmm, torch._addmm_activation):
+        with Work() as work:
+            product(bias, x, weight)
+        counts.append((work.flops, work.bytes))
+    assert counts[0] == counts[1] == (2 * 7 * 3 * 5, 4 * (5 + 7 * 3 + 3 * 5 + 7 * 5))
+
+
 def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, out = str(write_tiny_bundle(tmp_path / "tiny")), str(tmp_path / "out")
     main(bundle, "cpu", batch_sizes=(1, 2), lookaheads=0, side=64, output_dir=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from miar_monai.decoding import Decoding
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import fov_corners, upscaled_affine
-from miar_monai.inferers import BeamSearchInferer
+from miar_monai.inferers import BeamSearchInferer, _addresses
 
 TILE = 10  # of the tiny network
 
@@ -328,6 +329,16 @@ def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precisi
         wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert chosen._graphs is not None
+
+
+def test_replaced_weights_and_buffers_lie_elsewhere() -> None:
+    network = tiny_miar()
+    before = _addresses(network)
+    assert set(before) == {x.data_ptr() for x in (*network.parameters(), *network.buffers())}
+    network.load_state_dict(network.state_dict())  # in place, which a recording follows
+    assert _addresses(network) == before
+    network.decoder = deepcopy(network.decoder)
+    assert _addresses(network) != before
 
 
 @pytest.mark.gpu
