@@ -53,7 +53,7 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
     "noise 0.003": partial(noisy, 0.003),
     "noise 0.01": partial(noisy, 0.01),
 }
-BLURS = (0.0, 0.5, 0.9, 1.1)
+BLURS = (0.0, 0.5, 0.9, 0.95, 1.05, 1.1)
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "Truth softened": GaussianSmooth(0.6),
     "Truth sharpened": GaussianSharpen(sigma1=0.3, sigma2=0.8, alpha=1.5),
