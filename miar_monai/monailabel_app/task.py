@@ -117,6 +117,7 @@ class SuperResolutionTask(InferTask):
         _, told, warnings = prepared
         report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device, warnings)
         _WRITERS[extension](file, sr.array, sr.affine)  # at the end: who serves it removes it, and nobody else
+        file.chmod(0o600)  # the folder is everybody's
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
         params = {

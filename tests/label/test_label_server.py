@@ -4,6 +4,8 @@ import gzip
 import importlib.util
 import json
 import shutil
+import stat
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +21,11 @@ from phantoms import write_dicom_series, write_nifti_phantom
 from servers import Server, label_server, miar
 
 from miar_monai.api import SuperResolver
+from miar_monai.bundles import find_bundle
 from miar_monai.dicom import LPS_TO_RAS
 from miar_monai.geometry import fov_corners
 from miar_monai.io import read_volume
+from miar_monai.monailabel_app.task import SuperResolutionTask
 
 GREEDY = {"lookahead_tokens": 0}
 
@@ -300,6 +304,17 @@ def test_killed_at_work_and_started_again(app: Path, tmp_path: Path) -> None:
         result = nifti(server.infer("miar_brats", "head0", result_extension=".nii", **GREEDY))
     expected = SuperResolver("brats", "cpu", **GREEDY).volume(read_volume(studies / "head0.nii.gz"))
     assert np.array_equal(np.asarray(result.dataobj), np.rint(expected.array))
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
+def test_nobody_else_may_read_what_is_about_to_be_served(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    request = {"image": str(studies / "head0.nii.gz"), "device": "cpu", "result_extension": extension, **GREEDY}
+    file, _ = SuperResolutionTask(find_bundle("brats"))(request)
+    assert list(tmp_path.iterdir()) == [Path(file)]
+    assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
 
 
 def test_what_comes_back_is_complete_and_nothing_stays_behind(server: Server, tmp_path: Path) -> None:
