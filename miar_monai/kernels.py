@@ -91,7 +91,7 @@ def add_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Ten
     return total, out
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _moments(x, sums, size, parts, block: tl.constexpr):  # type: ignore[no-untyped-def]
     group, part = tl.program_id(0), tl.program_id(1)
     each = tl.cdiv(size, parts)
@@ -110,7 +110,7 @@ def _moments(x, sums, size, parts, block: tl.constexpr):  # type: ignore[no-unty
     tl.store(to + 1, tl.sum(second, 0))
 
 
-@triton.jit(do_not_specialize=["size", "pixels", "width", "groups"])
+@triton.jit
 def _norm_silu(  # type: ignore[no-untyped-def]
     x, sums, weight, bias, out, size, pixels, width, groups, eps: tl.constexpr, parts: tl.constexpr, block: tl.constexpr
 ):
