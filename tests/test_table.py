@@ -323,7 +323,7 @@ def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) ->
         title: dict(line.split(" | ")[:2] for line in part.splitlines() if "\u00b1" in line)
         for title, part in sections.items()
     }
-    blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "1.1")]
+    blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "0.95", "1.05", "1.1")]
     assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.FAULTS, *blurs]
     for title in ("As in training", *robustness.KERNELS):
         assert list(rows[title]) == ["| bicubic", "| MIAR", "| MIAR without tokens"]
