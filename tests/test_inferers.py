@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from tiny import started, tiny_miar
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from miar_monai.decoding import Decoding
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import fov_corners, upscaled_affine
 from miar_monai.inferers import BeamSearchInferer, _addresses
+from miar_monai.uncertainty import ErrorModel
 
 TILE = 10  # of the tiny network
 
@@ -329,6 +332,26 @@ def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precisi
         wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert chosen._graphs is not None
+
+
+@pytest.mark.parametrize("side", [TILE, TILE + 3])
+def test_nothing_is_computed_in_float64_which_mps_does_not_know(side: int) -> None:
+    seen = set()
+
+    class Precisions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
+            return result
+
+    network, lr = started(tiny_miar()).float().eval(), torch.rand(1, 1, side, side)
+    model = ErrorModel(offset=0.0, disagreement=1.0, edges=0.0, entropy=0.0)
+    chosen = inferer(lookahead_tokens=1, uncertainty=True, error_model=model)
+    chosen(lr, network)  # makes the matrices, on the CPU
+    with torch.no_grad(), Precisions():
+        chosen(lr, network)
+    assert torch.float32 in seen
+    assert torch.float64 not in seen
 
 
 def test_replaced_weights_and_buffers_lie_elsewhere() -> None:
