@@ -17,6 +17,7 @@ SMALLEST, LARGEST = 32, 64  # voxels along an axis of the patches whose spectra 
 MOST = 128  # patches that are looked at
 SIGMAS = np.arange(0, 1.41, 0.02)
 FALLS = np.arange(1.5, 4.51, 0.25)  # the power of images falls with a power of the frequency of about 2 to 3
+NOISELESS = 1e-4  # of the range: less than that of rounding to 11 bits
 FLOORS = np.exp(np.arange(-30, -1.9, 0.5))  # white noise, relative to the lowest frequencies
 
 
@@ -63,10 +64,11 @@ def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
     """Return how low-resolution slices came about, as far as their spectrum says, to tell a network.
 
     A blur that was not there costs more than one that goes unnoticed: what is close to ``own`` is taken for it, what a
-    sharp scanner may have made is taken for unblurred, and anything else for a little sharper than it looks.
+    sharp scanner may have made is taken for unblurred, and anything else for a little sharper than it looks. What holds
+    noise, be it of rounding, is never taken for more blurred than ``own``.
 
     Args:
-        lr: slices of one volume, (N, 1, h, w).
+        lr: slices of one volume, (N, 1, h, w), in about [0, 1].
         own: what the network was built for; also the answer where the slices say nothing.
 
     Example:
@@ -75,8 +77,10 @@ def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
         Degradation(scale=4, sigma=1.0, blur_on='lr')
     """
     measured = estimate_blur(lr, own.scale)
-    # real slices read 0.02 to 0.05 too high, single ones up to 0.15
-    if measured is None or own.lr_sigma - 0.03 < measured < own.lr_sigma + 0.13:
+    # real slices read 0.02 to 0.05 too high, single ones up to 0.15, and with noise any number
+    if measured is None or -0.03 < measured - own.lr_sigma < 0.13:
+        return own
+    if measured > own.lr_sigma and own.noise_level(lr).median() > NOISELESS:
         return own
     return replace(own, sigma=0.0 if measured < 0.65 else min(measured - 0.04, 1.25), blur_on="lr")
 

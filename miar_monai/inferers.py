@@ -136,7 +136,7 @@ class BeamSearchInferer(Inferer):
         if isinstance(blur, str) and blur != "auto":
             raise ConfigurationError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
         if not (blur is None or isinstance(blur, str)):
-            check_range("blur", blur, 0, 2)
+            check_range("blur", blur, 0, 1.25)  # of the training
         if uncertainty and error_model is None:
             raise ConfigurationError(
                 "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"

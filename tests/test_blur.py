@@ -53,7 +53,10 @@ def test_slices_that_say_nothing_are_taken_for_those_of_the_training(lr: Tensor)
 )
 def test_the_network_is_rather_told_too_little(measured: float, told: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miar_monai.blur.estimate_blur", lambda lr, scale: measured)
-    assert infer_degradation(torch.zeros(1), Degradation()).sigma == pytest.approx(told)
+    lr = torch.zeros(2, 1, 32, 32)
+    assert infer_degradation(lr, Degradation()).sigma == pytest.approx(told)
+    noisy = lr + 3e-4 * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))
+    assert infer_degradation(noisy, Degradation()).sigma == pytest.approx(min(told, 1.0))  # noise looks like a blur
 
 
 def test_empty_slices_and_a_large_volume_change_nothing() -> None:
