@@ -26,7 +26,8 @@ def estimate_blur(lr: Tensor, scale: int = 4) -> float | None:
 
     Their power spectrum is compared with that of images whose power falls with a power of the frequency, downsampled
     as `Degradation` does it, blurred, with white noise: the blur, the fall and the noise that fit best, on a grid.
-    Accurate to about 0.05 from 0.7 on in several slices; below, a blur is not to be told from a scanner that is not quite sharp.
+    Accurate to about 0.05 from 0.7 on in several slices; below, a blur is not to be told from a scanner that is not
+    quite sharp.
 
     Args:
         lr: slices of one volume, (N, 1, h, w).
