@@ -16,6 +16,7 @@ __all__ = ["estimate_blur", "infer_degradation"]
 SMALLEST, LARGEST = 32, 64  # voxels along an axis of the patches whose spectra are averaged
 MOST = 128  # patches that are looked at
 SIGMAS = np.arange(0, 1.41, 0.02)
+MOST_BLUR = 1.25  # voxels: the networks have met no more in training
 FALLS = np.arange(1.5, 4.51, 0.25)  # the power of images falls with a power of the frequency of about 2 to 3
 NOISELESS = 1e-4  # of the range: less than that of rounding to 11 bits
 FLOORS = np.exp(np.arange(-30, -1.9, 0.5))  # white noise, relative to the lowest frequencies
@@ -83,7 +84,7 @@ def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
         return own
     if measured > own.lr_sigma and own.noise_level(lr).median() > NOISELESS:
         return own
-    return replace(own, sigma=0.0 if measured < 0.65 else min(measured - 0.04, 1.25), blur_on="lr")
+    return replace(own, sigma=0.0 if measured < 0.65 else min(measured - 0.04, MOST_BLUR), blur_on="lr")
 
 
 @lru_cache(maxsize=8)

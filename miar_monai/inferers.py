@@ -15,7 +15,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from miar_monai.blur import infer_degradation
+from miar_monai.blur import MOST_BLUR, infer_degradation
 from miar_monai.decoding import Decoding, check_range
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
@@ -72,8 +72,8 @@ class BeamSearchInferer(Inferer):
         strategy: ``"beam"``, ``"greedy"``, ``"top_k"`` or ``"top_p"``.
         selection, score, top_k, top_p, temperature, seed: see `miar_monai.decoding.Decoding`.
         fidelity: from 0, the most perceptual output, to 1, the most faithful.
-        blur: standard deviation of the input's blur in LR voxels, for a `MIAR`: a number; ``"auto"``, which measures it
-            in the slices of a call (`miar_monai.blur.infer_degradation`); or None, that of the training.
+        blur: standard deviation of the input's blur in LR voxels, for a `MIAR`: up to 1.25; ``"auto"``, which measures
+            it in the slices of a call (`miar_monai.blur.infer_degradation`); or None, that of the training.
         degradation: how the LR images came about, if that is known: the result is then made consistent with them.
         damping: of that correction (see `Degradation.enforce`); about 1e-3 for floating-point images, 1e-2 for 8 bits.
         tile_size: in-plane size of a tile; the network's.
@@ -136,7 +136,7 @@ class BeamSearchInferer(Inferer):
         if isinstance(blur, str) and blur != "auto":
             raise ConfigurationError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
         if not (blur is None or isinstance(blur, str)):
-            check_range("blur", blur, 0, 1.25)  # of the training
+            check_range("blur", blur, 0, MOST_BLUR)
         if uncertainty and error_model is None:
             raise ConfigurationError(
                 "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"

@@ -220,7 +220,11 @@ def test_a_measured_blur_is_that_of_the_whole_call() -> None:
 
 @pytest.mark.parametrize(
     ("blur", "sentence"),
-    [("none", "^blur is 'none', but a number of LR voxels or 'auto' is"), (-0.1, "^blur is -0.1, but it must lie")],
+    [
+        ("none", "^blur is 'none', but a number of LR voxels or 'auto' is"),
+        (-0.1, "^blur is -0.1, but it must lie"),
+        (1.3, "^blur is 1.3, but it must lie between 0 and 1.25"),
+    ],
 )
 def test_a_blur_that_is_none_is_refused(blur: Any, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
