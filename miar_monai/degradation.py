@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,15 @@ from torch import Tensor
 from miar_monai.errors import ConfigurationError
 from miar_monai.resampling import interpolation_matrix, resample
 
-__all__ = ["Degradation", "Degradations", "SeparableDegradation", "blur_matrix", "with_blurs"]
+__all__ = [
+    "Degradation",
+    "Degradations",
+    "Matrices",
+    "SeparableDegradation",
+    "SquareDegradation",
+    "blur_matrix",
+    "with_blurs",
+]
 
 
 def blur_matrix(size: int, sigma: float) -> Tensor:
@@ -84,6 +93,10 @@ class SeparableDegradation(ABC):
     @abstractmethod
     def _quiet_coefficients(self, height: int, width: int, like: Tensor) -> Tensor:
         """Return the indices of the coefficients, flattened (h, w), through which the least passes: (..., n)."""
+
+    def _bicubic(self, lr_size: int, like: Tensor) -> Tensor:
+        """Return the upsampling of a line, (scale · lr_size, lr_size)."""
+        return _bicubic_up(lr_size, lr_size * self.scale, like.dtype, like.device)
 
     def __call__(self, hr: Tensor) -> Tensor:
         """Return the low-resolution images, (..., H / scale, W / scale), of ``hr``, (..., H, W).
@@ -163,7 +176,7 @@ class SeparableDegradation(ABC):
         Returns:
             The estimates, (..., h * scale, w * scale).
         """
-        rows, columns = (_bicubic_up(size, size * self.scale, lr.dtype, lr.device) for size in lr.shape[-2:])
+        rows, columns = (self._bicubic(size, lr) for size in lr.shape[-2:])
         with torch.autocast(lr.device.type, enabled=False):
             start = resample(lr, rows, columns)
         return self.enforce(start, lr, damping)
@@ -272,6 +285,77 @@ class Degradations(SeparableDegradation):
     def _quiet_coefficients(self, height: int, width: int, like: Tensor) -> Tensor:
         parts = _stacked(self.kinds, "_quiet_coefficients", (height, width), like.dtype, like.device)
         return parts[0][self.index][:, None]
+
+
+class Matrices(NamedTuple):
+    """All that a `Degradation` does to square images of one side, as tensors; ``n`` is a number of coefficients."""
+
+    operator: Tensor
+    """P, (h, H)."""
+    bicubic: Tensor
+    """(H, h)."""
+    u: Tensor
+    """(h, h)."""
+    s: Tensor
+    """(h,)."""
+    vt: Tensor
+    """(h, H)."""
+    quiet: Tensor
+    """(n,), int64."""
+    sigma: Tensor
+    """Of the blur, in LR voxels: ()."""
+
+    @classmethod
+    def of(cls, degradation: Degradation, size: int, like: Tensor) -> Matrices:
+        """Return those of images (size, size) with the dtype and on the device of a tensor."""
+        return _matrices(degradation, size, like.dtype, like.device)
+
+
+@dataclass(frozen=True, eq=False)
+class SquareDegradation(SeparableDegradation):
+    """The degradation of square images of one side, by matrices of the caller: a CUDA graph has them as its inputs.
+
+    One recording then is for every blur.
+
+    Example:
+        >>> matrices = Matrices.of(Degradation(sigma=0.5), 64, torch.empty(0))
+        >>> lr = torch.rand(1, 1, 16, 16)
+        >>> torch.equal(SquareDegradation(4, matrices).restore(lr, 1e-3), Degradation(sigma=0.5).restore(lr, 1e-3))
+        True
+    """
+
+    scale: int
+    matrices: Matrices
+
+    @property
+    def lr_sigma(self) -> Tensor:
+        """Standard deviation of the blur in LR voxels: ()."""
+        return self.matrices.sigma
+
+    def _operator(self, size: int, like: Tensor) -> Tensor:
+        return self.matrices.operator
+
+    def _decomposition(self, size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.matrices.u, self.matrices.s, self.matrices.vt
+
+    def _quiet_coefficients(self, height: int, width: int, like: Tensor) -> Tensor:
+        return self.matrices.quiet
+
+    def _bicubic(self, lr_size: int, like: Tensor) -> Tensor:
+        return self.matrices.bicubic
+
+
+@lru_cache(maxsize=64)
+def _matrices(degradation: Degradation, size: int, dtype: torch.dtype, device: torch.device) -> Matrices:
+    with torch.inference_mode(False):
+        lr_size, like = size // degradation.scale, torch.empty(0, dtype=dtype, device=device)
+        return Matrices(
+            degradation._operator(size, like),
+            degradation._bicubic(lr_size, like),
+            *degradation._decomposition(size, like),
+            degradation._quiet_coefficients(size, size, like),
+            torch.tensor(degradation.lr_sigma, dtype=dtype, device=device),
+        )
 
 
 def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degradation, ...]:

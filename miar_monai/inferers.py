@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from itertools import chain, count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from miar_monai.blur import MOST_BLUR, infer_degradation
 from miar_monai.decoding import Decoding, check_range
-from miar_monai.degradation import Degradation
+from miar_monai.degradation import Degradation, Matrices, SquareDegradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import upscaled_affine
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.networks import MIAR
+from miar_monai.networks.miar import Observation
 from miar_monai.uncertainty import ErrorModel
 
 __all__ = ["BeamSearchInferer"]
@@ -51,6 +52,21 @@ def _addresses(network: nn.Module) -> tuple[int, ...]:
     return tuple(found)
 
 
+class _Functions(NamedTuple):
+    """What a `MIAR` does on its device without the host: on a GPU, each is a CUDA graph."""
+
+    of_slices: Callable[..., dict[str, Tensor]]
+    """LR slices of one tile (N, 1, h, h) and the `Matrices` of their degradation: all that the inferer needs."""
+    of_tiles: Callable[..., dict[str, Tensor]]
+    """Linear estimates (N, 1, H, H) and conditions (N, 2, 1, 1) of tiles: output maps (N, 2 or 3, H, H)."""
+
+    def clear(self) -> None:
+        """Forget all recordings, and give back the memory that they work in."""
+        for function in self:
+            if isinstance(function, CUDAGraphed):
+                function.clear()
+
+
 class BeamSearchInferer(Inferer):
     """Super-resolves 2D slices or the slices of 3D volumes by beam-search decoding.
 
@@ -61,10 +77,10 @@ class BeamSearchInferer(Inferer):
     untouched.
 
     On a GPU the thousand small kernels of a `MIAR` are recorded as one CUDA graph for each size of a batch, once it has
-    come up three times. Under autocast the layers work in its precision throughout, on a copy of their weights. The
-    recordings, the memory that they work in and that copy are all that is kept between calls: until the inferer meets
-    another network, other weights, another precision or other settings. Sampling, whose seed a recording would repeat,
-    goes without recordings.
+    come up three times; where slices are one tile each, the closed forms with them. Under autocast the layers work in
+    its precision throughout, on a copy of their weights. The recordings, the memory that they work in and that copy are
+    all that is kept between calls: until the inferer meets another network, other weights, another precision or other
+    settings. Sampling, whose seed a recording would repeat, goes without recordings.
 
     Args:
         lookahead_tokens: the paper's K: tokens of each scale that may take their second choice; 0 is greedy.
@@ -150,7 +166,7 @@ class BeamSearchInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.progress = progress
-        self._graphs: tuple[Hashable, CUDAGraphed] | None = None
+        self._graphs: tuple[Hashable, _Functions] | None = None
         self.uncertainty = uncertainty
         self.error_model = error_model
 
@@ -242,56 +258,74 @@ class BeamSearchInferer(Inferer):
                 )
             return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
         degradation = told or self.input_degradation(slices, module.degradation)
-        predict = self._predictor(module)
+        functions = self._functions(module)
 
         def super_resolve(chunk: Tensor, size: int) -> Tensor:
             height, width = chunk.shape[2:]
             padded = self._padded(chunk.to(device))  # before the inverse, whose ripples would be drawn out as streaks
-            observed = module.observe(padded, degradation)
-            condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
-            inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
-            maps = self._tiled(inputs, module.scale, size, predict)  # (N, 2, H, W), with uncertainty a third: entropy
-            estimates = module.estimate(maps[:, :2], observed)
-            sr = module.mix(estimates, self.fidelity)
+            if padded.shape[2:] == (self.tile_size, self.tile_size):
+                matrices = Matrices.of(degradation, self.tile_size * module.scale, padded)
+                found = functions.of_slices(padded, *matrices)
+            else:
+                found = self._in_tiles(module, module.observe(padded, degradation), size, functions.of_tiles)
+            sr = module.mix(found["estimates"], self.fidelity)
             if self.uncertainty and self.error_model is not None:
-                sr = torch.cat([sr, self.error_model(sr, estimates, maps[:, 2:])], dim=1)
-            trusted.append(observed.trust.flatten())  # here, since a batch that memory does not hold is tried again
+                sr = torch.cat([sr, self.error_model(sr, found["estimates"], found["entropy"])], dim=1)
+            trusted.append(found["trust"].flatten())  # here, since a batch that memory does not hold is tried again
             top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
             return sr[..., top : top + height * module.scale, left : left + width * module.scale]
 
         return super_resolve
 
-    def _predictor(self, network: MIAR) -> Callable[[Tensor], Tensor]:
-        """Return a function of tiles with their condition (N, 3, H, W): output maps (N, 2 or 3, H, W)."""
+    def _in_tiles(
+        self, network: MIAR, observed: Observation, size: int, function: Callable[..., dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what `_Functions.of_slices` does, of slices that the network sees in tiles."""
+        condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
+        inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
+        maps = self._tiled(
+            inputs, network.scale, size, lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
+        )
+        return self._results(network, maps, observed)
+
+    @staticmethod
+    def _results(network: MIAR, maps: Tensor, observed: Observation) -> dict[str, Tensor]:
+        """Return corrected estimates (N, 2, H, W), the trust in them, and entropies (N, 1 or 0, H, W) of the tokens."""
+        return {
+            "estimates": network.estimate(maps[:, :2], observed),
+            "trust": observed.trust,
+            "entropy": maps[:, 2:],
+        }
+
+    def _functions(self, network: MIAR) -> _Functions:
+        """Return what is done with a network; on a GPU that of an earlier call if nothing it holds has changed."""
         kind = next(network.parameters()).device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        if kind == "cuda" and not self.decoding.samples:
-            function: Callable[..., dict[str, Tensor]] = self._recorded(network, precision)
-        else:
-            function = self._function(network, precision)
-        return lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
-
-    def _recorded(self, network: MIAR, precision: torch.dtype | None) -> CUDAGraphed:
-        """Return `_function` as CUDA graphs: those of an earlier call where nothing that they hold has changed."""
+        if kind != "cuda" or self.decoding.samples:
+            return self._launched(network, precision)
         key = (_addresses(network), precision, self.decoding, self.uncertainty)
         if self._graphs is None or self._graphs[0] != key:
-            self._graphs = key, CUDAGraphed(self._function(network, precision))
+            self._graphs = key, _Functions(*(CUDAGraphed(f) for f in self._launched(network, precision)))
         return self._graphs[1]
 
-    def _function(self, network: MIAR, precision: torch.dtype | None) -> Callable[..., dict[str, Tensor]]:
-        """Return a function of linear estimates and conditions: the output maps."""
-        settings, with_entropy = self.decoding, self.uncertainty  # not self, which holds this function's recordings
+    def _launched(self, network: MIAR, precision: torch.dtype | None) -> _Functions:
+        settings, with_entropy = self.decoding, self.uncertainty  # not self, which holds their recordings
         layers = network if precision is None else network.cast(precision)
         batches = count(settings.seed)  # sampling draws anew for each batch of tiles of a call
 
-        def predict(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        def of_tiles(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
             decoding = replace(settings, seed=next(batches)) if settings.samples else settings
             if layers is not network:
                 layers.cast_from(network)  # whose weights a training may have changed in place
             with torch.autocast(linear.device.type, enabled=False):
                 return {"maps": layers.predict(linear, condition, decoding, with_entropy)[0]}
 
-        return predict
+        def of_slices(lr: Tensor, *matrices: Tensor) -> dict[str, Tensor]:
+            observed = network.observe(lr, SquareDegradation(network.scale, Matrices(*matrices)))
+            maps = of_tiles(observed.linear, observed.condition)["maps"]
+            return BeamSearchInferer._results(network, maps, observed)
+
+        return _Functions(of_slices, of_tiles)
 
     def _padded(self, slices: Tensor) -> Tensor:
         """Return LR slices (N, 1, h, w), their border repeated on all sides until they fill a tile."""

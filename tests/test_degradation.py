@@ -5,7 +5,7 @@ import pytest
 import torch
 from phantoms import head
 
-from miar_monai.degradation import Degradation, Degradations, with_blurs
+from miar_monai.degradation import Degradation, Degradations, Matrices, SquareDegradation, with_blurs
 from miar_monai.errors import ConfigurationError
 
 DEGRADATIONS = [Degradation(), Degradation(blur_on="hr"), Degradation(sigma=0), Degradation(scale=2, sigma=0.8)]
@@ -183,6 +183,17 @@ def test_each_image_has_the_degradation_of_its_index(size: tuple[int, int], hr: 
         torch.testing.assert_close(mixed.restore(lr, damping)[one], own.restore(lr[one], damping[one]))
         torch.testing.assert_close(mixed.enforce(hr, lr, damping)[one], own.enforce(hr[one], lr[one], damping[one]))
         assert mixed.lr_sigma[i].item() == pytest.approx(own.lr_sigma)
+
+
+def test_matrices_of_the_caller_do_what_their_degradation_does(degradation: Degradation) -> None:
+    x = torch.from_numpy(head((64, 64, 2), seed=3)).movedim(-1, 0)[:, None]
+    held = SquareDegradation(degradation.scale, Matrices.of(degradation, 64, x))
+    lr, noisy = degradation(x), degradation(x) + 0.01 * torch.randn(degradation(x).shape, dtype=x.dtype)
+    assert torch.equal(held(x), lr)
+    assert torch.equal(held.noise_level(noisy), degradation.noise_level(noisy))
+    assert torch.equal(held.restore(noisy, 1e-2), degradation.restore(noisy, 1e-2))
+    assert torch.equal(held.enforce(x + 0.1, lr, 1e-3), degradation.enforce(x + 0.1, lr, 1e-3))
+    assert held.lr_sigma == degradation.lr_sigma
 
 
 def test_the_blur_is_told_in_lr_voxels() -> None:

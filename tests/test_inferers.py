@@ -21,6 +21,7 @@ from miar_monai.decoding import Decoding
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import fov_corners, upscaled_affine
+from miar_monai.graphs import CUDAGraphed
 from miar_monai.inferers import BeamSearchInferer, _addresses
 from miar_monai.uncertainty import ErrorModel
 
@@ -336,6 +337,22 @@ def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precisi
         wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert chosen._graphs is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_recording_is_for_every_blur() -> None:
+    network = started(tiny_miar()).float().cuda().eval()
+    chosen = inferer(lookahead_tokens=0)
+    for blur in (None, 0.5, 0.0, 1.1, 0.5, 1.2):  # launched three times, recorded, replayed
+        chosen.blur, lr = blur, torch.rand(1, 1, TILE, TILE, device="cuda")
+        told = None if blur is None else Degradation(sigma=blur)
+        found = chosen(lr, network)
+        torch.testing.assert_close(found, network.super_resolve(lr, degradation=told).sr, rtol=1e-3, atol=1e-4)
+    assert chosen._graphs is not None
+    of_slices = chosen._graphs[1].of_slices
+    assert isinstance(of_slices, CUDAGraphed)
+    assert len(of_slices._recordings) == 1
 
 
 @pytest.mark.parametrize("side", [TILE, TILE + 3])
