@@ -92,9 +92,8 @@ def add_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Ten
 
 
 @triton.jit
-def _moments(x, sums, size, parts, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _moments(x, sums, size, parts, each: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
     group, part = tl.program_id(0), tl.program_id(1)
-    each = tl.cdiv(size, parts)
     pivot = tl.load(x + group.to(tl.int64) * size).to(tl.float32)  # or a large mean would leave nothing of the variance
     first, second = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
     for start in range(0, each, block):
@@ -139,7 +138,7 @@ def norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) 
     pixels, width, parts, block = x.shape[2] * x.shape[3], x.shape[1] // groups, 8, 2048
     count, size, out = len(x) * groups, width * pixels, torch.empty_like(x)
     sums = torch.empty(count, parts, 2, dtype=torch.float32, device=x.device)
-    _moments[(count, parts)](x, sums, size, parts, 1024)
+    _moments[(count, parts)](x, sums, size, parts, triton.cdiv(size, parts), 1024)
     _norm_silu[(count, triton.cdiv(size, block))](
         x, sums, weight, bias, out, size, pixels, width, groups, eps, parts, block
     )
