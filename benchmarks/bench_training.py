@@ -1,20 +1,22 @@
-"""How long a training step of both stages takes at the shipped sizes, and what part of stage 1 the quantizer is.
+"""How long a training step takes at the shipped sizes, what part of it the quantizer is, and whether loaders keep up.
 
 Model FLOPs: those of forward and backward of the networks, counted once; their share of the ceiling is that of a large
 matrix product in bfloat16 (on a CPU too), measured in the same run.
 
-    python -m benchmarks.bench_training [--batch_size 32] [--compile True] [--cuda_graphs False] [--repeats 20]
+    python -m benchmarks.bench_training [--batch_size 32] [--compile True] [--cuda_graphs False] [--repeats 20] \
+        [--workers 4,7]
 
 Medians in milliseconds of forward, backward and optimizer, after a warm-up; on a GPU in bfloat16, timed by events.
 Random images, since the time does not depend on what they show. The perceptual loss is left out, so that no weights
-are needed.
+are needed. The loaders are those of the configs, augmentation and simulation of LR slices included, with slices of the
+demo's brain (the extra demo), and have no step to wait for.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,21 @@ from typing import Any
 import fire
 import torch
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.table import machine
+from miar_monai.demo import template
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.losses import MIARObjective, ReconstructionLoss
 from miar_monai.training import compile_networks
 
 Losses = dict[str, Tensor]
 WARM_UP = 8
+STAGES = {"stage 1": "train_stage1.json", "stage 2": "train.json"}
 FLOPS = {**flop_registry, torch.ops.aten._addmm_activation: flop_registry[torch.ops.aten.addmm]}
 
 
@@ -92,6 +97,22 @@ def product_ceiling(device: torch.device, side: int) -> float:
     return 2e3 * side**3 / median_ms(partial(torch.mm, a, b), device, 10, 3)
 
 
+def loader(bundle: str, config: str, batch_size: int, workers: int, batches: int) -> Iterable[dict[str, Tensor]]:
+    """Return the training loader of a bundle's config, with the demo's brain as its data."""
+    parser = ConfigParser(ConfigParser.load_config_file(Path(bundle, "configs", config)))
+    parser.update({
+        "bundle_root": bundle, "device": "$torch.device('cpu')", "batch_size": batch_size, "num_workers": workers,
+        "epoch_length": batches, "train#dataset#data": [{"image": str(template())}],
+    })  # fmt: skip
+    return parser.get_parsed_content("train#dataloader")
+
+
+def batch_ms(batches: Iterable[object], skip: int) -> float:
+    """Return the time of a batch, in the mean of all but the first ones, which workers have ready when they start."""
+    times = [time.perf_counter() for _ in batches]
+    return 1e3 * (times[-1] - times[skip - 1]) / (len(times) - skip)
+
+
 def main(
     bundle: str = "bundles/miar_brats",
     batch_size: int = 32,
@@ -99,6 +120,7 @@ def main(
     cuda_graphs: bool = True,
     repeats: int = 20,
     side: int = 8192,
+    workers: int | Sequence[int] = (4, 7),
 ) -> None:
     """Print the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,7 +183,13 @@ def main(
         speed = 1e3 * batch_size / duration
         print(f"| {name} | {duration:.1f} | {speed:.0f} | {count / 1e12:.2f} | {utilization:.1f} |")
     share = rows["stage 1, quantizer alone"] / rows["stage 1"]
-    print(f"\nThe quantizer is {100 * share:.0f} % of stage 1.")
+    print(f"\nThe quantizer is {100 * share:.0f} % of stage 1.\n")
+    print("| loader of | workers | ms a batch | slices a second |\n|---|---|---|---|")
+    for name, config in STAGES.items():
+        for count in ensure_tuple(workers):
+            skip = 4 * max(count, 1)  # each has two batches ahead
+            duration = batch_ms(loader(bundle, config, batch_size, count, skip + 4 * repeats), skip)
+            print(f"| {name} | {count} | {duration:.1f} | {1e3 * batch_size / duration:.0f} |")
 
 
 if __name__ == "__main__":
