@@ -37,7 +37,7 @@ from miar_monai.cases import find_cases
 from miar_monai.degradation import Degradation
 from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.io import read_volume, write_nifti
+from miar_monai.io import read_volume, write_nifti, write_volume
 from miar_monai.report import case_report
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
@@ -112,7 +112,7 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
     for name in stages:
         setattr(resolver, name, plain[name])
     with watch("write"):
-        write_nifti(target, result.array, result.affine, result.dtype, overwrite=True)
+        write_volume(target, result, overwrite=True)
     with watch("report"):
         case_report(str(source), target, volume, result, prepared.told, 0.0, resolver.device)
     return dict(watch.seconds)

@@ -19,12 +19,13 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai import io
+from miar_monai.blur import SMALLEST
 from miar_monai.bundles import find_bundle, metadata, weights_path
 from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
-from miar_monai.domain import TrainingDomain
-from miar_monai.errors import ConfigurationError, GeometryError, ImageError, in_one_sentence
+from miar_monai.domain import TrainingDomain, oddities
+from miar_monai.errors import ConfigurationError, GeometryError, ImageError, SettingError, in_one_sentence
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
 from miar_monai.io import Volume, read_volume, uncertainty_of
@@ -83,7 +84,7 @@ class Prepared(NamedTuple):
     Attributes:
         image: what the inferer gets, (1, X, Y, Z), after the bundle's preprocessing.
         told: what the network is told about how the volume came about.
-        warnings: in which respects it is unlike those of the training.
+        warnings: in which respects it is unlike those of the training, and what else makes its result doubtful.
     """
 
     image: MetaTensor
@@ -195,12 +196,19 @@ class SuperResolver:
             data = self.postprocessing(data)
         arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
         affine = np.asarray(data["pred"].affine, dtype=np.float64)
-        return volume._replace(array=arrays["pred"], affine=affine, uncertainty=arrays.get("uncertainty"))
+        found = {"array": arrays["pred"], "affine": affine, "uncertainty": arrays.get("uncertainty")}
+        return volume._replace(**found, description=io.what_it_is())
 
     def prepared(self, volume: Volume) -> Prepared:
         """Return what the inferer gets of a volume, and what is known of that before the network runs."""
         image = self._preprocessed(volume)
-        warnings = self.domain.warnings(volume, image.as_tensor().numpy())
+        warnings = [*oddities(volume), *self.domain.warnings(volume, image.as_tensor().numpy())]
+        if self.inferer.blur == "auto" and min(image.shape[1:3]) < SMALLEST:
+            size = " x ".join(map(str, image.shape[1:3]))
+            warnings.append(
+                f"the axial slices have {size} voxels, and a blur is measured in {SMALLEST} x {SMALLEST} or more: that"
+                " of the training is assumed."
+            )
         return Prepared(image, self.input_degradation(image), warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:
@@ -228,13 +236,14 @@ class SuperResolver:
         return columns * rows * slices
 
     def seconds_per_tile(self) -> float:
-        """Return how long one tile takes now on this machine."""
+        """Return how long one tile takes now on this machine, but for the first one, which takes longer."""
         side = self.inferer.tile_size
         silent = copy(self.inferer)
         silent.progress = False
-        start = time.perf_counter()
         with torch.inference_mode():
-            silent(torch.zeros(1, 1, side, side, device=self.device), self.network)
+            for _ in range(2):
+                start = time.perf_counter()
+                silent(torch.zeros(1, 1, side, side, device=self.device), self.network)
         return time.perf_counter() - start
 
     @classmethod
@@ -249,7 +258,7 @@ class SuperResolver:
             return result[..., 0] if image.ndim == 3 else result
         if isinstance(image, np.ndarray):
             return sr.array[..., 0] if image.ndim == 2 else sr.array
-        return io._nifti_image(sr.array, sr.affine, sr.dtype)
+        return io._nifti_image(sr.array, sr.affine, sr.dtype, sr.space, sr.description)
 
 
 def choose_device(name: str) -> torch.device:
@@ -280,9 +289,9 @@ def choose_device(name: str) -> torch.device:
         "mps": torch.backends.mps.is_available,
     }
     if device.type not in there:
-        raise ConfigurationError(f"there is no device {name!r}: give auto, cpu, cuda, cuda:<index> or mps.")
+        raise SettingError(f"there is no device {name!r}: give auto, cpu, cuda, cuda:<index> or mps.")
     if not there[device.type]():
-        raise ConfigurationError(f"the device {name!r} is not on this machine: give cpu, or auto.")
+        raise SettingError(f"the device {name!r} is not on this machine: give cpu, or auto.")
     return device
 
 
@@ -293,10 +302,10 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
     names = _setting_names(parser)
     unknown = sorted(set(overrides) - {*names, "bundle_root", "device"})
     if unknown:
-        raise ConfigurationError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
+        raise SettingError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
     for name, value in overrides.items():
         if isinstance(value, dict | list) or str(value)[:1] in ("$", "@", "%"):  # which a config would run as a program
-            raise ConfigurationError(f"{name} is {value!r}, but a number or a word is needed; correct the setting.")
+            raise SettingError(f"{name} is {value!r}, but a number or a word is needed; correct the setting.")
     if "progress" in names:
         parser["progress"] = False
     for name, value in overrides.items():
@@ -311,13 +320,14 @@ def _setting_names(parser: ConfigParser) -> list[str]:
 
 def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
     """Return an image in memory as a volume, checked as those from files are."""
-    dtype = np.dtype(np.float32)
+    dtype, space, description = np.dtype(np.float32), 1, ""
     if isinstance(image, nib.Nifti1Pair):
         io._check_nifti_layout(_IN_MEMORY, image)
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
         array = array.reshape(image.shape[:3])
         dtype = io._result_dtype(image) if nib.is_proxy(image.dataobj) else dtype  # a file's, or none's
         affine = np.diag([io._MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
+        space, description = io._space(image), io._description(image)
     elif isinstance(image, MetaTensor):
         array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
         affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
@@ -325,10 +335,11 @@ def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
         array, affine = _plain(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3)), np.eye(4)
     else:
         kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
+        hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
         raise ImageError(
-            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI image or a MetaTensor is needed."
+            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI image or a MetaTensor is needed{hint}."
         )
-    volume = Volume(array, affine, dtype, _IN_MEMORY)
+    volume = Volume(array, affine, dtype, _IN_MEMORY, space=space, description=description)
     io._check_intensities(volume)
     if is_singular(affine):
         raise GeometryError(

@@ -19,7 +19,7 @@ import click
 import miar_monai
 from miar_monai.bundles import MODELS, find_bundle, metadata, number_or_text, weights_path
 from miar_monai.doctor import check_device, check_packages, check_weights, devices, installed
-from miar_monai.errors import MiarError, sentence_for_user
+from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
 from miar_monai.files import whole_file
 
 __all__ = ["main"]
@@ -28,7 +28,7 @@ _EXIT_CODES = """\b
 Exit codes:
   0  all done
   1  failure; one sentence on stderr says what to do
-  2  wrong use of the command
+  2  wrong use of the command: an option, a file, a device or a model that there is not, a setting out of range
   3  some cases of a folder failed and are listed; the others are done
 """
 _SR_EXAMPLES = f"""\b
@@ -59,7 +59,7 @@ class _Commands(click.Group):
             if ctx.meta.get("miar.debug"):
                 raise
             click.echo(f"error: {sentence_for_user(error)}", err=True)
-            ctx.exit(1)
+            ctx.exit(2 if isinstance(find_miar_error(error), SettingError) else 1)
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 @main.command(epilog=_SR_EXAMPLES)
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "-o",
     "--output",
@@ -244,11 +244,9 @@ def _say_warnings(context: click.Context, quiet: bool) -> None:
     """Let the warnings of this package look like those of the command while it runs, or leave them unsaid."""
     ours, on_stderr = logging.getLogger("miar_monai"), logging.StreamHandler()
     on_stderr.setFormatter(logging.Formatter("warning: %(message)s"))
+    on_stderr.setLevel(logging.ERROR if quiet else logging.WARNING)
     context.call_on_close(partial(ours.removeHandler, on_stderr))
-    context.call_on_close(partial(ours.setLevel, ours.level))
     ours.addHandler(on_stderr)
-    if quiet:
-        ours.setLevel(logging.ERROR)
 
 
 @main.command(epilog="\b\nExample:\n  miar info")

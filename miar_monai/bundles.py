@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from miar_monai.errors import CheckpointError, ConfigurationError, report_errors_in_one_sentence
+from miar_monai.errors import CheckpointError, ConfigurationError, SettingError, report_errors_in_one_sentence
 from miar_monai.files import whole_file
 
 __all__ = [
@@ -61,7 +61,7 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
         advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
     config = folder / "configs" / "inference.json"
     if not config.is_file():
-        raise ConfigurationError(f"{config} does not exist: the folder of a bundle is needed; {advice}")
+        raise SettingError(f"{config} does not exist: the folder of a bundle is needed; {advice}")
     return folder
 
 
@@ -111,7 +111,7 @@ def check_switches(**switches: object) -> None:
     """
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise ConfigurationError(
+            raise SettingError(
                 f"{name} is {value!r}, but it must be True or False; on the command line give --{name} True or "
                 f"--{name} False, with a capital letter."
             )

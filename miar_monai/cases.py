@@ -169,6 +169,8 @@ def _extract(source: Path, folder: Path) -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with archive.open(entry) as packed, path.open("xb") as file:
                         shutil.copyfileobj(packed, file, 2**20)
+    except MiarError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
         raise ImageError(
             f"{source} cannot be extracted ({error}): a complete zip file of one volume is needed; make it again."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import SettingError
 from miar_monai.fused import top_two
 
 if TYPE_CHECKING:  # the networks import this module
@@ -43,7 +43,7 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         ConfigurationError: if ``value`` is no number, or not within [low, high].
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
-        raise ConfigurationError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
+        raise SettingError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class Decoding:
             ("score", ("lookahead", "joint")),
         ):
             if getattr(self, name) not in allowed:
-                raise ConfigurationError(
+                raise SettingError(
                     f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)};"
                     " correct the setting."
                 )
         for name in ("lookahead_tokens", "lookahead_scales", "top_k", "seed"):
             value = getattr(self, name)
             if not isinstance(value, Real) or value % 1:
-                raise ConfigurationError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")
+                raise SettingError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")
         for name, low, high in (
             ("lookahead_tokens", 0, 8),
             ("lookahead_scales", 0, float("inf")),

@@ -22,7 +22,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError, report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.figures import side_by_side
-from miar_monai.io import read_volume, write_nifti
+from miar_monai.io import read_volume, write_nifti, write_volume
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust, SimulateLowResolution
 
 __all__ = ["DemoResult", "degrade", "main", "run_demo", "template"]
@@ -114,7 +114,7 @@ def run_demo(
     start = time.perf_counter()
     result = resolver.volume(read_volume(low_resolution))
     milliseconds = 1e3 * (time.perf_counter() - start) / num_slices
-    super_resolved = write_nifti(folder / "sr.nii.gz", result.array, result.affine, result.dtype, overwrite=True)
+    super_resolved = write_volume(folder / "sr.nii.gz", result, overwrite=True)
     hr, lr, sr = (LoadVolume()(source) for source in (truth, low_resolution, result))
 
     evaluation = SuperResolutionEvaluation(Degradation(), METRICS)

@@ -17,14 +17,12 @@ from miar_monai.dicom import LPS_TO_RAS, dicom_files, series_files
 from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_folder
 from miar_monai.geometry import axial_axis
-from miar_monai.io import Volume
+from miar_monai.io import SOFTWARE, Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = ["check_series_folder", "is_own", "source_headers", "write_series"]
-
-_SOFTWARE = "miar-monai"
 
 _NEEDED = (
     "SOPClassUID",
@@ -183,7 +181,7 @@ def write_series(
 def is_own(header: Dataset) -> bool:
     """Return whether an image with this header was written by `write_series`: its contributing equipment says so."""
     equipment = header.get("ContributingEquipmentSequence") or []
-    return any(item.get("ManufacturerModelName") == _SOFTWARE for item in equipment)
+    return any(item.get("ManufacturerModelName") == SOFTWARE for item in equipment)
 
 
 def _repeated(header: Dataset) -> Dataset:
@@ -240,7 +238,7 @@ def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
     image.SourceImageSequence = [source]
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", _SOFTWARE
+    equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", SOFTWARE
     equipment.SoftwareVersions = miar_monai.__version__
     image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
 

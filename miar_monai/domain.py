@@ -1,4 +1,4 @@
-"""What the weights of a bundle were trained on, and in which respects an input is unlike it."""
+"""What the weights of a bundle were trained on, in which respects an input is unlike it, and what is odd about it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import io_orientation
 
 from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import axial_axis
 from miar_monai.io import Volume
 
-__all__ = ["TrainingDomain"]
+__all__ = ["TrainingDomain", "oddities"]
 
 Interval = tuple[float, float]
+_AFTER = {name: f"{name}_after_preprocessing" for name in ("minimum", "maximum")}
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class TrainingDomain:
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
-        return asdict(self)
+        """Return it ready for JSON; the names of the intensities say that they are not in units of an input."""
+        return {_AFTER.get(name, name): value for name, value in asdict(self).items()}
 
     def warnings(self, lr: Volume, scaled: np.ndarray) -> list[str]:
         """Return in which respects a volume is unlike those of the training, a sentence each.
@@ -93,9 +95,37 @@ class TrainingDomain:
                 low, high = (own + unit * (bound - value) for bound in bounds)
                 found.append(
                     f"the {which} voxel is {own:.4g}, but in the volumes of the training it was {_text(low, high)}:"
-                    " the intensities may be in other units."
+                    " such intensities are new to the model, or in other units."
                 )
         return found
+
+
+def oddities(lr: Volume) -> list[str]:
+    """Return what makes the result of a volume doubtful, whatever the model was trained on, a sentence each.
+
+    Example:
+        >>> from pathlib import Path
+        >>> sagittal = Volume(np.zeros((4, 9, 9)), np.diag([5.0, 1, 1, 1]), np.dtype("int16"), Path("x"))
+        >>> oddities(sagittal)[0].split(":")[0]
+        'the slices are sagittal, 5 mm apart'
+    """
+    found = []
+    if lr.is_own:
+        found.append("the image is a result itself: give the image that it was made of.")
+    if lr.space == 0:
+        found.append(
+            "the file does not say how its voxels lie in the patient (qform_code and sform_code are 0): slices along"
+            " its third axis are taken for axial ones, and which side is left is not known."
+        )
+    spacing = np.linalg.norm(lr.affine[:3, :3], axis=0)
+    thickest, direction = int(spacing.argmax()), io_orientation(lr.affine)[:, 0]
+    if direction[thickest] != 2 and spacing[thickest] > 1.5 * np.median(spacing):
+        plane = ("sagittal", "coronal")[int(direction[thickest])]
+        found.append(
+            f"the slices are {plane}, {spacing[thickest]:.3g} mm apart: it is the axial plane that becomes finer, which"
+            " cuts across them; give an axial series."
+        )
+    return found
 
 
 def _text(low: float, high: float) -> str:

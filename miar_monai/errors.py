@@ -21,6 +21,7 @@ __all__ = [
     "MiarError",
     "MissingWeightsError",
     "OutputError",
+    "SettingError",
     "find_miar_error",
     "in_one_sentence",
     "report_errors_in_one_sentence",
@@ -56,7 +57,11 @@ class MissingWeightsError(MiarError, FileNotFoundError):
 
 
 class ConfigurationError(MiarError, ValueError):
-    """A setting is unknown or out of range."""
+    """A setting is unknown or out of range, or a config cannot be used."""
+
+
+class SettingError(ConfigurationError):
+    """A setting that a caller gave, a device or a model among them, is unknown or out of range."""
 
 
 class OutputError(MiarError, OSError):

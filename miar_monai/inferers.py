@@ -18,7 +18,7 @@ from tqdm import tqdm
 from miar_monai.blur import MOST_BLUR, infer_degradation
 from miar_monai.decoding import Decoding, check_range
 from miar_monai.degradation import Degradation, Matrices, SquareDegradation
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import ConfigurationError, ImageError, SettingError
 from miar_monai.geometry import upscaled_affine
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.networks import MIAR
@@ -150,11 +150,11 @@ class BeamSearchInferer(Inferer):
         ):
             check_range(name, value, low, high)
         if isinstance(blur, str) and blur != "auto":
-            raise ConfigurationError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
+            raise SettingError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
         if not (blur is None or isinstance(blur, str)):
             check_range("blur", blur, 0, MOST_BLUR)
         if uncertainty and error_model is None:
-            raise ConfigurationError(
+            raise SettingError(
                 "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"
                 " inferer has one, fit it (python -m benchmarks.calibration fit), or leave uncertainty out."
             )
@@ -362,7 +362,7 @@ class BeamSearchInferer(Inferer):
                     sr = super_resolve(chunk, size)
                 except torch.OutOfMemoryError as error:
                     if size == 1:
-                        raise ConfigurationError(
+                        raise ImageError(
                             "the memory of the GPU does not hold one slice of this size: a larger one is needed, or"
                             " the CPU; close what else runs on it, or choose another device."
                         ) from error

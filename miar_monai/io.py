@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+import miar_monai
 from miar_monai.dicom import check_num_voxels, dicom_files, dicom_tag, is_dicom, read_series
 from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import whole_file
@@ -21,6 +22,7 @@ from miar_monai.geometry import fov_corners, is_singular
 
 __all__ = [
     "Volume",
+    "as_float",
     "as_stored",
     "check_output_folder",
     "is_nifti",
@@ -28,8 +30,13 @@ __all__ = [
     "read_volume",
     "uncertainty_of",
     "volume_stem",
+    "what_it_is",
     "write_nifti",
+    "write_volume",
 ]
+
+SOFTWARE = "miar-monai"
+"""Results of this package say so by this name in their headers."""
 
 _MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
 _LARGEST = 1e18  # its square is a number of single precision
@@ -48,6 +55,9 @@ class Volume(NamedTuple):
         modality: of the DICOM header, such as ``"CT"``; empty where no file says it.
         uncertainty: the expected absolute error of a super-resolved volume in its units, (X, Y, Z), float32; None
             where nobody asked for it.
+        space: what the millimeters of the affine are counted from, as NIfTI's codes say it: 1 the scanner's origin, 2
+            another image, 3 Talairach, 4 MNI; 0 where a file does not say where its voxels lie.
+        description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
     """
 
     array: np.ndarray
@@ -56,6 +66,13 @@ class Volume(NamedTuple):
     path: Path
     modality: str = ""
     uncertainty: np.ndarray | None = None
+    space: int = 1
+    description: str = ""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is a result of this package already."""
+        return SOFTWARE in self.description
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -114,14 +131,27 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
 def _read_folder(path: Path) -> Volume:
     volume = Volume(*read_series(path), path)
-    slices = (file for file in dicom_files(path) if file.name.upper() != "DICOMDIR")
-    return volume._replace(modality=dicom_tag(next(slices), "0008|0060"))
+    one = next(file for file in dicom_files(path) if file.name.upper() != "DICOMDIR")
+    return volume._replace(modality=dicom_tag(one, "0008|0060"), description=dicom_tag(one, "0008|2111"))
 
 
 def uncertainty_of(sr: Volume) -> Volume:
     """Return the expected error of a super-resolved volume as a volume of its own, which is never rounded."""
     assert sr.uncertainty is not None, "uncertainty was not asked for"
-    return Volume(sr.uncertainty, sr.affine, np.dtype(np.float32), sr.path)
+    return Volume(
+        sr.uncertainty, sr.affine, np.dtype(np.float32), sr.path, space=sr.space, description=what_it_is(True)
+    )
+
+
+def what_it_is(is_error: bool = False) -> str:
+    """Return how a result describes itself in the 80 characters of a NIfTI header, or the map of its error.
+
+    Example:
+        >>> what_it_is().split(": ")[1]
+        '4x super-resolution, detail may be invented'
+    """
+    image, error = "4x super-resolution, detail may be invented", "expected absolute error of a 4x super-resolution"
+    return f"{SOFTWARE} {miar_monai.__version__}: {error if is_error else image}"
 
 
 def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
@@ -168,7 +198,7 @@ def _read_nifti(path: Path) -> Volume:
         _check_length(path, image)
         array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
         affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
-        return Volume(array, affine, _result_dtype(image), path)
+        return Volume(array, affine, _result_dtype(image), path, space=_space(image), description=_description(image))
 
 
 def _check_length(path: Path, image: Any) -> None:
@@ -189,6 +219,15 @@ def _check_length(path: Path, image: Any) -> None:
         length = path.stat().st_size
     if length < needed:
         raise ValueError(f"it holds {length} bytes, but its header speaks of {needed}")
+
+
+def _space(image: Any) -> int:
+    """Return the code of the space that the affine of a NIfTI image leads to; nibabel takes the sform if it has one."""
+    return int(image.header["sform_code"]) or int(image.header["qform_code"])
+
+
+def _description(image: Any) -> str:
+    return bytes(image.header["descrip"]).split(b"\0")[0].decode("latin-1")
 
 
 def _result_dtype(image: Any) -> np.dtype:
@@ -218,11 +257,13 @@ def write_nifti(
     affine: np.ndarray,
     dtype: np.dtype | type | str = np.float32,
     overwrite: bool = False,
+    space: int = 1,
+    description: str = "",
 ) -> Path:
     """Write a volume as NIfTI: whole or not at all, and never over an existing file unless asked to.
 
-    sform and qform both hold the affine. A sheared affine (tilted gantry) does not fit into a qform, which is a
-    rotation and zooms only; then the qform code is 0 and readers take the sform.
+    sform and qform both hold the affine, with the code of its space. A sheared affine (tilted gantry) does not fit into
+    a qform, which is a rotation and zooms only; then the qform code is 0 and readers take the sform.
 
     Args:
         path: the file to write, .nii or .nii.gz. Its folder is made if needed.
@@ -230,6 +271,9 @@ def write_nifti(
         affine: voxel indices to millimeters in RAS+, (4, 4).
         dtype: dtype of the stored voxels; for integers, values are rounded and saturated.
         overwrite: replace an existing file.
+        space: of the affine, see `Volume`. Readers do not look at a form with code 0, and count from the middle of the
+            volume (nibabel) or from its first voxel (ITK).
+        description: of the volume, up to 79 characters.
 
     Returns:
         ``path``.
@@ -245,10 +289,16 @@ def write_nifti(
         dtype('int16')
     """
     path = Path(path)
-    image = _nifti_image(array, affine, np.dtype(dtype))
+    image = _nifti_image(array, affine, np.dtype(dtype), space, description)
     with whole_file(path, overwrite) as part:
         nib.save(image, part)
     return path
+
+
+def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
+    """Write a volume as NIfTI with what is known of it; see `write_nifti`."""
+    known = (volume.array, volume.affine, volume.dtype, overwrite, volume.space, volume.description)
+    return write_nifti(path, *known)
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> None:
@@ -269,6 +319,11 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
         )
 
 
+def as_float(volume: Volume) -> Volume:
+    """Return a volume that is stored in float32, which all readers know."""
+    return volume._replace(dtype=np.dtype(np.float32))
+
+
 def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return intensities as a file of a dtype holds them: for integers, rounded and saturated.
 
@@ -283,11 +338,14 @@ def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.astype(dtype, copy=False)
 
 
-def _nifti_image(array: np.ndarray, affine: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
+def _nifti_image(
+    array: np.ndarray, affine: np.ndarray, dtype: np.dtype, space: int = 1, description: str = ""
+) -> nib.Nifti1Image:
     image = nib.Nifti1Image(as_stored(array, dtype), affine, dtype=dtype)
     image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.header["descrip"] = description.encode("latin-1", "replace")[:79]
+    image.set_sform(affine, code=space)
+    image.set_qform(affine, code=space)
     wanted, held = (fov_corners(form, image.shape) for form in (image.get_sform(), image.get_qform()))
     if not np.allclose(wanted, held, atol=1e-3, rtol=0):
         image.set_qform(affine, code=0)

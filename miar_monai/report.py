@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from miar_monai.api import SuperResolver
 from miar_monai.bundles import weights_sha256
 from miar_monai.degradation import Degradation
 from miar_monai.geometry import axial_axis, fov_corners
-from miar_monai.io import Volume
+from miar_monai.io import SOFTWARE, Volume
 
-__all__ = ["case_report", "data_consistency_rms", "derivation", "run_report", "summary", "versions"]
+__all__ = ["case_report", "data_consistency_rms", "derivation", "run_report", "summary", "versions", "warnings_said"]
 
 _PACKAGES = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
 
@@ -39,6 +41,30 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def warnings_said() -> Iterator[list[str]]:
+    """Give a list that gets what this package warns of during the block, in all threads.
+
+    Example:
+        >>> with warnings_said() as said:
+        ...     logging.getLogger("miar_monai.somewhere").warning("out of %s", "memory")
+        >>> said
+        ['out of memory']
+    """
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    listener, ours = Listener(logging.WARNING), logging.getLogger("miar_monai")
+    ours.addHandler(listener)
+    try:
+        yield said
+    finally:
+        ours.removeHandler(listener)
 
 
 def data_consistency_rms(
@@ -74,6 +100,7 @@ def case_report(
     seconds: float,
     device: str | torch.device = "cpu",
     warnings: Sequence[str] = (),
+    beside: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Return the report of a case that was super-resolved, ready for JSON.
 
@@ -85,7 +112,8 @@ def case_report(
         degradation: what the network was told about the input.
         seconds: that inference took.
         device: where the residual is computed.
-        warnings: in which respects the input is unlike those of the training.
+        warnings: in which respects the input is unlike those of the training, and what was said during inference.
+        beside: files that were written beside the result, by what they are.
 
     Returns:
         Modality (null where no header says it), sizes in voxels, spacings and fields of view in millimeters along the
@@ -98,6 +126,7 @@ def case_report(
     return {
         "input": source,
         "output": str(output),
+        "beside": {what: str(path) for what, path in (beside or {}).items()},
         "modality": lr.modality or None,
         "before": _description(lr),
         "after": _description(sr),
@@ -154,7 +183,7 @@ def derivation(resolver: SuperResolver) -> str:
     about = resolver.about
     settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
     return (
-        f"MIAR fourfold super-resolution in the axial plane, miar-monai {miar_monai.__version__}, "
+        f"MIAR fourfold super-resolution in the axial plane, {SOFTWARE} {miar_monai.__version__}, "
         f"bundle {about.get('name')} {about.get('version')}, {settings}. For research: detail may be invented."
     )
 
@@ -165,16 +194,17 @@ def summary(report: dict[str, Any]) -> str:
     Example:
         >>> side = {"shape": [60, 50, 4], "spacing_mm": [4.0, 4.0, 1.0]}
         >>> report = {"before": side, "after": {"shape": [240, 200, 4], "spacing_mm": [1.0, 1.0, 1.0]},
-        ...     "told_blur_voxels": 0.0, "data_consistency_rms": 1.234, "seconds": 9.87}
+        ...     "told_blur_voxels": 0.0, "data_consistency_rms": 1.234, "seconds": 9.87, "modality": "CT"}
         >>> for part in summary(report).split("; "): print(part)
         60x50x4 at 4x4x1 mm -> 240x200x4 at 1x1x1 mm in 9.9 s
         assumed blur 0 voxels
-        rms of degraded result minus input 1.23
+        rms of degraded result minus input 1.23 HU
     """
     before, after = (
         f"{'x'.join(map(str, side['shape']))} at {'x'.join(f'{mm:.3g}' for mm in side['spacing_mm'])} mm"
         for side in (report["before"], report["after"])
     )
     blur = f"assumed blur {report['told_blur_voxels']:.2g} voxels"
-    residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g}"
+    unit = "HU" if report["modality"] == "CT" else "in units of the input"
+    residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g} {unit}"
     return f"{before} -> {after} in {report['seconds']:.1f} s; {blur}; {residual}"

@@ -26,7 +26,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, OutputError
 from miar_monai.files import refuse_to_overwrite
 from miar_monai.geometry import axial_axis, downscaled_affine, upscaled_affine
-from miar_monai.io import Volume, check_output_folder, read_volume, volume_stem, write_nifti
+from miar_monai.io import Volume, check_output_folder, read_volume, volume_stem, what_it_is, write_nifti
 
 __all__ = [
     "CentralSlices",
@@ -48,7 +48,7 @@ __all__ = [
     "result_path",
 ]
 
-_DTYPE_KEY = "original_dtype"
+_DTYPE_KEY, _SPACE_KEY, _DESCRIPTION_KEY = "original_dtype", "sform_code", "descrip"
 
 
 def _name(image: Tensor) -> str:
@@ -67,7 +67,8 @@ class LoadVolume(Transform):
     """Read a volume with `miar_monai.io.read_volume`.
 
     Returns a `MetaTensor` (1, X, Y, Z), float32, in the orientation and the units of the file, whose metadata holds
-    the affine, the path (``filename_or_obj``) and the dtype that a result is written in (``original_dtype``).
+    the affine, the path (``filename_or_obj``), the dtype that a result is written in (``original_dtype``), and what
+    NIfTI calls ``sform_code`` and ``descrip``, the space of the affine and the description of `miar_monai.io.Volume`.
     """
 
     def __call__(self, source: str | os.PathLike[str] | Volume) -> MetaTensor:
@@ -76,7 +77,12 @@ class LoadVolume(Transform):
         return MetaTensor(
             torch.from_numpy(np.ascontiguousarray(volume.array))[None],
             affine=torch.as_tensor(volume.affine, dtype=torch.float64),
-            meta={ImageMetaKey.FILENAME_OR_OBJ: str(volume.path), _DTYPE_KEY: volume.dtype.name},
+            meta={
+                ImageMetaKey.FILENAME_OR_OBJ: str(volume.path),
+                _DTYPE_KEY: volume.dtype.name,
+                _SPACE_KEY: volume.space,
+                _DESCRIPTION_KEY: volume.description,
+            },
         )
 
 
@@ -148,8 +154,9 @@ class SaveVolume(Transform):
         """
         path = result_path(image.meta[ImageMetaKey.FILENAME_OR_OBJ], self.output_dir, self.postfix)
         array = image.as_tensor()[0].cpu().float().numpy()
-        dtype = image.meta.get(_DTYPE_KEY, "float32")
-        write_nifti(path, array, np.asarray(image.affine), dtype, self.overwrite)
+        dtype, space = image.meta.get(_DTYPE_KEY, "float32"), image.meta.get(_SPACE_KEY, 1)
+        description = image.meta.get(_DESCRIPTION_KEY, "")
+        write_nifti(path, array, np.asarray(image.affine), dtype, self.overwrite, space, description)
         return image
 
 
@@ -242,6 +249,16 @@ class _ScaleIntensity(InvertibleTransform):
         """Return the image in the units it had before, float32."""
         window = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
         return image * (window["high"] - window["low"]) + window["low"]
+
+    @staticmethod
+    def zero(image: MetaTensor) -> float:
+        """Return what 0 became in a scaled image."""
+        zero = 0.0
+        for operation in image.applied_operations:
+            window = operation.get(TraceKeys.EXTRA_INFO, {})
+            if {"low", "high"} <= set(window):
+                zero = (zero - window["low"]) / (window["high"] - window["low"])
+        return zero
 
     @staticmethod
     def forget_offset(image: MetaTensor) -> None:
@@ -485,6 +502,8 @@ class InvertSuperResolutiond(MapTransform):
     MONAI's `Invertd` gives the prediction the affine of the LR image, four times too large in millimeters. Here the
     prediction covers the field of view of the LR image: its affine follows from the two sizes.
 
+    What is nowhere negative, such as the magnitude of an MR signal, does not become so.
+
     Args:
         keys: key of the prediction, (1, X', Y', Z').
         transform: the preprocessing that was applied to ``orig_key``; its invertible parts are undone.
@@ -518,10 +537,13 @@ class InvertSuperResolutiond(MapTransform):
     def _invert(self, prediction: Tensor, image: MetaTensor, is_difference: bool) -> MetaTensor:
         factors = [new / old for new, old in zip(prediction.shape[1:], image.shape[1:], strict=True)]
         affine = upscaled_affine(np.asarray(image.affine), factors)
-        placed = _moved(image, convert_to_tensor(prediction, track_meta=False).detach().cpu(), affine)
+        placed: Any = _moved(image, convert_to_tensor(prediction, track_meta=False).detach().cpu(), affine)
         placed.applied_operations = deepcopy(image.applied_operations)
+        placed.meta[_DESCRIPTION_KEY] = what_it_is(is_difference)
         if is_difference:
             _ScaleIntensity.forget_offset(placed)
             placed.meta[_DTYPE_KEY] = "float32"
+        elif float(image.min()) >= (zero := _ScaleIntensity.zero(image)):
+            placed = placed.clamp(min=zero)
         with allow_missing_keys_mode(self.transform):
             return self.transform.inverse({self.orig_key: placed})[self.orig_key]

@@ -14,9 +14,9 @@ from miar_monai.cases import Case, opened
 from miar_monai.dicom_writer import check_series_folder, source_headers, write_series
 from miar_monai.errors import OutputError, sentence_for_user
 from miar_monai.files import refuse_to_overwrite
-from miar_monai.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_nifti
+from miar_monai.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_volume
 from miar_monai.preview import check_preview, preview
-from miar_monai.report import case_report, derivation, summary
+from miar_monai.report import case_report, derivation, summary, warnings_said
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -133,15 +133,18 @@ class Work:
             seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
             self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
         start = time.perf_counter()
-        prepared = self.resolver.prepared(volume)
-        result = self.resolver.volume(volume, prepared)
+        with warnings_said() as said:
+            prepared = self.resolver.prepared(volume)
+            result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
         for picture in pictures:
             preview(volume, result, picture, redo)
         self._write(result, target, headers, redo)
-        _, told, warnings = prepared
-        report = case_report(str(case.source), target, volume, result, told, seconds, self.resolver.device, warnings)
-        self.say("\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings)]))
+        beside = {what: path for what, paths in (("preview", pictures), ("uncertainty", maps)) for path in paths}
+        about = (prepared.told, seconds, self.resolver.device, [*prepared.warnings, *said], beside)
+        report = case_report(str(case.source), target, volume, result, *about)
+        lines = [summary(report), *(f"warning: {sentence}" for sentence in prepared.warnings)]
+        self.say("\n".join([*lines, *(f"{what}: {path}" for what, path in beside.items())]))
         if not self.quiet:
             click.echo(str(target))
         return report
@@ -153,7 +156,7 @@ class Work:
             if self.as_dicom:
                 write_series(path, volume, headers, derivation(self.resolver), overwrite, quantity)
             else:
-                write_nifti(path, volume.array, volume.affine, volume.dtype, overwrite)
+                write_volume(path, volume, overwrite)
 
 
 def do_all(work: Work, numbered: list[tuple[int, Job]], count: int, single: bool) -> dict[int, dict[str, Any]]:

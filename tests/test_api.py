@@ -20,8 +20,11 @@ from phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 from tiny_bundle import write_tiny_bundle
 
 from miar_monai import SuperResolver, super_resolve
+from miar_monai.dicom_writer import source_headers, write_series
 from miar_monai.errors import CheckpointError, ConfigurationError, GeometryError, ImageError
 from miar_monai.geometry import fov_corners
+from miar_monai.io import read_volume
+from miar_monai.report import derivation
 from miar_monai.transforms import LoadVolume
 
 pytestmark = [
@@ -47,6 +50,10 @@ def resolver(bundle: Path) -> SuperResolver:
 def test_a_path_gives_what_the_bundle_writes_voxel_by_voxel(name: str, dtype: type, tmp_path: Path) -> None:
     tiny = write_tiny_bundle(tmp_path / "tiny", name)
     scan = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE, dtype=dtype, low=-1000 if name == "miar_lidc" else 0)
+    image = nib.load(scan)
+    image.set_sform(image.affine, 4)  # of MNI
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), tmp_path / "mni.nii.gz")
+    scan = (tmp_path / "mni.nii.gz").replace(scan)
     before = scan.read_bytes()
     workflow(
         name,
@@ -61,6 +68,9 @@ def test_a_path_gives_what_the_bundle_writes_voxel_by_voxel(name: str, dtype: ty
     assert result.get_data_dtype() == written.get_data_dtype() == dtype
     assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
     assert np.array_equal(result.affine, written.affine)
+    assert all(result.header[field] == written.header[field] for field in ("descrip", "sform_code", "qform_code"))
+    assert int(written.header["sform_code"]) == 4
+    assert bytes(written.header["descrip"]).startswith(b"miar-monai")
     assert scan.read_bytes() == before
 
 
@@ -89,6 +99,30 @@ def test_all_kinds_of_an_image_give_the_same_voxels_in_the_same_place(
     assert fov_corners(from_tensor.affine.numpy(), voxels.shape) == pytest.approx(corners, abs=1e-4)
     assert from_tensor.meta["filename_or_obj"] == str(path)
     assert tensor.shape[1:] == SHAPE  # and is what it was
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+def test_results_say_what_they_are_and_are_known_again(kind: str, resolver: SuperResolver, tmp_path: Path) -> None:
+    if kind == "dicom":
+        source = write_dicom_series(tmp_path / "ct", SHAPE)
+        volume = read_volume(source)
+        headers = source_headers(volume)
+        result = write_series(tmp_path / "sr", resolver.volume(volume), headers, derivation(resolver))
+    else:
+        source, result = write_nifti_phantom(tmp_path / "scan.nii", SHAPE), tmp_path / "sr.nii"
+        nib.save(resolver(source), result)
+    first, second = (resolver.prepared(read_volume(path)).warnings for path in (source, result))
+    sentence = "the image is a result itself: give the image that it was made of."
+    assert sentence not in first
+    assert second[0] == sentence
+
+
+def test_what_is_nowhere_negative_does_not_become_so(resolver: SuperResolver) -> None:
+    array = 1000.0 * (head((24, 24, 2), seed=3) > 0.5)  # edges, around which an inverse rings
+    low = resolver(array - 500)
+    assert low.min() < -505
+    assert resolver(array).min() == 0
+    assert np.array_equal(resolver(array), np.maximum(resolver(array), 0))
 
 
 def test_an_array_is_a_ras_volume_without_place(resolver: SuperResolver) -> None:

@@ -99,9 +99,7 @@ def test_settings_reach_the_network(bundle: Path, scan: Path) -> None:
     assert np.array_equal(voxels(Path("c.nii")), np.asarray(expected.dataobj))
 
 
-def test_noise_that_the_network_does_not_know_is_named_unless_quiet(
-    bundle: Path, scan: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_noise_that_the_network_does_not_know_is_named_unless_quiet(bundle: Path, scan: Path) -> None:
     image = nib.load(scan)
     noise = 0.5 * voxels(scan).max() * np.random.default_rng(0).standard_normal(image.shape)
     noisy = scan.with_name("noisy.nii.gz")
@@ -109,9 +107,11 @@ def test_noise_that_the_network_does_not_know_is_named_unless_quiet(
     noted = sr(bundle, noisy, "-o", "noted.nii")
     assert noted.exit_code == 0
     assert noted.stderr.count("\nwarning: the input holds more noise than the slices of the training") == 1
-    caplog.clear()
-    assert sr(bundle, noisy, "-o", "quiet.nii", "--quiet").exit_code == 0
-    assert not caplog.records
+    quiet = sr(bundle, noisy, "-o", "quiet.nii", "--quiet", "--report", "run.json")
+    assert quiet.exit_code == 0
+    (case,) = json.loads(Path("run.json").read_text())["cases"]
+    assert sum("more noise than the slices of the training" in sentence for sentence in case["warnings"]) == 1
+    assert quiet.stderr == ""
     ours = logging.getLogger("miar_monai")
     assert (ours.level, ours.handlers) == (logging.NOTSET, [])
 
@@ -254,8 +254,18 @@ def test_the_blur_of_the_input_can_be_given(bundle: Path, scan: Path) -> None:
     assert sr(bundle, scan, "--blur", "auto", "--overwrite", "--quiet").exit_code == 0
     assert not np.array_equal(voxels("scan_sr.nii.gz"), told)
     wrong = sr(bundle, scan, "--blur", "much", "--overwrite")
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert wrong.stderr == "error: blur is 'much', but a number of LR voxels or 'auto' is needed; correct it.\n"
+
+
+def test_the_report_names_what_lies_beside_the_result(bundle: Path, scan: Path) -> None:
+    talking = sr(bundle, scan, "--report", "run.json", "--preview")
+    assert talking.exit_code == 0
+    (case,) = json.loads(Path("run.json").read_text())["cases"]
+    assert case["beside"] == {"preview": "scan_sr.png"}
+    assert Path("scan_sr.png").is_file()
+    assert "\npreview: scan_sr.png\n" in talking.stderr
+    assert talking.stdout == "scan_sr.nii.gz\n"
 
 
 def test_the_residual_is_zero_for_what_degrades_to_the_input() -> None:
@@ -307,7 +317,7 @@ def test_bad_files_end_in_one_sentence(bundle: Path, scan: Path, tmp_path: Path)
     other = tmp_path / "image.png"
     other.write_bytes(b"\x89PNG")
     (tmp_path / "folder").mkdir()
-    for source in (empty, text, cut, noise, other, tmp_path / "folder", tmp_path / "nowhere.nii"):
+    for source in (empty, text, cut, noise, other, tmp_path / "folder"):
         refused = sr(bundle, source, "-o", "out")
         assert (refused.exit_code, refused.stdout) == (1, "")
         assert refused.stderr.splitlines()[-1].startswith(f"error: {source}")
@@ -315,8 +325,8 @@ def test_bad_files_end_in_one_sentence(bundle: Path, scan: Path, tmp_path: Path)
 
 
 def test_debug_shows_where_an_error_comes_from(bundle: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["sr", str(tmp_path / "nowhere.nii"), "--debug"])
-    assert isinstance(result.exception, ImageError)
+    result = CliRunner().invoke(main, ["sr", str(tmp_path), "--debug"])
+    assert isinstance(result.exception, DatasetError)
 
 
 def test_an_unexpected_error_is_one_sentence_too(bundle: Path, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +346,7 @@ def test_an_unexpected_error_is_one_sentence_too(bundle: Path, scan: Path, monke
         (("-o", "x.nrrd"), "x.nrrd must be a .nii or .nii.gz file, or a folder"),
         (("--fidelity", "much"), "'much' is not a valid float"),
         (("--beams", "2"), "No such option"),
+        (("--part", "3/2"), "is no part"),
     ],
 )
 def test_wrong_use_ends_with_2(options: tuple[str, ...], sentence: str, bundle: Path, scan: Path) -> None:
@@ -344,19 +355,22 @@ def test_wrong_use_ends_with_2(options: tuple[str, ...], sentence: str, bundle: 
     assert sentence in refused.stderr
     assert miar("sr").exit_code == 2
     assert sr(bundle, scan.parent, "-o", "x.nii").exit_code == 2
+    assert sr(bundle, scan.with_name("nowhere.nii")).exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--fidelity", "3"), "fidelity"),
+        (("--lookahead-tokens", "30"), "lookahead_tokens"),
+        (("--blur", "2"), "blur is 2.0"),
         (("--device", "gpu"), "there is no device 'gpu'"),
         (("--model", "nowhere"), "inference.json does not exist: the folder of a bundle is needed"),
     ],
 )
 def test_settings_out_of_range_are_named(options: tuple[str, ...], sentence: str, bundle: Path, scan: Path) -> None:
     refused = sr(bundle, scan, *options)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert sentence in refused.stderr.splitlines()[-1]
 
 
@@ -372,7 +386,8 @@ def test_settings_out_of_range_are_named(options: tuple[str, ...], sentence: str
 def test_entries_of_a_zip_file_cannot_escape(name: str, sentence: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"x")
-    with pytest.raises(ImageError, match=sentence), opened(tmp_path / "bad.zip"):
+    wanted = rf"^{tmp_path}/bad\.zip: the entry .*{sentence}"
+    with pytest.raises(ImageError, match=wanted), opened(tmp_path / "bad.zip"):
         pass
     assert not list(tmp_path.rglob("escaped.nii"))
 

@@ -19,9 +19,9 @@ from benchmarks import training_range
 from miar_monai.app import main
 from miar_monai.bundles import metadata
 from miar_monai.degradation import Degradation
-from miar_monai.domain import TrainingDomain
+from miar_monai.domain import TrainingDomain, oddities
 from miar_monai.errors import ConfigurationError
-from miar_monai.io import Volume, read_volume
+from miar_monai.io import Volume, read_volume, what_it_is
 from miar_monai.transforms import ScaleIntensityRobust
 
 pytestmark = [
@@ -60,18 +60,34 @@ def test_an_input_like_those_of_the_training_is_passed(spacing: float, modality:
         ),
         (
             (0, 1600, 2.75, "CT"),
-            "the darkest voxel is 0, but in the volumes of the training it was -1024 to -983: the intensities may be in"
-            " other units.",
+            "the darkest voxel is 0, but in the volumes of the training it was -1024 to -983: such intensities are new"
+            " to the model, or in other units.",
         ),
         (
             (-1024, 4096, 2.75, "CT"),
-            "the brightest voxel is 4096, but in the volumes of the training it was 819.2 to 1843: the intensities may"
-            " be in other units.",
+            "the brightest voxel is 4096, but in the volumes of the training it was 819.2 to 1843: such intensities"
+            " are new to the model, or in other units.",
         ),
     ],
 )
 def test_an_input_that_is_not_is_named(given: Any, sentence: str) -> None:
     assert warnings(volume(*given)) == [sentence]
+
+
+def test_what_makes_a_result_doubtful_is_named() -> None:
+    axial = volume(0, 1, 1)._replace(affine=np.diag([-1.0, 1, 5, 1]))
+    assert oddities(axial) == []
+    assert oddities(axial._replace(affine=np.diag([1.4, 1, 1, 1]))) == []  # as good as isotropic
+    assert [sentence.split(",")[0] for sentence in oddities(axial._replace(affine=np.diag([5.0, 1, 1, 1])))] == [
+        "the slices are sagittal"
+    ]
+    coronal = np.array([[1.0, 0, 0, 0], [0, 0, 4, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    assert oddities(axial._replace(affine=coronal)) == [
+        "the slices are coronal, 4 mm apart: it is the axial plane that becomes finer, which cuts across them; give an"
+        " axial series."
+    ]
+    assert "qform_code and sform_code are 0" in oddities(axial._replace(space=0))[0]
+    assert "is a result itself" in oddities(axial._replace(description=what_it_is()))[0]
 
 
 def test_what_the_metadata_do_not_say_is_not_compared() -> None:
@@ -109,7 +125,9 @@ def test_the_command_warns_and_the_report_keeps_it(tmp_path: Path, monkeypatch: 
     assert case["warnings"][0] == "the modality is CT, but the model was trained on MR."
     assert case["warnings"][1].startswith("the axial voxels are 0.8 x 0.9 mm, but those of the training were 4 mm")
     assert [f"warning: {sentence}" in result.stderr for sentence in case["warnings"]] == [True] * len(case["warnings"])
+    assert "the axial slices have 11 x 9 voxels, and a blur is measured in 32" in "\n".join(case["warnings"])
     assert content["model"]["trained_on"]["in_plane_spacing_mm"] == [4, 4]
+    assert "maximum_after_preprocessing" in content["model"]["trained_on"]
     quiet = sr(bundle, series, "-o", tmp_path / "out", "--overwrite", "--quiet")
     assert (quiet.exit_code, quiet.output) == (0, "")
 

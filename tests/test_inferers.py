@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from miar_monai.decoding import Decoding
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import ConfigurationError, ImageError
 from miar_monai.geometry import fov_corners, upscaled_affine
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.inferers import BeamSearchInferer, _addresses
@@ -176,7 +176,7 @@ def test_out_of_memory_halves_the_batch_says_so_and_finishes(
 
 
 def test_a_slice_that_no_memory_holds_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"^the memory of the GPU does not hold one slice of this size"):
+    with pytest.raises(ImageError, match=r"^the memory of the GPU does not hold one slice of this size"):
         inferer()(torch.rand(1, 1, 10, 10), Limited(most=0))
 
 

@@ -13,8 +13,8 @@ from phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.dicom import dicom_files, dicom_tag
 from miar_monai.errors import GeometryError, ImageError, OutputError
-from miar_monai.geometry import fov_corners
-from miar_monai.io import check_output_folder, read_volume, volume_stem, write_nifti
+from miar_monai.geometry import fov_corners, upscaled_affine
+from miar_monai.io import check_output_folder, read_volume, volume_stem, what_it_is, write_nifti, write_volume
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -175,6 +175,34 @@ def test_written_file_is_read_alike_by_everyone(tmp_path: Path) -> None:
     read = itk.imread(str(path))
     np.testing.assert_allclose(np.array(read.GetOrigin()) * [-1, -1, 1], oblique()[:3, 3], atol=1e-4)
     assert os.listdir(tmp_path / "new") == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize(("sform", "qform", "space"), [(4, 1, 4), (0, 1, 1), (0, 3, 3), (2, 0, 2), (0, 0, 0)])
+def test_the_space_of_the_millimeters_is_kept(sform: int, qform: int, space: int, tmp_path: Path) -> None:
+    image = nib.Nifti1Image((1000 * head(SHAPE)).astype(np.int16), oblique())
+    image.set_sform(oblique(), sform)
+    image.set_qform(oblique(), qform)
+    nib.save(image, tmp_path / "in.nii")
+    volume = read_volume(tmp_path / "in.nii")
+    assert volume.space == space
+    finer = upscaled_affine(volume.affine, (4, 4, 1))
+    sr = volume._replace(array=np.zeros([4 * SHAPE[0], 4 * SHAPE[1], SHAPE[2]]), affine=finer)
+    written = nib.load(write_volume(tmp_path / "out.nii", sr))
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (space, space)
+    corners = fov_corners(nib.load(tmp_path / "in.nii").affine, SHAPE)  # nibabel's guess where nothing is said
+    np.testing.assert_allclose(fov_corners(written.affine, sr.array.shape), corners, atol=1e-4)
+
+
+def test_a_file_says_what_it_is(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(head(SHAPE).astype(np.float32), np.eye(4))
+    image.header["descrip"] = "Größe".encode("latin-1")
+    nib.save(image, tmp_path / "in.nii")
+    volume = read_volume(tmp_path / "in.nii")
+    assert (volume.description, volume.is_own) == ("Größe", False)
+    result = read_volume(write_volume(tmp_path / "out.nii", volume._replace(description=what_it_is())))
+    assert (result.description, result.is_own) == (what_it_is(), True)
+    long = volume._replace(description=100 * "x")
+    assert read_volume(write_volume(tmp_path / "long.nii", long)).description == 79 * "x"
 
 
 def test_sheared_affine_is_kept_in_the_sform(tmp_path: Path) -> None:

@@ -72,10 +72,7 @@ class MiarApp(MONAILabelApp):
         try:
             save = switch(request, "save_image")
             with source_of(image, datastore) as source:
-                again = is_result(image, datastore)
                 result = self._infers[name].super_resolve(source, request)
-                if again:
-                    result.params["warnings"].append(f"{image} is a result itself: give the image that it was made of.")
                 if save:
                     self._save(result, datastore)
         except MiarError as error:

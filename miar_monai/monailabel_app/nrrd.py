@@ -9,17 +9,17 @@ import numpy as np
 
 from miar_monai.dicom import LPS_TO_RAS
 from miar_monai.files import whole_file
+from miar_monai.io import Volume
 
 __all__ = ["write_nrrd"]
 
 
-def write_nrrd(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, overwrite: bool = False) -> Path:
+def write_nrrd(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
     """Write a volume as NRRD, not compressed: whole or not at all, and never over a file unless asked to.
 
     Args:
         path: the file to write, .nrrd.
-        array: intensities, (X, Y, Z).
-        affine: voxel indices to millimeters in RAS+, (4, 4).
+        volume: what is written, in float32.
         overwrite: replace an existing file.
 
     Returns:
@@ -30,9 +30,9 @@ def write_nrrd(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarr
     """
     import itk
 
-    lps = LPS_TO_RAS @ affine
+    lps = LPS_TO_RAS @ volume.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image = itk.image_from_array(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image = itk.image_from_array(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))
     image.SetSpacing(spacing)
     image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
     image.SetOrigin(lps[:3, 3])

@@ -20,7 +20,7 @@ from requests import RequestException
 from miar_monai.cases import opened, temporary_folder
 from miar_monai.dicom_writer import is_own, source_headers, write_series
 from miar_monai.errors import OutputError
-from miar_monai.io import parts_to_save, volume_stem, write_nifti
+from miar_monai.io import as_float, parts_to_save, volume_stem, write_volume
 from miar_monai.monailabel_app.task import Result
 from miar_monai.report import derivation
 
@@ -169,7 +169,7 @@ def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
             image = f"{known}{_MAP}" if quantity else known
-            file = write_nifti(Path(folder, f"{image}.nii.gz"), volume.array, volume.affine)
+            file = write_volume(Path(folder, f"{image}.nii.gz"), as_float(volume))
             info = {_ORIGIN: name, "derivation": how, "quantity": quantity}
             added[_key(quantity)] = str(datastore.add_image(image, str(file), info))
     return added

@@ -17,13 +17,13 @@ from monailabel.utils.others.generic import device_list, name_to_device
 from miar_monai.api import SuperResolver
 from miar_monai.bundles import metadata, number_or_text, weights_path
 from miar_monai.errors import ConfigurationError
-from miar_monai.io import Volume, as_stored, read_volume, write_nifti
+from miar_monai.io import Volume, as_float, as_stored, read_volume, write_volume
 from miar_monai.monailabel_app.nrrd import write_nrrd
-from miar_monai.report import case_report
+from miar_monai.report import case_report, warnings_said
 
 __all__ = ["Result", "SuperResolutionTask", "switch"]
 
-_WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_nifti, ".nii": write_nifti, ".nrrd": write_nrrd}
+_WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_volume, ".nii": write_volume, ".nrrd": write_nrrd}
 _INFERENCE = Lock()  # one image at a time, whatever the model: two at once need twice the memory and are not faster
 
 
@@ -107,16 +107,16 @@ class SuperResolutionTask(InferTask):
         resolver = self._resolver(request)
         lr = read_volume(source)
         read = time.perf_counter()
-        with _INFERENCE:
+        with _INFERENCE, warnings_said() as said:
             waited = time.perf_counter()
             prepared = resolver.prepared(lr)
             sr = resolver.volume(lr, prepared)
         inferred = time.perf_counter()
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
         file = Path(tempfile.gettempdir(), f"miar-{uuid4().hex}{extension}")
-        _, told, warnings = prepared
-        report = case_report(source.name, file, lr, sr, told, inferred - waited, resolver.device, warnings)
-        _WRITERS[extension](file, sr.array, sr.affine)  # at the end: who serves it removes it, and nobody else
+        about = (prepared.told, inferred - waited, resolver.device, [*prepared.warnings, *said])
+        report = case_report(source.name, file, lr, sr, *about)
+        _WRITERS[extension](file, as_float(sr))  # at the end: who serves it removes it, and nobody else
         file.chmod(0o600)  # the folder is everybody's
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
@@ -126,7 +126,7 @@ class SuperResolutionTask(InferTask):
             "centroids": {},
             "latencies": {name: round(value, 2) for name, value in {**latencies, "total": end - start}.items()},
             "settings": {name: resolver.settings[name] for name in self.displayable_configs},
-            **{name: value for name, value in report.items() if name not in ("input", "output")},
+            **{name: value for name, value in report.items() if name not in ("input", "output", "beside")},
         }
         return Result(file, params, lr, sr, resolver)
 
