@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.robustness import FAULTS
+from benchmarks.robustness import FAULTS, noisy
 from benchmarks.table import Volume, load_volumes, open_run, provenance, publish, read_config
 from miar_monai.checkpoints import load_weights
 from miar_monai.decoding import Decoding
@@ -41,6 +43,8 @@ from miar_monai.uncertainty import SIGNS, ErrorModel, signs, smoothed
 
 FIT, MEASURED = "fit.md", "calibration.md"
 BINS = 10
+NOISES = {f"noise {level}": partial(noisy, level) for level in (0.003, 0.01, 0.03)}
+LEARNED = SIGNS[:3]  # from slices as in the training, which have no noise
 SAMPLES = 4  # decodings whose spread is looked at
 
 
@@ -110,13 +114,31 @@ def spread_of_samples(run: Run) -> list[Found]:
 
 
 def fitted(found: Sequence[Found]) -> ErrorModel:
-    """Fit the model of errors to `signs`: a Poisson regression, whose expected errors have the mean of the observed."""
+    """Fit the model of errors to `signs`: a Poisson regression, whose expected errors have the mean of the observed.
+
+    The slices are as in the training, so that there is nothing to learn of noise from them.
+    """
     from sklearn.linear_model import PoissonRegressor
 
-    values, errors = np.concatenate([one.values for one in found]), np.concatenate([one.error for one in found])
+    values = np.concatenate([one.values[:, : len(LEARNED)] for one in found])
+    errors = np.concatenate([one.error for one in found])
     fit = PoissonRegressor(alpha=0, tol=1e-7, max_iter=1000).fit(values.astype(np.float64), errors.astype(np.float64))
-    weights = dict(zip(SIGNS, (round(float(weight), 4) for weight in fit.coef_), strict=True))
+    weights = dict(zip(LEARNED, (round(float(weight), 4) for weight in fit.coef_), strict=True))
     return ErrorModel(offset=round(float(fit.intercept_), 4), **weights)
+
+
+def weight_of_noise(model: ErrorModel, kinds: Iterable[Sequence[Found]]) -> float:
+    """Fit the weight of noise to `signs` of slices with noise of several kinds, all else as it is.
+
+    The logarithm of how much too low the other signs are grows with the noise: least squares of its mean in each kind.
+    """
+    points = []
+    for found in kinds:
+        values, errors = np.concatenate([one.values for one in found]), np.concatenate([one.error for one in found])
+        expected = np.exp(model.offset + values @ [getattr(model, name) for name in SIGNS])
+        points.append([values[:, SIGNS.index("noise")].mean(), np.log(errors.mean() / expected.mean())])
+    noise, lacking = np.array(points).T
+    return round(float(noise @ lacking / (noise @ noise)), 4)
 
 
 def bins(found: Sequence[Found], count: int = BINS) -> np.ndarray:
@@ -207,8 +229,10 @@ class Calibration:
         looking.error_model = signs  # type: ignore[assignment]  # takes the same, and returns the signs themselves
         found = run.look(looking)
         model = fitted(found)
+        kinds = [run.look(looking, lambda volume, fault=fault: fault(volume.lr)) for fault in NOISES.values()]
+        model = replace(model, noise=weight_of_noise(model, kinds))
         lines = ["| sign of an error | rank correlation ↑ | of the worst slice |", "|---|---|---|"]
-        lines += [f"| {name} | {_cell(rank_correlations(found, i))} |" for i, name in enumerate(SIGNS)]
+        lines += [f"| {name} | {_cell(rank_correlations(found, i))} |" for i, name in enumerate(LEARNED)]
         lines.append(f"| spread of {SAMPLES} sampled decodings | {_cell(rank_correlations(spread_of_samples(run)))} |")
         weights = np.array([getattr(model, name) for name in SIGNS])
         together = [one._replace(values=(one.values @ weights)[:, None]) for one in found]
@@ -232,8 +256,8 @@ class Calibration:
         header = "| | rank correlation ↑ | of the worst slice | expected error | observed error | ratio |"
         lines = [header, "|---|---|---|---|---|---|"]
         lines += [summary_line(name, part) for name, part in by_patient.items()] + [summary_line("all", found)]
-        for name in ("10 bits", "noise 0.003", "noise 0.01"):
-            lines.append(summary_line(f"all, {name}", run.look(run.inferer, lambda v, fault=FAULTS[name]: fault(v.lr))))
+        for name, fault in {"10 bits": FAULTS["10 bits"], **NOISES}.items():
+            lines.append(summary_line(f"all, {name}", run.look(run.inferer, lambda v, fault=fault: fault(v.lr))))
         sharp = with_blurs(run.evaluation.degradation, [0.0])[1]
         lines.append(summary_line("all, not blurred", run.look(run.inferer, lambda volume: sharp(volume.hr))))
         overall = bins(found)

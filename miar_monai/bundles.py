@@ -9,8 +9,11 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ __all__ = [
     "build",
     "build_zip",
     "bundle_files",
+    "check_command_line",
     "check_switches",
     "find_bundle",
     "metadata",
@@ -115,6 +119,41 @@ def check_switches(**switches: object) -> None:
                 f"{name} is {value!r}, but it must be True or False; on the command line give --{name} True or "
                 f"--{name} False, with a capital letter."
             )
+
+
+def check_command_line(argv: Sequence[str] | None = None) -> None:
+    """Check that ``python -m monai.bundle run`` is given no setting that no config has, which it takes without a word.
+
+    Args:
+        argv: the words of the command, those of this process by default; of another command nothing is checked.
+
+    Raises:
+        SettingError: if a name is none of the configs'.
+
+    Example:
+        >>> check_command_line(["miar", "sr", "scan.nii.gz", "--blurr", "1"])
+    """
+    from inspect import signature
+
+    from fire.parser import DefaultParseValue
+    from monai.bundle import ConfigParser, run
+
+    words = sys.argv if argv is None else argv
+    if not (Path(words[0]).as_posix().endswith("monai/bundle/__main__.py") and words[1:2] == ["run"]):
+        return
+    options = [word.removeprefix("--").partition("=") for word in words if word.startswith("--")]
+    following = dict(pairwise(words))
+    files = [value or following.get("--config_file") for name, _, value in options if name == "config_file"]
+    if not files or files[-1] is None:
+        return  # they are in a file of arguments, or missing, which MONAI says
+    config = ConfigParser.load_config_files(DefaultParseValue(files[-1]))
+    known = {*config, *signature(run).parameters}
+    for name, _, _ in options:
+        top = name.replace("::", "#").split("#")[0]
+        if top not in known:
+            close = get_close_matches(top, sorted(known), 1)
+            hint = f"{close[0]!r} may be meant" if close else f"there are {', '.join(sorted(config))}"
+            raise SettingError(f"there is no setting {top!r} in {files[-1]}: {hint}; correct the command.")
 
 
 def number_or_text(value: str | None) -> float | str | None:

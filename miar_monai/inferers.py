@@ -268,10 +268,11 @@ class BeamSearchInferer(Inferer):
                 found = functions.of_slices(padded, *matrices)
             else:
                 found = self._in_tiles(module, module.observe(padded, degradation), size, functions.of_tiles)
-            sr = module.mix(found["estimates"], self.fidelity)
+            sr, trust = module.mix(found["estimates"], self.fidelity), found["trust"]
             if self.uncertainty and self.error_model is not None:
-                sr = torch.cat([sr, self.error_model(sr, found["estimates"], found["entropy"])], dim=1)
-            trusted.append(found["trust"].flatten())  # here, since a batch that memory does not hold is tried again
+                error = self.error_model(sr, found["estimates"], found["entropy"], trust, found["noise"])
+                sr = torch.cat([sr, error], dim=1)
+            trusted.append(trust.flatten())  # here, since a batch that memory does not hold is tried again
             top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
             return sr[..., top : top + height * module.scale, left : left + width * module.scale]
 
@@ -290,11 +291,12 @@ class BeamSearchInferer(Inferer):
 
     @staticmethod
     def _results(network: MIAR, maps: Tensor, observed: Observation) -> dict[str, Tensor]:
-        """Return corrected estimates (N, 2, H, W), the trust in them, and entropies (N, 1 or 0, H, W) of the tokens."""
+        """Return corrected estimates (N, 2, H, W), and what the error model asks for, see `signs`."""
         return {
             "estimates": network.estimate(maps[:, :2], observed),
+            "entropy": maps[:, 2:],  # (N, 1 or 0, H, W)
             "trust": observed.trust,
-            "entropy": maps[:, 2:],
+            "noise": (observed.damping / network.damping).log(),
         }
 
     def _functions(self, network: MIAR) -> _Functions:

@@ -28,10 +28,10 @@ from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 from phantoms import write_brats_folder, write_nifti_phantom
 
 from miar_monai import __version__
-from miar_monai.bundles import build, build_zip, bundle_files, check_switches, metadata
+from miar_monai.bundles import build, build_zip, bundle_files, check_command_line, check_switches, metadata
 from miar_monai.degradation import Degradation
 from miar_monai.doctor import check_weights
-from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
+from miar_monai.errors import CheckpointError, ConfigurationError, OutputError, SettingError
 
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
 CONFIGS = sorted(path.name for path in (BUNDLES / NAMES[0] / "configs").glob("*.json"))
@@ -257,3 +257,42 @@ def test_the_shipped_weights_are_those_that_the_metadata_names_and_fit(name: str
     weights = BUNDLES / name / "models" / "model.pt"
     assert check_weights(str(BUNDLES / name)) == f"{weights} sha256 {metadata(BUNDLES / name)['weights_sha256']}"
     assert weights.stat().st_size < 60e6
+
+
+RUN = ["/lib/monai/bundle/__main__.py", "run", "training"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--fidelty", "1"], "no setting 'fidelty' in .*: 'fidelity' may be meant; correct the command"),
+        (["--fidelty=1"], "no setting 'fidelty' in .*: 'fidelity' may be meant"),
+        (["--inferrer#overlap", "0"], "no setting 'inferrer' in .*: 'inferer' may be meant"),
+        (["--zzz", "0"], "no setting 'zzz' in .*: there are alpha, amp, "),
+    ],
+)
+def test_a_setting_that_no_config_has_is_refused(options: list[str], sentence: str, name: str) -> None:
+    file = ["--config_file", str(BUNDLES / name / "configs" / "inference.json")]
+    for words in (RUN + options + file, RUN + file + options):
+        with pytest.raises(SettingError, match=sentence):
+            check_command_line(words)
+    check_command_line(["miar", *options])
+    check_command_line([*RUN, *options, "--args_file", "args.json"])
+
+
+def test_settings_of_all_configs_and_of_monai_are_known() -> None:
+    files = [str(BUNDLES / NAMES[0] / "configs" / f"{file}.json") for file in ("train", "multi_gpu_train")]
+    one = [f"--config_file={files[0]}", "--max_epochs", "-1", "--datalist#contrasts", "['t1']", "--meta_file=x"]
+    check_command_line(RUN + one)
+    both = [*RUN, "--config_file", f"{files}"]
+    check_command_line([*both, "--train#trainer#amp", "False"])
+    with pytest.raises(SettingError, match="'epochs'"):
+        check_command_line([*both, "--epochs", "1"])
+
+
+def test_each_workflow_looks_at_the_command_line() -> None:
+    for name in NAMES:
+        for file in CONFIGS:
+            content = read(name, file)
+            assert ("$bundles.check_command_line()" in content.get("initialize", [])) == ("initialize" in content)

@@ -34,7 +34,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
 ]
 
-MODEL = ErrorModel(offset=-0.5, disagreement=0.6, edges=0.3, entropy=1.5)
+MODEL = ErrorModel(offset=-0.5, disagreement=0.6, edges=0.3, entropy=1.5, noise=0.1)
+SURE = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)  # trust and noise of a slice as in the training
 SAGITTAL = np.array([[0.0, 0, 2, -20], [1, 0, 0, -30], [0, -1, 0, 10], [0, 0, 0, 1]])
 SHAPE = (19, 13, 3)
 
@@ -102,18 +103,40 @@ def test_the_expected_error_grows_where_its_sign_does(name: str) -> None:
     else:
         entropy[here] += 0.5
     weights = {"disagreement": 0.0, "edges": 0.0, "entropy": 0.0, name: 0.7}
-    error = ErrorModel(offset=-2.0, **weights)(sr, estimates, entropy)
+    error = ErrorModel(offset=-2.0, **weights)(sr, estimates, entropy, *SURE)
     assert error[here].min() > 1.2 * error[..., 25:, 20:].max()
     assert error.min() > 0
     assert torch.isfinite(error).all()
-    assert torch.equal(ErrorModel(-2.0, 0.0, 0.0, 0.0)(sr, estimates, entropy), torch.full_like(sr, -2.0).exp())
+    constant = ErrorModel(-2.0, 0.0, 0.0, 0.0)(sr, estimates, entropy, *SURE)
+    assert torch.equal(constant, torch.full_like(sr, -2.0).exp())
 
 
 def test_the_expected_error_turns_with_the_image() -> None:
     sr, estimates, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 2, 21, 17), torch.rand(2, 1, 21, 17)
-    error = MODEL(sr, estimates, entropy)
+    error = MODEL(sr, estimates, entropy, *SURE)
     for turn in (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.mT):
-        torch.testing.assert_close(MODEL(turn(sr), turn(estimates), turn(entropy)), turn(error))
+        torch.testing.assert_close(MODEL(turn(sr), turn(estimates), turn(entropy), *SURE), turn(error))
+
+
+def test_the_linear_share_of_a_result_hides_no_disagreement() -> None:
+    sr, linear, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17)
+    estimates, trust = torch.rand(2, 2, 21, 17), torch.tensor([1.0, 0.05])[:, None, None, None]
+    still = 0 * trust
+    mixed = torch.lerp(linear, estimates, trust)
+    error = MODEL(sr, mixed, entropy, trust, still)
+    torch.testing.assert_close(error, MODEL(sr, estimates, entropy, torch.ones_like(trust), still), rtol=1e-4, atol=0)
+    noisier = MODEL(sr, mixed, entropy, trust, still + 2)
+    torch.testing.assert_close(noisier, error * np.exp(2 * MODEL.noise), rtol=1e-4, atol=0)
+
+
+def test_more_noise_makes_the_inferer_expect_a_larger_error(network: MIAR) -> None:
+    lr = network.degradation(torch.rand(2, 1, 4 * TILE, 4 * TILE))
+    asking = inferer(uncertainty=True, error_model=MODEL, strategy="greedy")
+    means = []
+    for level in (0.0, 0.01, 0.1):  # from 0.02 on less and less of what was learned is in the result
+        noisy = lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0), dtype=lr.dtype)
+        means.append(asking(noisy, network)[:, 1].mean())
+    assert means[0] < min(means[1:])
 
 
 # Inferer
@@ -140,7 +163,9 @@ def test_the_expected_error_of_one_tile_is_that_of_its_estimates(network: MIAR) 
     maps, decoded = network.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
     estimates = network.estimate(maps[:, :2], observed)
     assert decoded.entropy is not None
-    torch.testing.assert_close(both[:, 1:], MODEL(estimates.mean(1, keepdim=True), estimates, maps[:, 2:]))
+    noise = (observed.damping / network.damping).log()
+    wanted = MODEL(estimates.mean(1, keepdim=True), estimates, maps[:, 2:], observed.trust, noise)
+    torch.testing.assert_close(both[:, 1:], wanted)
 
 
 def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MIAR) -> None:
@@ -342,10 +367,15 @@ def found(errors: np.ndarray, values: np.ndarray, patient: str = "p") -> calibra
 def test_the_fit_finds_the_model_that_made_the_errors() -> None:
     rng = np.random.default_rng(0)
     values = np.stack([rng.normal(-4, 1, 40000), rng.normal(-4, 1, 40000), rng.uniform(0, 1, 40000)], axis=1)
-    mean = np.exp(MODEL.offset + values @ [MODEL.disagreement, MODEL.edges, MODEL.entropy])
-    model = calibration.fitted([found(rng.exponential(mean), values)])
+    weights = [MODEL.disagreement, MODEL.edges, MODEL.entropy, MODEL.noise]
+    kinds = []
+    for noise in (0.0, 2.0, 4.0):
+        noisy = np.concatenate([values, np.full((len(values), 1), noise)], axis=1)
+        kinds.append([found(rng.exponential(np.exp(MODEL.offset + noisy @ weights)), noisy)])
+    model = calibration.fitted(kinds[0])
+    model = replace(model, noise=calibration.weight_of_noise(model, kinds[1:]))
     for name, value in vars(MODEL).items():
-        assert getattr(model, name) == pytest.approx(value, abs=0.1)
+        assert getattr(model, name) == pytest.approx(value, abs=0.1 if name != "noise" else 0.02)
 
 
 def test_bins_and_correlations_are_those_of_their_definition() -> None:
@@ -371,11 +401,12 @@ def test_both_commands_measure_a_bundle(bundles: dict[str, Path], tmp_path: Path
     assert "| spread of 4 sampled decodings |" in fit
     assert "Section test of the split by split.json: BraTS_00002." in table
     assert "- One in 2 of the 4 slices of a volume, 2 in all; inside the body." in table
-    for title in ("BraTS_00002 t2", "all", "all, 10 bits", "all, not blurred"):
+    for title in ("BraTS_00002 t2", "all", "all, 10 bits", "all, noise 0.03", "all, not blurred"):
         assert f"| {title} |" in table
     assert (tmp_path / "o" / "miar_brats_calibration.png").is_file()
 
 
 def test_signs_are_finite_where_nothing_is() -> None:
     flat = torch.zeros(1, 1, 9, 9)
-    assert torch.isfinite(signs(flat, flat.expand(-1, 2, -1, -1), flat)).all()
+    for trust in SURE:
+        assert torch.isfinite(signs(flat, flat.expand(-1, 2, -1, -1), flat, trust, SURE[1])).all()
