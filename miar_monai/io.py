@@ -94,7 +94,7 @@ def volume_stem(path: str | os.PathLike[str]) -> str:
         ('case.1_t2', 'series.4')
     """
     name = Path(path).name
-    suffixes = [suffix for suffix in (".nii.gz", ".nii") if name.lower().endswith(suffix)]
+    suffixes = [suffix for suffix in (".nii.gz", ".nii", ".hdr", ".img", ".img.gz") if name.lower().endswith(suffix)]
     return name[: -len(suffixes[0])] if suffixes else name
 
 
@@ -105,7 +105,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     is made of the positions themselves, so the shear of a tilted gantry is kept.
 
     Args:
-        path: a NIfTI file (.nii, .nii.gz), or a folder.
+        path: a NIfTI file (.nii, .nii.gz, or one of a pair .hdr and .img), or a folder.
 
     Returns:
         The volume.
@@ -208,6 +208,7 @@ def _check_length(path: Path, image: Any) -> None:
     """
     check_num_voxels(path, image.shape)
     needed = image.dataobj.offset + prod(image.shape) * image.get_data_dtype().itemsize
+    path = Path(image.file_map["image"].filename)  # of a pair, the .img file
     if path.name.lower().endswith(".gz"):
         length = 0
         with gzip.open(path) as file:

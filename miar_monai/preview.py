@@ -20,6 +20,7 @@ from miar_monai.resampling import interpolation_matrix, resample
 __all__ = ["check_preview", "preview"]
 
 _PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (1, 2))}  # the axis across, the axes within
+_LEFT_SIDE = {"axial": "R", "coronal": "R", "sagittal": "A"}  # of a panel: the patient's right, or the front
 
 
 def check_preview() -> None:
@@ -39,7 +40,8 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     """Draw the middle of a volume in three planes: LR, bicubic, MIAR, and MIAR minus bicubic.
 
     All panels of a row cover the same field of view, drawn voxel by voxel, with the patient's right side on the left
-    of axial and coronal planes and the front on the left of sagittal ones. Gray values reach from the minimum to the
+    of axial and coronal planes and the front on the left of sagittal ones, as letters say, unless the input's file does
+    not say how its voxels lie. Gray values reach from the minimum to the
     99.8th percentile of LR. Where the slices together are thinner than a tenth of their width, there is an axial plane
     only. No display is needed.
 
@@ -78,6 +80,8 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
                 ax.set_title(title if name == "axial" else "")
             row[0].set_ylabel(name)
             _scale_bar(row[0], sizes[name])
+            if lr.space:
+                row[0].text(0.02, 0.5, _LEFT_SIDE[name], color="orange", va="center", transform=row[0].transAxes)
         label = "MIAR - bicubic, in units of the input"
         figure.colorbar(shown, ax=axes, location="bottom", label=label, shrink=0.24, aspect=30, anchor=(1, 0))
     return Path(path)

@@ -295,6 +295,25 @@ def test_the_preview_is_a_picture(shape: tuple[int, int, int], bundle: Path, tmp
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 30
 
 
+def test_the_preview_says_which_side_is_which_where_that_is_known(bundle: Path, tmp_path: Path) -> None:
+    from matplotlib.axes import Axes
+
+    from miar_monai.io import read_volume
+    from miar_monai.preview import preview
+
+    texts: list[str] = []
+    scan = read_volume(write_nifti_phantom(tmp_path / "p.nii", (19, 13, 9), np.diag([-2.0, 1, 3, 1])))
+    fine = scan._replace(array=scan.array.repeat(4, 0).repeat(4, 1), affine=scan.affine @ np.diag([0.25, 0.25, 1, 1]))
+    with pytest.MonkeyPatch.context() as patch:
+        text = Axes.text
+        patch.setattr(Axes, "text", lambda self, x, y, s, **o: texts.append(s) or text(self, x, y, s, **o))
+        preview(scan, fine, "known.png")
+        assert [s for s in texts if len(s) == 1] == ["R", "R", "A"]
+        texts.clear()
+        preview(scan._replace(space=0), fine, "unknown.png")
+        assert [s for s in texts if len(s) == 1] == []
+
+
 def test_without_matplotlib_a_preview_is_refused_before_the_work(
     bundle: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,23 @@ def test_dtype_of_results(tmp_path: Path, stored: str, result: str) -> None:
     assert read_volume(path).dtype == np.dtype(result)
 
 
+def test_a_pair_of_files_is_read_too(tmp_path: Path) -> None:
+    array = (1000 * head(SHAPE)).astype(np.int16)
+    nib.save(nib.Nifti1Pair(array, oblique()), tmp_path / "a.hdr")
+    for name in ("a.hdr", "a.img"):
+        volume = read_volume(tmp_path / name)
+        np.testing.assert_array_equal(volume.array, array)
+        np.testing.assert_allclose(volume.affine, oblique(), atol=1e-5)
+        assert volume_stem(tmp_path / name) == "a"
+    with (tmp_path / "a.img").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ImageError, match=r"a\.hdr is truncated or damaged \(it holds 100 bytes, but its header"):
+        read_volume(tmp_path / "a.hdr")
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(ImageError, match=r"a\.img"):
+        read_volume(tmp_path / "a.hdr")
+
+
 def test_scaling_is_honored_and_makes_results_float(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
     image.header.set_slope_inter(0.5, -3)
