@@ -136,6 +136,25 @@ class SeparableDegradation(ABC):
         level = coefficients.gather(-1, quiet).abs().median(dim=-1).values / 0.6745  # of a normal distribution
         return level[..., None, None]
 
+    def share_lost(self, height: int, width: int, damping: Tensor) -> Tensor:
+        """Return the share of the coefficients of an LR image that a damped inverse leaves out: in [0, 1], (..., 1, 1).
+
+        With a blur, which most coefficients hardly pass, a little damping costs many of them, without one next to none.
+
+        Args:
+            height: of the HR image.
+            width: likewise.
+            damping: as in `enforce`, (..., 1, 1).
+
+        Example:
+            >>> damping = torch.full((1, 1), 0.05)
+            >>> [round(Degradation(sigma=sigma).share_lost(64, 64, damping).item(), 2) for sigma in (0.0, 1.0)]
+            [0.06, 0.71]
+        """
+        s_rows, s_columns = (self._decomposition(size, damping)[1] for size in (height, width))
+        s = s_rows[..., :, None] * s_columns[..., None, :]
+        return (damping**2 / (s**2 + damping**2)).mean(dim=(-2, -1), keepdim=True)
+
     def enforce(self, sr: Tensor, lr: Tensor, damping: float | Tensor) -> Tensor:
         r"""Return the images closest to ``sr`` that degrade to ``lr``: ``x + V[(U^T (y - P x P^T) U) * w] V^T``.
 

@@ -292,11 +292,14 @@ class BeamSearchInferer(Inferer):
     @staticmethod
     def _results(network: MIAR, maps: Tensor, observed: Observation) -> dict[str, Tensor]:
         """Return corrected estimates (N, 2, H, W), and what the error model asks for, see `signs`."""
+        least = torch.full_like(observed.damping, network.damping)
+        height, width = maps.shape[2:]
+        lost, anyway = (observed.degradation.share_lost(height, width, x) for x in (observed.damping, least))
         return {
             "estimates": network.estimate(maps[:, :2], observed),
             "entropy": maps[:, 2:],  # (N, 1 or 0, H, W)
             "trust": observed.trust,
-            "noise": (observed.damping / network.damping).log(),
+            "noise": lost - anyway,
         }
 
     def _functions(self, network: MIAR) -> _Functions:

@@ -29,7 +29,7 @@ def signs(sr: Tensor, estimates: Tensor, entropy: Tensor, trust: Tensor, noise: 
         estimates: the perceptual and the faithful estimate that they are mixed of, (B, 2, H, W).
         entropy: of the tokens, in [0, 1], (B, 1, H, W).
         trust: share of what was learned in the estimates, (B, 1, 1, 1).
-        noise: logarithm of how much more the LR slice is damped than one without noise, (B, 1, 1, 1).
+        noise: share of the LR slice that noise takes from the linear estimate, in [0, 1], (B, 1, 1, 1).
 
     Returns:
         (B, 4, H, W): the logarithm of the absolute difference of both estimates (as it was before the linear estimate,

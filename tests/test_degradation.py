@@ -196,6 +196,18 @@ def test_matrices_of_the_caller_do_what_their_degradation_does(degradation: Degr
     assert held.lr_sigma == degradation.lr_sigma
 
 
+def test_the_share_lost_is_what_the_inverse_leaves_out(degradation: Degradation) -> None:
+    """Of white noise, as an LR image, the damped inverse and the degradation after it leave s² / (s² + damping²)."""
+    damping = torch.tensor([1e-3, 0.05, 0.5], dtype=torch.float64)[:, None, None]
+    white = torch.randn(3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
+    side = 32 * degradation.scale
+    kept = degradation(degradation.enforce(torch.zeros(3, side, side, dtype=torch.float64), white, damping))
+    lost = ((white - kept) * white).mean(dim=(1, 2)) / white.square().mean(dim=(1, 2))
+    share = degradation.share_lost(side, side, damping).flatten()
+    torch.testing.assert_close(share, lost, atol=0.03, rtol=0)
+    assert share.tolist() == sorted(share.tolist())
+
+
 def test_the_blur_is_told_in_lr_voxels() -> None:
     assert Degradation(sigma=2.0, blur_on="hr").lr_sigma == 0.5
     assert Degradation(sigma=2.0).lr_sigma == 2.0
