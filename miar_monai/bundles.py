@@ -138,7 +138,8 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
     from fire.parser import DefaultParseValue
     from monai.bundle import ConfigParser, run
 
-    words = sys.argv if argv is None else argv
+    words = list(sys.argv if argv is None else argv)
+    words = words[: words.index("--")] if "--" in words else words  # what follows is for Fire
     if not (Path(words[0]).as_posix().endswith("monai/bundle/__main__.py") and words[1:2] == ["run"]):
         return
     options = [word.removeprefix("--").partition("=") for word in words if word.startswith("--")]
@@ -149,7 +150,7 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
     config = ConfigParser.load_config_files(DefaultParseValue(files[-1]))
     known = {*config, *signature(run).parameters}
     for name, _, _ in options:
-        top = name.replace("::", "#").split("#")[0]
+        top = name.replace("::", "#").split("#")[0].replace("-", "_")  # as Fire does
         if top not in known:
             close = get_close_matches(top, sorted(known), 1)
             hint = f"{close[0]!r} may be meant" if close else f"there are {', '.join(sorted(config))}"

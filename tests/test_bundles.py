@@ -285,6 +285,7 @@ def test_settings_of_all_configs_and_of_monai_are_known() -> None:
     files = [str(BUNDLES / NAMES[0] / "configs" / f"{file}.json") for file in ("train", "multi_gpu_train")]
     one = [f"--config_file={files[0]}", "--max_epochs", "-1", "--datalist#contrasts", "['t1']", "--meta_file=x"]
     check_command_line(RUN + one)
+    check_command_line([*RUN, *one, "--output-dir", "x", "--", "--trace"])
     both = [*RUN, "--config_file", f"{files}"]
     check_command_line([*both, "--train#trainer#amp", "False"])
     with pytest.raises(SettingError, match="'epochs'"):
