@@ -138,6 +138,9 @@ def main() -> None:
     help="A .nii or .nii.gz file, or a folder. [default: <name>_sr.nii.gz here; for a folder of cases, <name>_sr/]",
 )
 @click.option(
+    "--series", default="", metavar="UID", help="Which series, of a DICOM folder that holds several: SeriesInstanceUID."
+)
+@click.option(
     "--out-format",
     type=click.Choice(["nifti", "dicom"]),
     default="nifti",
@@ -181,6 +184,7 @@ def main() -> None:
 def sr(
     source: Path,
     output: Path | None,
+    series: str,
     out_format: str,
     model: str,
     device: str,
@@ -212,6 +216,8 @@ def sr(
     with processes() as all_of_us:
         cases = find_cases(source)
         single = len(cases) == 1 and cases[0].source == source
+        if series and not single:
+            raise click.UsageError(f"{source} is a folder of cases, and a series is one of a single DICOM folder.")
         as_dicom = out_format == "dicom"
         jobs = list_jobs(cases, source, output, single, as_dicom)
         targets = [target for _, target in jobs] if single and not skip_existing else []
@@ -223,7 +229,7 @@ def sr(
         settings["uncertainty"] = uncertainty or None
         given = {name: value for name, value in settings.items() if value is not None}
         resolver = SuperResolver(model, device, progress=not quiet and all_of_us.rank == 0, **given)
-        work = Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet)
+        work = Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet, series)
         mine = part_of(list(enumerate(jobs)), all_of_us.rank, all_of_us.size)
         reports = all_of_us.gather(do_all(work, mine, len(jobs), single and all_of_us.size == 1))
         failed = [report["input"] for report in reports if "error" in report]

@@ -77,27 +77,29 @@ def _text(reader: Any, tag: str) -> str:
     return str(tags[tag]).strip() if tags.HasKey(tag) else ""
 
 
-def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-    """Read the one series in a folder, its slices sorted by position.
+def read_series(folder: Path, series: str = "") -> tuple[np.ndarray, np.ndarray, np.dtype, str]:
+    """Read the one series in a folder, or one of several, its slices sorted by position.
 
     The affine is made of the positions of the slices, so the shear of a tilted gantry is kept.
 
     Args:
         folder: holds the slices of one series.
+        series: SeriesInstanceUID of the one to read, where there are several.
 
     Returns:
         The rescaled intensities (HU for CT), (X, Y, Z), float32; the affine to millimeters in RAS+, (4, 4), float64;
-        and the dtype that results in these units are stored in: int16 where it holds them, float32 for fractions.
+        the dtype that results in these units are stored in: int16 where it holds them, float32 for fractions; and the
+        file of one of the slices.
 
     Raises:
         ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
-        GeometryError: if there are several series, or slices have no place in millimeters, or are missing, duplicate or
-            unevenly spaced.
+        GeometryError: if there are several series and it is not said which, or slices have no place in millimeters, or
+            are missing, duplicate or unevenly spaced.
     """
     import itk
 
     slices = []
-    files = series_files(folder)
+    files = series_files(folder, series)
     _check_headers(folder, files)
     for file in files:
         reader = itk.GDCMImageIO.New(FileName=str(file))
@@ -123,7 +125,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     _check_parallel(folder, files, axes, spacings)
     affine = _series_affine(folder, positions[order], axes, spacings)
     array = np.concatenate([arrays[i] for i in order]).transpose(2, 1, 0)
-    return np.ascontiguousarray(array, dtype=np.float32), affine, _result_dtype(array)
+    return np.ascontiguousarray(array, dtype=np.float32), affine, _result_dtype(array), files[0]
 
 
 def _unreadable(path: str | Path, error: Exception) -> ImageError:
@@ -185,12 +187,16 @@ def _result_dtype(array: np.ndarray) -> np.dtype:
     return np.dtype(np.int16 if array.min() >= -(2**15) and array.max() < 2**15 else np.int32)
 
 
-def series_files(folder: Path) -> Sequence[str]:
-    """Return the files of the one series in a folder, in no order that means anything.
+def series_files(folder: Path, wanted: str = "") -> Sequence[str]:
+    """Return the files of the one series in a folder, or of one of several, in no order that means anything.
+
+    Args:
+        folder: where they lie.
+        wanted: SeriesInstanceUID of one.
 
     Raises:
         ImageError: if there is no series, or a DICOM file cannot be read as an image.
-        GeometryError: if there are several series.
+        GeometryError: if there are several series and none is wanted, or the one that is wanted is not there.
     """
     import itk
 
@@ -203,17 +209,19 @@ def series_files(folder: Path) -> Sequence[str]:
         raise ImageError(
             f"{folder} holds no DICOM series: give a folder with the slices of one series, or a NIfTI file."
         )
-    if len(series) > 1:
+    if wanted not in series and (wanted or len(series) > 1):
         found = ", ".join(
             f"{uid} ({dicom_tag(files[0], '0008|103e') or 'no description'}, {len(files)} files)"
             for uid, files in sorted(series.items())
         )
+        which = f"{len(series)} DICOM series{wanted and f' and none is {wanted}'}"
         raise GeometryError(
-            f"{folder} holds {len(series)} DICOM series: {found}; "
-            "a folder with one series is needed: move each series into a folder of its own."
+            f"{folder} holds {which}: {found}; one is needed: say which (--series UID, or series of"
+            " miar_monai.io.read_volume), or move each into a folder of its own."
         )
-    files = next(iter(series.values()))
-    unread = sorted({path.name for path in dicom_files(folder)} - {Path(file).name for file in files} - {"DICOMDIR"})
+    files = series[wanted] if wanted else next(iter(series.values()))
+    known = {Path(file).name for some in series.values() for file in some}
+    unread = sorted({path.name for path in dicom_files(folder)} - known - {"DICOMDIR"})
     if unread:
         raise ImageError(
             f"{folder}: {len(unread)} DICOM files cannot be read as images, the first is {unread[0]}; "

@@ -80,7 +80,8 @@ def source_headers(volume: Volume) -> list[Dataset]:
         )
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
-        headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in series_files(folder)]
+        files = series_files(folder, volume.series)
+        headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in files]
         for header in headers:
             _check_header(header)
             _repeated(header).save_as(BytesIO())  # what will be repeated

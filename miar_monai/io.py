@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 
 import miar_monai
-from miar_monai.dicom import check_num_voxels, dicom_files, dicom_tag, is_dicom, read_series
-from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
+from miar_monai.dicom import check_num_voxels, dicom_tag, is_dicom, read_series
+from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError, in_one_sentence
 from miar_monai.files import whole_file
 from miar_monai.geometry import fov_corners, is_singular
 
@@ -58,6 +58,7 @@ class Volume(NamedTuple):
         space: what the millimeters of the affine are counted from, as NIfTI's codes say it: 1 the scanner's origin, 2
             another image, 3 Talairach, 4 MNI; 0 where a file does not say where its voxels lie.
         description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
+        series: SeriesInstanceUID that was asked for, of a folder with several series.
     """
 
     array: np.ndarray
@@ -68,6 +69,7 @@ class Volume(NamedTuple):
     uncertainty: np.ndarray | None = None
     space: int = 1
     description: str = ""
+    series: str = ""
 
     @property
     def is_own(self) -> bool:
@@ -98,14 +100,15 @@ def volume_stem(path: str | os.PathLike[str]) -> str:
     return name[: -len(suffixes[0])] if suffixes else name
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a 3D volume from a NIfTI file or from a folder that holds one DICOM series.
+def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
+    """Read a 3D volume from a NIfTI file or from a folder that holds a DICOM series.
 
     NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
     is made of the positions themselves, so the shear of a tilted gantry is kept.
 
     Args:
         path: a NIfTI file (.nii, .nii.gz, or one of a pair .hdr and .img), or a folder.
+        series: SeriesInstanceUID of the series to read, of a folder with several.
 
     Returns:
         The volume.
@@ -113,13 +116,16 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     Raises:
         ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
             infinite voxels, is constant, or has more than `miar_monai.dicom.MAX_VOXELS` voxels.
-        GeometryError: if the affine is singular, or a folder holds several series or slices that are missing,
-            duplicate or unevenly spaced.
+        SettingError: if a series is asked of a file.
+        GeometryError: if the affine is singular, or a folder holds several series and it is not said which, or slices
+            that are missing, duplicate or unevenly spaced.
     """
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
-    volume = _read_folder(path) if path.is_dir() else _read_nifti(path)
+    if series and not path.is_dir():
+        raise SettingError(f"{path} is a file, so there is no series {series} in it: leave out which series to read.")
+    volume = _read_folder(path, series) if path.is_dir() else _read_nifti(path)
     _check_intensities(volume)
     if is_singular(volume.affine):
         raise GeometryError(
@@ -129,10 +135,10 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     return volume
 
 
-def _read_folder(path: Path) -> Volume:
-    volume = Volume(*read_series(path), path)
-    one = next(file for file in dicom_files(path) if file.name.upper() != "DICOMDIR")
-    return volume._replace(modality=dicom_tag(one, "0008|0060"), description=dicom_tag(one, "0008|2111"))
+def _read_folder(path: Path, series: str) -> Volume:
+    array, affine, dtype, file = read_series(path, series)
+    modality, description = (dicom_tag(file, tag) for tag in ("0008|0060", "0008|2111"))
+    return Volume(array, affine, dtype, path, modality, description=description, series=series)
 
 
 def uncertainty_of(sr: Volume) -> Volume:

@@ -99,8 +99,10 @@ class Work:
         overwrite: bool,
         skip_existing: bool,
         quiet: bool,
+        series: str = "",
     ) -> None:
         self.resolver = resolver
+        self.series = series
         self.as_dicom = as_dicom
         self.with_uncertainty = bool(resolver.settings.get("uncertainty"))
         self.with_preview = with_preview
@@ -125,7 +127,7 @@ class Work:
         for file in [*([] if self.overwrite else [target]), *([] if redo else [*pictures, *maps])]:
             refuse_to_overwrite(file)
         with opened(case.source) as path:
-            volume = read_volume(path)
+            volume = read_volume(path, self.series)
             headers = source_headers(volume) if self.as_dicom else []
             for folder in [target, *maps] if self.as_dicom else []:
                 check_series_folder(folder, headers, self.overwrite or (redo and folder != target))

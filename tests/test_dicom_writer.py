@@ -410,6 +410,24 @@ class TestCommand:
             assert np.array_equal(result.dataobj, expected.dataobj)
             assert np.allclose(result.affine, expected.affine, atol=1e-5)
 
+    def test_one_of_several_series_in_a_folder_can_be_chosen(self, bundle: Path, series: Path) -> None:
+        assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
+        uid = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
+        write_dicom_series(series, (10, 8, 3), series="another", prefix="another")
+        refused = miar_sr(bundle, series, "-o", "out")
+        assert refused.exit_code == 1
+        assert f"{uid} (" in refused.stderr
+        assert "say which (--series UID" in refused.stderr
+        assert miar_sr(bundle, series, "-o", "out", "--series", uid).exit_code == 0
+        assert_read_back(read_volume("out/ct_sr"), Path("alone/ct_sr"), 0)
+        sources = {
+            pydicom.dcmread(file).SourceImageSequence[0].ReferencedSOPInstanceUID
+            for file in Path("out/ct_sr").iterdir()
+        }
+        wanted = {pydicom.dcmread(file).SOPInstanceUID for file in series.glob("slice*")}
+        assert sources == wanted
+        assert miar_sr(bundle, series.parent, "-o", "x", "--series", uid).exit_code == 2
+
     def test_it_replaces_a_series_only_when_told_to(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series).exit_code == 0
         before = contents(Path())

@@ -12,7 +12,7 @@ import pytest
 from phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.dicom import dicom_files, dicom_tag
-from miar_monai.errors import GeometryError, ImageError, OutputError
+from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError
 from miar_monai.geometry import fov_corners, upscaled_affine
 from miar_monai.io import check_output_folder, read_volume, volume_stem, what_it_is, write_nifti, write_volume
 
@@ -342,10 +342,28 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
         image = pydicom.dcmread(path)
         image.SeriesDescription = "T2 ax"
         image.save_as(path)
-    with pytest.raises(GeometryError, match=r"holds 2 DICOM series: .*; a folder with one series is needed") as caught:
+    with pytest.raises(GeometryError, match=r"holds 2 DICOM series: .*; one is needed: say which") as caught:
         read_volume(tmp_path)
     assert re.search(r" [\d.]+ \(no description, 7 files\)", str(caught.value))
     assert re.search(r" [\d.]+ \(T2 ax, 3 files\)", str(caught.value))
+
+
+def test_one_of_several_series_can_be_chosen(tmp_path: Path) -> None:
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    write_dicom_series(both, SHAPE)
+    write_dicom_series(both, (37, 31, 3), series="2", prefix="other", modality="MR", seed=4)
+    write_dicom_series(alone, (37, 31, 3), series="2", prefix="other", modality="MR", seed=4)
+    uid = str(pydicom.dcmread(next(alone.iterdir())).SeriesInstanceUID)
+    chosen, wanted = read_volume(both, uid), read_volume(alone)
+    np.testing.assert_array_equal(chosen.array, wanted.array)
+    np.testing.assert_array_equal(chosen.affine, wanted.affine)
+    assert (chosen.modality, chosen.series) == ("MR", uid)
+    with pytest.raises(GeometryError, match=r"both holds 2 DICOM series and none is 1\.2\.3: .*; one is needed"):
+        read_volume(both, "1.2.3")
+    with pytest.raises(GeometryError, match=r"alone holds 1 DICOM series and none is 1\.2\.3: "):
+        read_volume(alone, "1.2.3")
+    with pytest.raises(SettingError, match="is a file, so there is no series"):
+        read_volume(next(alone.iterdir()), uid)
 
 
 def test_missing_slices(tmp_path: Path) -> None:
