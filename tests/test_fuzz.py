@@ -200,7 +200,7 @@ def check_case(folder: Path, parts: list[str]) -> int:
             if path.name.endswith(".nii.gz"):
                 assert np.isfinite(nib.load(path).get_fdata()).all()
     else:
-        assert result.exit_code == 1, result.output
+        assert result.exit_code in (1, 2), result.output  # 2: a setting out of range, here in a damaged config
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("error: "), last
         assert last.endswith("."), last
@@ -232,4 +232,4 @@ def test_a_damaged_file_ends_in_a_sentence_or_a_whole_result(
             failures.append(f"case {n} of {kind} left {path} behind")
             shutil.rmtree(path)
     assert not failures, "\n".join(failures)
-    assert 1 in codes, "no case did any damage"
+    assert {1, 2} & {*codes}, "no case did any damage"
