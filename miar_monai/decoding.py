@@ -27,6 +27,7 @@ __all__ = [
     "Decoding",
     "candidate_maps",
     "check_range",
+    "check_whole",
     "decode_tokens",
     "sample_tokens",
     "token_entropy",
@@ -44,6 +45,16 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise SettingError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
+
+
+def check_whole(name: str, value: float) -> None:
+    """Check that a setting is a whole number, of whatever type.
+
+    Raises:
+        ConfigurationError: if it is not; infinity is none.
+    """
+    if not isinstance(value, Real) or value % 1:
+        raise SettingError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,7 @@ class Decoding:
                     " correct the setting."
                 )
         for name in ("lookahead_tokens", "lookahead_scales", "top_k", "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or value % 1:
-                raise SettingError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")
+            check_whole(name, getattr(self, name))
         for name, low, high in (
             ("lookahead_tokens", 0, 8),
             ("lookahead_scales", 0, float("inf")),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from miar_monai.blur import MOST_BLUR, infer_degradation
-from miar_monai.decoding import Decoding, check_range
+from miar_monai.decoding import Decoding, check_range, check_whole
 from miar_monai.degradation import Degradation, Matrices, SquareDegradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError
 from miar_monai.geometry import upscaled_affine
@@ -146,9 +146,12 @@ class BeamSearchInferer(Inferer):
             ("fidelity", fidelity, 0, 1),
             ("overlap", overlap, 0, 0.99),
             ("sw_batch_size", 1 if sw_batch_size is None else sw_batch_size, 1, float("inf")),
+            ("tile_size", tile_size, 1, float("inf")),
             ("damping", damping, 0, float("inf")),
         ):
             check_range(name, value, low, high)
+            if name.endswith("size"):
+                check_whole(name, value)
         if isinstance(blur, str) and blur != "auto":
             raise SettingError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
         if not (blur is None or isinstance(blur, str)):

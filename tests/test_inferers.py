@@ -289,6 +289,13 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
         BeamSearchInferer(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["sw_batch_size", "tile_size", "top_k"])
+@pytest.mark.parametrize("value", [2.5, float("inf")])
+def test_sizes_and_counts_are_whole_numbers(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is {value}, but it must be a whole number"):
+        BeamSearchInferer(**{name: value})  # type: ignore[arg-type]
+
+
 def test_progress_is_shown_on_stderr_only_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.rand(1, 1, 10, 10, 2)
     inferer()(x, Nearest())
