@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_MOST = 64  # of scale and blur: beyond, nothing is left of an image, and matrices need any amount of memory
+
+
 def blur_matrix(size: int, sigma: float) -> Tensor:
     """Return a Gaussian blur, truncated at 4 sigma, edges replicated, as a matrix (size, size), float64."""
     return torch.from_numpy(gaussian_filter(np.eye(size), (sigma, 0), mode="nearest", truncate=4))
@@ -236,10 +239,11 @@ class Degradation(SeparableDegradation):
     blur_on: str = "lr"
 
     def __post_init__(self) -> None:
-        if self.scale < 1 or self.scale != int(self.scale) or self.sigma < 0 or self.blur_on not in ("lr", "hr"):
+        scale_fits = 1 <= self.scale <= _MOST and self.scale % 1 == 0
+        if not (scale_fits and 0 <= self.sigma <= _MOST and self.blur_on in ("lr", "hr")):
             raise ConfigurationError(
                 f"Degradation(scale={self.scale}, sigma={self.sigma}, blur_on={self.blur_on!r}) is out of range: "
-                "scale must be a whole number of at least 1, sigma at least 0, and blur_on 'lr' or 'hr'."
+                f"scale must be a whole number from 1 to {_MOST}, sigma from 0 to {_MOST}, and blur_on 'lr' or 'hr'."
             )
 
     def matrix(self, size: int) -> Tensor:

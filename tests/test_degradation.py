@@ -135,7 +135,13 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
             call()
 
 
-@pytest.mark.parametrize("settings", [{"scale": 0}, {"scale": 2.5}, {"sigma": -1}, {"blur_on": "sr"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": 0}, {"scale": 2.5}, {"scale": float("inf")}, {"sigma": -1}, {"sigma": 1e9}, {"sigma": float("nan")},
+        {"blur_on": "sr"},
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ConfigurationError, match=r"^Degradation\(.*\) is out of range: scale must be a whole number"):
         Degradation(**settings)
