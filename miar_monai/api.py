@@ -196,8 +196,12 @@ class SuperResolver:
             data = self.postprocessing(data)
         arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
         affine = np.asarray(data["pred"].affine, dtype=np.float64)
-        found = {"array": arrays["pred"], "affine": affine, "uncertainty": arrays.get("uncertainty")}
-        return volume._replace(**found, description=io.what_it_is())
+        return volume._replace(
+            array=arrays["pred"],
+            affine=affine,
+            uncertainty=arrays.get("uncertainty"),
+            description=io.what_it_is(),
+        )
 
     def prepared(self, volume: Volume) -> Prepared:
         """Return what the inferer gets of a volume, and what is known of that before the network runs."""
@@ -320,31 +324,28 @@ def _setting_names(parser: ConfigParser) -> list[str]:
 
 def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
     """Return an image in memory as a volume, checked as those from files are."""
-    dtype, space, description = np.dtype(np.float32), 1, ""
     if isinstance(image, nib.Nifti1Pair):
         io._check_nifti_layout(_IN_MEMORY, image)
-        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-        array = array.reshape(image.shape[:3])
-        dtype = io._result_dtype(image) if nib.is_proxy(image.dataobj) else dtype  # a file's, or none's
-        affine = np.diag([io._MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
-        space, description = io._space(image), io._description(image)
+        volume = io._nifti_volume(image, _IN_MEMORY)
     elif isinstance(image, MetaTensor):
         array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
         affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
+        volume = Volume(array, affine, np.dtype(np.float32), _IN_MEMORY)
     elif isinstance(image, np.ndarray):
-        array, affine = _plain(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3)), np.eye(4)
+        array = _plain(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3))
+        volume = Volume(array, np.eye(4), np.dtype(np.float32), _IN_MEMORY)
     else:
         kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
         hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
         raise ImageError(
             f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI image or a MetaTensor is needed{hint}."
         )
-    volume = Volume(array, affine, dtype, _IN_MEMORY, space=space, description=description)
     io._check_intensities(volume)
-    if is_singular(affine):
+    if is_singular(volume.affine):
+        affine = np.round(volume.affine, 4).tolist()
         raise GeometryError(
-            f"the image has the affine {np.round(affine, 4).tolist()}, which is singular, so voxels have no place in "
-            "millimeters; an invertible affine is needed: correct it."
+            f"the image has the affine {affine}, which is singular, so voxels have no place in millimeters;"
+            " an invertible affine is needed: correct it."
         )
     return volume
 

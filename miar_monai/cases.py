@@ -7,14 +7,13 @@ import shutil
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from miar_monai.dicom import is_dicom
-from miar_monai.errors import DatasetError, ImageError, MiarError
+from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
 from miar_monai.io import is_nifti, volume_stem
 
 __all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "temporary_folder"]
@@ -159,22 +158,16 @@ def temporary_folder(name: str, source: str | os.PathLike[str]) -> Iterator[Path
 
 
 def _extract(source: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            entries = archive.infolist()
-            _check_entries(source, entries)
-            for entry in entries:
-                if not entry.is_dir():
-                    path = folder / entry.filename
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(entry) as packed, path.open("xb") as file:
-                        shutil.copyfileobj(packed, file, 2**20)
-    except MiarError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
-        raise ImageError(
-            f"{source} cannot be extracted ({error}): a complete zip file of one volume is needed; make it again."
-        ) from error
+    advice = "a complete zip file of one volume is needed; make it again."
+    with in_one_sentence(ImageError, f"{source} cannot be extracted", advice), zipfile.ZipFile(source) as archive:
+        entries = archive.infolist()
+        _check_entries(source, entries)
+        for entry in entries:
+            if not entry.is_dir():
+                path = folder / entry.filename
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as packed, path.open("xb") as file:
+                    shutil.copyfileobj(packed, file, 2**20)
 
 
 def _check_entries(source: Path, entries: list[zipfile.ZipInfo]) -> None:

@@ -209,7 +209,7 @@ def series_files(folder: Path, wanted: str = "") -> Sequence[str]:
         raise ImageError(
             f"{folder} holds no DICOM series: give a folder with the slices of one series, or a NIfTI file."
         )
-    if wanted not in series and (wanted or len(series) > 1):
+    if wanted not in series if wanted else len(series) > 1:
         found = ", ".join(
             f"{uid} ({dicom_tag(files[0], '0008|103e') or 'no description'}, {len(files)} files)"
             for uid, files in sorted(series.items())

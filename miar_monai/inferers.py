@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from typing import Any, NamedTuple
 
@@ -150,8 +151,8 @@ class BeamSearchInferer(Inferer):
             ("damping", damping, 0, float("inf")),
         ):
             check_range(name, value, low, high)
-            if name.endswith("size"):
-                check_whole(name, value)
+        check_whole("tile_size", tile_size)
+        check_whole("sw_batch_size", 1 if sw_batch_size is None else sw_batch_size)
         if isinstance(blur, str) and blur != "auto":
             raise SettingError(f"blur is {blur!r}, but a number of LR voxels or 'auto' is needed; correct it.")
         if not (blur is None or isinstance(blur, str)):
@@ -273,7 +274,9 @@ class BeamSearchInferer(Inferer):
                 found = self._in_tiles(module, module.observe(padded, degradation), size, functions.of_tiles)
             sr, trust = module.mix(found["estimates"], self.fidelity), found["trust"]
             if self.uncertainty and self.error_model is not None:
-                error = self.error_model(sr, found["estimates"], found["entropy"], trust, found["noise"])
+                share, damping = partial(degradation.share_lost, sr.shape[2], sr.shape[3]), found["damping"]
+                noise = share(damping) - share(torch.full_like(damping, module.damping))
+                error = self.error_model(sr, found["estimates"], found["entropy"], trust, noise)
                 sr = torch.cat([sr, error], dim=1)
             trusted.append(trust.flatten())  # here, since a batch that memory does not hold is tried again
             top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
@@ -294,15 +297,12 @@ class BeamSearchInferer(Inferer):
 
     @staticmethod
     def _results(network: MIAR, maps: Tensor, observed: Observation) -> dict[str, Tensor]:
-        """Return corrected estimates (N, 2, H, W), and what the error model asks for, see `signs`."""
-        least = torch.full_like(observed.damping, network.damping)
-        height, width = maps.shape[2:]
-        lost, anyway = (observed.degradation.share_lost(height, width, x) for x in (observed.damping, least))
+        """Return corrected estimates (N, 2, H, W), and what the error they may have follows from."""
         return {
             "estimates": network.estimate(maps[:, :2], observed),
             "entropy": maps[:, 2:],  # (N, 1 or 0, H, W)
             "trust": observed.trust,
-            "noise": lost - anyway,
+            "damping": observed.damping,
         }
 
     def _functions(self, network: MIAR) -> _Functions:
@@ -317,6 +317,7 @@ class BeamSearchInferer(Inferer):
         return self._graphs[1]
 
     def _launched(self, network: MIAR, precision: torch.dtype | None) -> _Functions:
+        """Return what is done with a network, its kernels launched one by one."""
         settings, with_entropy = self.decoding, self.uncertainty  # not self, which holds their recordings
         layers = network if precision is None else network.cast(precision)
         batches = count(settings.seed)  # sampling draws anew for each batch of tiles of a call

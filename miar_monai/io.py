@@ -202,9 +202,7 @@ def _read_nifti(path: Path) -> Volume:
     with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
         _check_nifti_layout(path, image)
         _check_length(path, image)
-        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
-        affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
-        return Volume(array, affine, _result_dtype(image), path, space=_space(image), description=_description(image))
+        return _nifti_volume(image, path)
 
 
 def _check_length(path: Path, image: Any) -> None:
@@ -228,16 +226,17 @@ def _check_length(path: Path, image: Any) -> None:
         raise ValueError(f"it holds {length} bytes, but its header speaks of {needed}")
 
 
-def _space(image: Any) -> int:
-    """Return the code of the space that the affine of a NIfTI image leads to; nibabel takes the sform if it has one."""
-    return int(image.header["sform_code"]) or int(image.header["qform_code"])
-
-
-def _description(image: Any) -> str:
-    return bytes(image.header["descrip"]).split(b"\0")[0].decode("latin-1")
+def _nifti_volume(image: Any, path: Path) -> Volume:
+    array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(image.shape[:3])
+    affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
+    space = int(image.header["sform_code"]) or int(image.header["qform_code"])  # nibabel takes the sform if it has one
+    description = bytes(image.header["descrip"]).split(b"\0")[0].decode("latin-1")
+    return Volume(array, affine, _result_dtype(image), path, space=space, description=description)
 
 
 def _result_dtype(image: Any) -> np.dtype:
+    if not nib.is_proxy(image.dataobj):  # an array in memory, and no file's integers
+        return np.dtype(np.float32)
     stored = image.get_data_dtype().newbyteorder("=")
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
     return stored if stored.kind in "iu" and stored.itemsize in (2, 4) and not scaled else np.dtype(np.float32)
@@ -304,8 +303,9 @@ def write_nifti(
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
     """Write a volume as NIfTI with what is known of it; see `write_nifti`."""
-    known = (volume.array, volume.affine, volume.dtype, overwrite, volume.space, volume.description)
-    return write_nifti(path, *known)
+    return write_nifti(
+        path, volume.array, volume.affine, volume.dtype, overwrite, space=volume.space, description=volume.description
+    )
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> None:

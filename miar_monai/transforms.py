@@ -254,19 +254,21 @@ class _ScaleIntensity(InvertibleTransform):
     def zero(image: MetaTensor) -> float:
         """Return what 0 became in a scaled image."""
         zero = 0.0
-        for operation in image.applied_operations:
-            window = operation.get(TraceKeys.EXTRA_INFO, {})
-            if {"low", "high"} <= set(window):
-                zero = (zero - window["low"]) / (window["high"] - window["low"])
+        for window in _ScaleIntensity._windows(image):
+            zero = (zero - window["low"]) / (window["high"] - window["low"])
         return zero
 
     @staticmethod
     def forget_offset(image: MetaTensor) -> None:
         """Let the inverse multiply only: a difference of intensities has no offset."""
-        for operation in image.applied_operations:
-            window = operation.get(TraceKeys.EXTRA_INFO, {})
-            if {"low", "high"} <= set(window):
-                window.update(low=0.0, high=window["high"] - window["low"])
+        for window in _ScaleIntensity._windows(image):
+            window.update(low=0.0, high=window["high"] - window["low"])
+
+    @staticmethod
+    def _windows(image: MetaTensor) -> list[dict[str, float]]:
+        """Return the windows that an image was scaled by, in that order; what is changed in them, the inverse takes."""
+        found = (operation.get(TraceKeys.EXTRA_INFO, {}) for operation in image.applied_operations)
+        return [window for window in found if {"low", "high"} <= set(window)]
 
 
 class ScaleIntensityRobust(_ScaleIntensity):

@@ -143,8 +143,10 @@ class Work:
             preview(volume, result, picture, redo)
         self._write(result, target, headers, redo)
         beside = {what: path for what, paths in (("preview", pictures), ("uncertainty", maps)) for path in paths}
-        about = (prepared.told, seconds, self.resolver.device, [*prepared.warnings, *said], beside)
-        report = case_report(str(case.source), target, volume, result, *about)
+        device, warnings = self.resolver.device, [*prepared.warnings, *said]
+        report = case_report(
+            str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside
+        )
         lines = [summary(report), *(f"warning: {sentence}" for sentence in prepared.warnings)]
         self.say("\n".join([*lines, *(f"{what}: {path}" for what, path in beside.items())]))
         if not self.quiet:
