@@ -109,7 +109,7 @@ def oddities(lr: Volume) -> list[str]:
         >>> oddities(sagittal)[0].split(":")[0]
         'the slices are sagittal, 5 mm apart'
     """
-    found = []
+    found = list(lr.remarks)
     if lr.is_own:
         found.append("the image is a result itself: give the image that it was made of.")
     if lr.space == 0:

@@ -59,6 +59,7 @@ class Volume(NamedTuple):
             another image, 3 Talairach, 4 MNI; 0 where a file does not say where its voxels lie.
         description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
         series: SeriesInstanceUID that was asked for, of a folder with several series.
+        remarks: what reading found that a user must know, a sentence each, such as which of two transforms was taken.
     """
 
     array: np.ndarray
@@ -70,6 +71,7 @@ class Volume(NamedTuple):
     space: int = 1
     description: str = ""
     series: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def is_own(self) -> bool:
