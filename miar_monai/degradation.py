@@ -72,6 +72,23 @@ def _quiet(degradation: Degradation, height: int, width: int, device: torch.devi
     return passing.argsort()[: max(len(passing) // 8, 1)].to(device)
 
 
+def _singular_values(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return those of images, (..., h, w), of those of their rows, (..., h), and columns, (..., w)."""
+    return rows[..., :, None] * columns[..., None, :]
+
+
+def _damping_of_each(rows: Tensor, columns: Tensor, damping: float | Tensor) -> Tensor:
+    """Return the damping of each coefficient, (..., h, w): `SeparableDegradation.enforce` says why they differ.
+
+    Singular values, (..., h) and (..., w), fall as the frequency of their vectors rises. So the frequency of a vector,
+    relative to the resolution limit, is its index over the number of coefficients that pass.
+    """
+    vertical, horizontal = (
+        torch.arange(s.shape[-1], device=s.device) * s[..., :1] / s.sum(dim=-1, keepdim=True) for s in (rows, columns)
+    )
+    return damping * torch.hypot(vertical[..., :, None], horizontal[..., None, :]).clamp(max=1)
+
+
 class SeparableDegradation(ABC):
     """What follows from ``y = P x P^T``, whatever ``P`` is: one for all images or one for each.
 
@@ -152,25 +169,29 @@ class SeparableDegradation(ABC):
         Example:
             >>> damping = torch.full((1, 1), 0.05)
             >>> [round(Degradation(sigma=sigma).share_lost(64, 64, damping).item(), 2) for sigma in (0.0, 1.0)]
-            [0.06, 0.71]
+            [0.05, 0.71]
         """
         s_rows, s_columns = (self._decomposition(size, damping)[1] for size in (height, width))
-        s = s_rows[..., :, None] * s_columns[..., None, :]
+        s, damping = _singular_values(s_rows, s_columns), _damping_of_each(s_rows, s_columns, damping)
         return (damping**2 / (s**2 + damping**2)).mean(dim=(-2, -1), keepdim=True)
 
     def enforce(self, sr: Tensor, lr: Tensor, damping: float | Tensor) -> Tensor:
         r"""Return the images closest to ``sr`` that degrade to ``lr``: ``x + V[(U^T (y - P x P^T) U) * w] V^T``.
 
-        With ``P = U diag(s) V^T`` and ``w = S / (S^2 + damping^2)``, ``S`` the outer product of the singular values.
-        Without damping and with an exact ``lr`` this is the orthogonal projection on all images that explain ``lr``,
-        which holds the truth: the mean squared error cannot grow (the range-null-space idea of DDNM).
+        With ``P = U diag(s) V^T`` and ``w = S / (S^2 + D^2)``, ``S`` the outer product of the singular values and ``D``
+        the damping. Without damping and with an exact ``lr`` this is the orthogonal projection on all images that
+        explain ``lr``, which holds the truth: the mean squared error cannot grow (the range-null-space idea of DDNM).
+
+        ``D`` is ``damping`` at the resolution limit of ``lr`` and falls in proportion to the frequency, as in a Wiener
+        filter for images, whose spectra fall about as 1/f. So the low frequencies of ``lr``, and with them the level of
+        every tissue, hold whatever its noise and whatever the level of ``sr``.
 
         Args:
             sr: estimates, (..., H, W).
             lr: low-resolution images, (..., H / scale, W / scale).
-            damping: noise of ``lr`` relative to the detail that is sought, one for all or (..., 1, 1); larger trusts
-                ``lr`` less. 0 needs a noiseless ``lr`` in float64: the operator with blur amplifies noise by up to
-                10 000.
+            damping: noise of ``lr`` relative to the detail that is sought, one for all or (..., 1, 1); with a larger
+                one ``lr`` counts for less. 0 needs a noiseless ``lr`` in float64: the operator with blur amplifies
+                noise by up to 10 000.
 
         Returns:
             The corrected estimates, (..., H, W).
@@ -181,7 +202,7 @@ class SeparableDegradation(ABC):
             self._decomposition(size, sr) for size in sr.shape[-2:]
         )
         residual = lr - self(sr)
-        s = s_rows[..., :, None] * s_columns[..., None, :]
+        s, damping = _singular_values(s_rows, s_columns), _damping_of_each(s_rows, s_columns, damping)
         with torch.autocast(sr.device.type, enabled=False):
             coefficients = resample(residual, u_rows.mT, u_columns.mT) * (s / (s**2 + damping**2))
             return sr + resample(coefficients, vt_rows.mT, vt_columns.mT)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from phantoms import head
 
 from miar_monai.degradation import Degradation, Degradations, Matrices, SquareDegradation, with_blurs
@@ -74,14 +76,49 @@ def test_enforcing_exact_data_never_raises_the_error(degradation: Degradation, h
         torch.testing.assert_close(degradation.enforce(enforced, lr, damping=0), enforced, atol=1e-9, rtol=0)
 
 
-def test_enforce_is_the_tikhonov_solution() -> None:
-    degradation, damping = Degradation(), 0.1
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+def test_enforce_is_the_tikhonov_solution_with_a_prior_that_falls_with_the_frequency(sigma: float) -> None:
+    degradation, damping = Degradation(sigma=sigma), 0.1
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.rand(size, generator=generator, dtype=torch.float64) for size in [(16, 12), (4, 3)])
+    (_, s_rows, v_rows), (_, s_columns, v_columns) = (
+        torch.linalg.svd(degradation.matrix(size), full_matrices=False) for size in (16, 12)
+    )
+    vectors = torch.kron(v_rows, v_columns)  # (12, 192): of the row space
+    rows, columns = (torch.arange(len(s)) * s[0] / s.sum() for s in (s_rows, s_columns))
+    weight = torch.hypot(rows[:, None], columns).clamp(max=1).flatten()
+    within = vectors.T @ torch.diag(weight**2) @ vectors
+    without = torch.eye(16 * 12, dtype=torch.float64) - vectors.T @ vectors
     operator = torch.kron(degradation.matrix(16), degradation.matrix(12))
-    normal = operator.T @ operator + damping**2 * torch.eye(16 * 12, dtype=torch.float64)
+    normal = operator.T @ operator + damping**2 * (within + without)
     correction = torch.linalg.solve(normal, operator.T @ (y.flatten() - operator @ x.flatten()))
     torch.testing.assert_close(degradation.enforce(x, y, damping), x + correction.reshape(16, 12))
+
+
+@given(
+    sigma=st.floats(0, 1.25),
+    noise=st.floats(0, 0.02),
+    levels=st.tuples(st.floats(-0.6, 0), st.floats(-0.15, 0)),  # of networks that were trained with the correction
+    seed=st.integers(0, 99),
+)
+@example(sigma=0.0, noise=0.02, levels=(-0.6, -0.13), seed=0)
+def test_levels_hold_whatever_noise_blur_and_estimate(
+    sigma: float, noise: float, levels: tuple[float, float], seed: int
+) -> None:
+    """The mean over any 8 × 8 LR voxels, a thousandth of the range allowed and what noise makes of such a mean."""
+    degradation, generator = Degradation(sigma=sigma), torch.Generator().manual_seed(seed)
+    hr = torch.from_numpy(head((160, 128, 1), seed=seed)[..., 0])
+    lr = degradation(hr)
+    lr = lr + noise * torch.randn(lr.shape, dtype=lr.dtype, generator=generator)
+    inside, outside = levels
+    floating = torch.where(hr > 0.1, 0.5 * hr + inside, torch.full_like(hr, outside))  # as a network's maps float
+    damping = max(noise / 0.2, 1e-3)
+    for estimate in (degradation.enforce(floating, lr, damping), degradation.restore(lr, damping)):
+        blocks = torch.nn.functional.avg_pool2d((degradation(estimate) - lr)[None], 8, stride=1)
+        assert blocks.abs().max() < 1e-3 * float(lr.max() - lr.min()) + 3 * noise / 8
+    darker, inner = estimate + inside, (slice(32, -32), slice(32, -32))  # without the border, which cuts columns off
+    corrected = degradation.enforce(darker, degradation(estimate), damping)
+    torch.testing.assert_close(corrected[inner], estimate[inner], atol=1e-3, rtol=0)
 
 
 def test_damping_trusts_noisy_data_less(hr: torch.Tensor) -> None:
@@ -203,7 +240,7 @@ def test_matrices_of_the_caller_do_what_their_degradation_does(degradation: Degr
 
 
 def test_the_share_lost_is_what_the_inverse_leaves_out(degradation: Degradation) -> None:
-    """Of white noise, as an LR image, the damped inverse and the degradation after it leave s² / (s² + damping²)."""
+    """What the damped inverse, and the degradation after it, leave of white noise as an LR image."""
     damping = torch.tensor([1e-3, 0.05, 0.5], dtype=torch.float64)[:, None, None]
     white = torch.randn(3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
     side = 32 * degradation.scale
