@@ -24,11 +24,12 @@ from miar_monai.bundles import find_bundle, metadata, weights_path
 from miar_monai.cases import opened
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
-from miar_monai.domain import TrainingDomain, oddities
+from miar_monai.domain import TrainingDomain, clipped, oddities
 from miar_monai.errors import ConfigurationError, GeometryError, ImageError, SettingError, in_one_sentence
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
 from miar_monai.io import Volume, read_volume, uncertainty_of
+from miar_monai.transforms import unscaled
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -84,11 +85,13 @@ class Prepared(NamedTuple):
     Attributes:
         image: what the inferer gets, (1, X, Y, Z), after the bundle's preprocessing.
         told: what the network is told about how the volume came about.
+        limits: intensities beyond which the result is interpolated, in units of the volume; None if there are none.
         warnings: in which respects it is unlike those of the training, and what else makes its result doubtful.
     """
 
     image: MetaTensor
     told: Degradation
+    limits: tuple[float, float] | None
     warnings: list[str]
 
 
@@ -205,15 +208,19 @@ class SuperResolver:
 
     def prepared(self, volume: Volume) -> Prepared:
         """Return what the inferer gets of a volume, and what is known of that before the network runs."""
-        image = self._preprocessed(volume)
-        warnings = [*oddities(volume), *self.domain.warnings(volume, image.as_tensor().numpy())]
+        image, known = self._preprocessed(volume), self.inferer.intensity_range
+        limits, within, scaled = None, volume, image.as_tensor()
+        if known is not None:
+            limits = unscaled(image, known.low), unscaled(image, known.high)
+            within, scaled = volume._replace(array=volume.array.clip(*limits)), known.clip(scaled)
+        warnings = [*oddities(volume), *clipped(volume, limits), *self.domain.warnings(within, scaled.numpy())]
         if self.inferer.blur == "auto" and min(image.shape[1:3]) < SMALLEST:
             size = " x ".join(map(str, image.shape[1:3]))
             warnings.append(
                 f"the axial slices have {size} voxels, and a blur is measured in {SMALLEST} x {SMALLEST} or more: that"
                 " of the training is assumed."
             )
-        return Prepared(image, self.input_degradation(image), warnings)
+        return Prepared(image, self.input_degradation(image), limits, warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:
         with self._usable():

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+_LEVEL_SIGMA, _LEVEL_STEPS = 1.5, 8  # LR voxels; no more noise gets in, and a block of 8 × 8 keeps its mean to 0.1 %
 _MOST = 64  # of scale and blur: beyond, nothing is left of an image, and matrices need any amount of memory
 
 
@@ -52,6 +53,12 @@ def _matrix(degradation: Degradation, size: int, dtype: torch.dtype, device: tor
 def _bicubic_up(lr_size: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return interpolation_matrix(lr_size, size, "bicubic").to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _smooth_up(lr_size: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return (interpolation_matrix(lr_size, size, "bicubic") @ blur_matrix(lr_size, _LEVEL_SIGMA)).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -117,6 +124,10 @@ class SeparableDegradation(ABC):
     def _bicubic(self, lr_size: int, like: Tensor) -> Tensor:
         """Return the upsampling of a line, (scale · lr_size, lr_size)."""
         return _bicubic_up(lr_size, lr_size * self.scale, like.dtype, like.device)
+
+    def _smooth(self, lr_size: int, like: Tensor) -> Tensor:
+        """Return the upsampling of a line after a blur, (scale · lr_size, lr_size)."""
+        return _smooth_up(lr_size, lr_size * self.scale, like.dtype, like.device)
 
     def __call__(self, hr: Tensor) -> Tensor:
         """Return the low-resolution images, (..., H / scale, W / scale), of ``hr``, (..., H, W).
@@ -223,6 +234,33 @@ class SeparableDegradation(ABC):
         with torch.autocast(lr.device.type, enabled=False):
             start = resample(lr, rows, columns)
         return self.enforce(start, lr, damping)
+
+    def bounded(self, sr: Tensor, lr: Tensor, floor: float | Tensor) -> Tensor:
+        """Return estimates none of whose voxels is below a floor, and whose level is still that of ``lr``.
+
+        Voxels that are only clipped leave their surroundings too bright, so that the low frequencies of the residual
+        are put back, and the result is clipped again: projected Landweber iterations.
+
+        Args:
+            sr: estimates, (..., H, W).
+            lr: low-resolution images, (..., H / scale, W / scale).
+            floor: such as 0 for magnitudes; one for all, or (..., 1, 1).
+
+        Example:
+            >>> line = torch.arange(-31.5, 32)
+            >>> lr = Degradation()((torch.hypot(line[:, None], line) < 20).float())
+            >>> linear = Degradation().restore(lr, 1e-3)
+            >>> clipped, bounded = linear.clamp(min=0), Degradation().bounded(linear, lr, 0)
+            >>> [round((x.mean() / lr.mean()).item(), 3) for x in (linear, clipped, bounded)], bounded.min().item() >= 0
+            ([1.0, 1.029, 1.004], True)
+        """
+        operators = [self._operator(size, sr) for size in sr.shape[-2:]]
+        smooth = [self._smooth(size, sr) for size in lr.shape[-2:]]
+        with torch.autocast(sr.device.type, enabled=False):
+            sr = sr.clamp(min=floor)
+            for _ in range(_LEVEL_STEPS):
+                sr = (sr + resample(lr - resample(sr, *operators), *smooth)).clamp(min=floor)
+        return sr
 
     def _check_size(self, size: int) -> None:
         if size % self.scale:
@@ -338,6 +376,8 @@ class Matrices(NamedTuple):
     """P, (h, H)."""
     bicubic: Tensor
     """(H, h)."""
+    smooth: Tensor
+    """(H, h)."""
     u: Tensor
     """(h, h)."""
     s: Tensor
@@ -388,6 +428,9 @@ class SquareDegradation(SeparableDegradation):
     def _bicubic(self, lr_size: int, like: Tensor) -> Tensor:
         return self.matrices.bicubic
 
+    def _smooth(self, lr_size: int, like: Tensor) -> Tensor:
+        return self.matrices.smooth
+
 
 @lru_cache(maxsize=64)
 def _matrices(degradation: Degradation, size: int, dtype: torch.dtype, device: torch.device) -> Matrices:
@@ -396,6 +439,7 @@ def _matrices(degradation: Degradation, size: int, dtype: torch.dtype, device: t
         return Matrices(
             degradation._operator(size, like),
             degradation._bicubic(lr_size, like),
+            degradation._smooth(lr_size, like),
             *degradation._decomposition(size, like),
             degradation._quiet_coefficients(size, size, like),
             torch.tensor(degradation.lr_sigma, dtype=dtype, device=device),

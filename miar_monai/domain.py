@@ -13,7 +13,7 @@ from miar_monai.errors import ConfigurationError
 from miar_monai.geometry import axial_axis
 from miar_monai.io import Volume
 
-__all__ = ["TrainingDomain", "oddities"]
+__all__ = ["TrainingDomain", "clipped", "oddities"]
 
 Interval = tuple[float, float]
 _AFTER = {name: f"{name}_after_preprocessing" for name in ("minimum", "maximum")}
@@ -126,6 +126,24 @@ def oddities(lr: Volume) -> list[str]:
             " cuts across them; give an axial series."
         )
     return found
+
+
+def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
+    """Return how much of a volume lies above the intensities that are super-resolved, in a sentence, if any does.
+
+    Example:
+        >>> from pathlib import Path
+        >>> metal = Volume(np.array([[[-1024.0, 40, 14000]]]), np.eye(4), np.dtype("int16"), Path("x"))
+        >>> print(*clipped(metal, (-1024, 3072)))
+        1 voxels are above 3072, up to 14000, as of metal: what exceeds it is interpolated, not super-resolved.
+    """
+    above = 0 if limits is None else int(np.count_nonzero(lr.array > limits[1]))
+    if limits is None or not above:
+        return []
+    return [
+        f"{above} voxels are above {limits[1]:g}, up to {lr.array.max():g}, as of metal: what exceeds it is"
+        " interpolated, not super-resolved."
+    ]
 
 
 def _text(low: float, high: float) -> str:

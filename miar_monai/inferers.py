@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
@@ -22,6 +22,7 @@ from miar_monai.degradation import Degradation, Matrices, SquareDegradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError
 from miar_monai.geometry import upscaled_affine
 from miar_monai.graphs import CUDAGraphed
+from miar_monai.intensity_range import IntensityRange
 from miar_monai.networks import MIAR
 from miar_monai.networks.miar import Observation
 from miar_monai.uncertainty import ErrorModel
@@ -74,8 +75,8 @@ class BeamSearchInferer(Inferer):
     In-plane sizes other than the network's are cut into overlapping tiles, whose results are blended with weights that
     vanish at their borders; smaller ones are padded with their border. What a `MIAR` solves in closed form it solves on
     whole slices, since a tile knows nothing of what its border was blurred with. Slices without contrast are returned
-    as they are. A `MetaTensor` comes back with the affine of the finer grid: same field of view, through-plane
-    untouched.
+    as they are, and no result of a `MIAR` is darker than the darkest voxel of its slice. A `MetaTensor` comes back with
+    the affine of the finer grid: same field of view, through-plane untouched.
 
     On a GPU the thousand small kernels of a `MIAR` are recorded as one CUDA graph for each size of a batch, once it has
     come up three times; where slices are one tile each, the closed forms with them. Under autocast the layers work in
@@ -102,6 +103,8 @@ class BeamSearchInferer(Inferer):
         error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
         lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
             fewer: see `miar_monai.decoding.Decoding`.
+        intensity_range: lowest and highest intensity that the weights have met in training; what lies beyond is
+            interpolated (`miar_monai.intensity_range.IntensityRange`). None: there are no limits.
 
     Raises:
         ConfigurationError: if a setting is out of range, or ``uncertainty`` has no ``error_model``.
@@ -139,6 +142,7 @@ class BeamSearchInferer(Inferer):
         uncertainty: bool = False,
         error_model: ErrorModel | None = None,
         lookahead_scales: int = 0,
+        intensity_range: Sequence[float] | None = None,
     ) -> None:
         self.decoding = Decoding(
             strategy, lookahead_tokens, alpha, selection, score, top_k, top_p, temperature, seed, lookahead_scales
@@ -173,6 +177,7 @@ class BeamSearchInferer(Inferer):
         self._graphs: tuple[Hashable, _Functions] | None = None
         self.uncertainty = uncertainty
         self.error_model = error_model
+        self.intensity_range = IntensityRange.of(intensity_range)
 
     def __call__(
         self,
@@ -237,8 +242,11 @@ class BeamSearchInferer(Inferer):
         if self.blur is None:
             return own
         if isinstance(self.blur, str):
-            return infer_degradation(slices, own)
+            return infer_degradation(self._clipped(slices), own)
         return replace(own, sigma=self.blur, blur_on="lr")
+
+    def _clipped(self, slices: Tensor) -> Tensor:
+        return slices if self.intensity_range is None else self.intensity_range.clip(slices)
 
     def _slicewise(
         self,
@@ -299,7 +307,7 @@ class BeamSearchInferer(Inferer):
     def _results(network: MIAR, maps: Tensor, observed: Observation) -> dict[str, Tensor]:
         """Return corrected estimates (N, 2, H, W), and what the error they may have follows from."""
         return {
-            "estimates": network.estimate(maps[:, :2], observed),
+            "estimates": network.bounded(network.estimate(maps[:, :2], observed), observed),
             "entropy": maps[:, 2:],  # (N, 1 or 0, H, W)
             "trust": observed.trust,
             "damping": observed.damping,
@@ -363,12 +371,13 @@ class BeamSearchInferer(Inferer):
     @torch.no_grad()
     def _stream(self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor], size: int) -> Iterator[Tensor]:
         """Yield the results of ``size`` slices at a time, so that memory does not grow with their number."""
-        start = 0
+        start, known = 0, self.intensity_range
         with tqdm(total=len(slices), desc="super-resolving", unit="slice", disable=not self.progress) as bar:
             while start < len(slices):
                 chunk = slices[start : start + size]
+                clipped = self._clipped(chunk)
                 try:
-                    sr = super_resolve(chunk, size)
+                    sr = super_resolve(clipped, size)
                 except torch.OutOfMemoryError as error:
                     if size == 1:
                         raise ImageError(
@@ -381,8 +390,10 @@ class BeamSearchInferer(Inferer):
                     logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
                     continue
                 if self.degradation is not None:
-                    consistent = self.degradation.enforce(sr[:, :1], chunk.to(sr), self.damping)
+                    consistent = self.degradation.enforce(sr[:, :1], clipped.to(sr), self.damping)
                     sr = torch.cat([consistent, sr[:, 1:]], dim=1)
+                if known is not None:
+                    sr = known.restore(sr, chunk)
                 low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
                 constant = F.pad(low.to(sr), (0, 0, 0, 0, 0, sr.shape[1] - 1))  # without an error
                 yield torch.where((low == high).to(sr.device), constant, sr)

@@ -68,7 +68,11 @@ def warnings_said() -> Iterator[list[str]]:
 
 
 def data_consistency_rms(
-    lr: Volume, sr: Volume, degradation: Degradation | None = None, device: str | torch.device = "cpu"
+    lr: Volume,
+    sr: Volume,
+    degradation: Degradation | None = None,
+    device: str | torch.device = "cpu",
+    limits: tuple[float, float] | None = None,
 ) -> float:
     """Return the root mean square of ``degrade(SR) - LR`` over the voxels, in units of the input.
 
@@ -80,6 +84,7 @@ def data_consistency_rms(
         sr: its result, on a finer grid in the axial plane.
         degradation: what the network was told; that of the paper's Section 4.1 by default.
         device: where it is computed, a few slices at a time.
+        limits: intensities beyond which SR is interpolated; both are clipped to them. None if there are none.
     """
     axis, squares = axial_axis(lr.affine), 0.0
     low, high = (np.moveaxis(volume.array, axis, 0) for volume in (lr, sr))  # (Z, X, Y)
@@ -87,6 +92,7 @@ def data_consistency_rms(
         coarse, fine = (
             torch.from_numpy(np.ascontiguousarray(array[start : start + _AT_ONCE])).to(device) for array in (low, high)
         )
+        coarse, fine = (coarse, fine) if limits is None else (coarse.clamp(*limits), fine.clamp(*limits))
         squares += float(((degradation or Degradation())(fine) - coarse).square().sum())
     return float(np.sqrt(squares / low.size))
 
@@ -101,6 +107,7 @@ def case_report(
     device: str | torch.device = "cpu",
     warnings: Sequence[str] = (),
     beside: Mapping[str, Path] | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Return the report of a case that was super-resolved, ready for JSON.
 
@@ -114,6 +121,7 @@ def case_report(
         device: where the residual is computed.
         warnings: in which respects the input is unlike those of the training, and what was said during inference.
         beside: files that were written beside the result, by what they are.
+        limits: see `data_consistency_rms`.
 
     Returns:
         Modality (null where no header says it), sizes in voxels, spacings and fields of view in millimeters along the
@@ -132,7 +140,7 @@ def case_report(
         "after": _description(sr),
         "largest_corner_shift_mm": float(np.linalg.norm(shift, axis=1).max()),
         "told_blur_voxels": round(degradation.lr_sigma, 2),
-        "data_consistency_rms": data_consistency_rms(lr, sr, degradation, device),
+        "data_consistency_rms": data_consistency_rms(lr, sr, degradation, device, limits),
         "expected_absolute_error": None if uncertainty is None else _mean_and_maximum(uncertainty),
         "seconds": round(seconds, 3),
         "warnings": list(warnings),

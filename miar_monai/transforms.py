@@ -46,6 +46,7 @@ __all__ = [
     "SplitUncertaintyd",
     "check_results",
     "result_path",
+    "unscaled",
 ]
 
 _DTYPE_KEY, _SPACE_KEY, _DESCRIPTION_KEY = "original_dtype", "sform_code", "descrip"
@@ -269,6 +270,18 @@ class _ScaleIntensity(InvertibleTransform):
         """Return the windows that an image was scaled by, in that order; what is changed in them, the inverse takes."""
         found = (operation.get(TraceKeys.EXTRA_INFO, {}) for operation in image.applied_operations)
         return [window for window in found if {"low", "high"} <= set(window)]
+
+
+def unscaled(image: MetaTensor, value: float) -> float:
+    """Return what an intensity of a preprocessed image is in the units of its file.
+
+    Example:
+        >>> unscaled(ScaleIntensityHU()(torch.zeros(1, 4, 4)), 0.25)
+        -512.0
+    """
+    for window in reversed(_ScaleIntensity._windows(image)):
+        value = value * (window["high"] - window["low"]) + window["low"]
+    return value
 
 
 class ScaleIntensityRobust(_ScaleIntensity):

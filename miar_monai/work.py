@@ -51,9 +51,7 @@ def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool
             if path.exists() and path.samefile(case.source):
                 raise click.UsageError(f"{path} is the input, which is never changed; give another output.")
     folder_of = cache(Path.resolve)  # there may be 100,000 files in one
-    results = {
-        folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))
-    }
+    results = {folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))}
     jobs = zip(cases, targets, strict=True)
     return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
 
@@ -145,7 +143,7 @@ class Work:
         beside = {what: path for what, paths in (("preview", pictures), ("uncertainty", maps)) for path in paths}
         device, warnings = self.resolver.device, [*prepared.warnings, *said]
         report = case_report(
-            str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside
+            str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside, prepared.limits
         )
         lines = [summary(report), *(f"warning: {sentence}" for sentence in prepared.warnings)]
         self.say("\n".join([*lines, *(f"{what}: {path}" for what, path in beside.items())]))

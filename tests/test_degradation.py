@@ -129,6 +129,25 @@ def test_damping_trusts_noisy_data_less(hr: torch.Tensor) -> None:
     assert errors[1] < errors[0] / 10
 
 
+def test_bounded_estimates_keep_their_level(degradation: Degradation) -> None:
+    hr = torch.zeros(128, 96, dtype=torch.float64)
+    hr[32:88, 24:60] = 1
+    lr = degradation(hr) + 0.25
+    estimate = degradation.restore(lr, 1e-3)
+    bounded = degradation.bounded(estimate, lr, 0.25)
+    assert estimate.min() < 0.24
+    assert bounded.min() >= 0.25
+
+    def worst(x: torch.Tensor) -> float:
+        return float(torch.nn.functional.avg_pool2d((degradation(x) - lr)[None], 8, stride=1).abs().max())
+
+    assert worst(estimate) < 1e-4
+    assert worst(bounded) < 4e-3
+    assert worst(bounded) < worst(estimate.clamp(min=0.25)) / 3
+    inside = degradation.bounded(estimate, lr, -9)
+    torch.testing.assert_close(inside, estimate, atol=1e-3, rtol=0)
+
+
 def test_restore_beats_bicubic(degradation: Degradation, hr: torch.Tensor) -> None:
     lr = degradation(hr)
     bicubic = torch.nn.functional.interpolate(lr[None], size=hr.shape[-2:], mode="bicubic")[0]

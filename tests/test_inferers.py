@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from miar_monai.decoding import Decoding
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, ImageError
+from miar_monai.errors import ConfigurationError, ImageError, SettingError
 from miar_monai.geometry import fov_corners, upscaled_affine
 from miar_monai.graphs import CUDAGraphed
 from miar_monai.inferers import BeamSearchInferer, _addresses
@@ -138,6 +138,7 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
 
 
 @pytest.mark.parametrize("size", [(27, 16), (10, 31)])
+@pytest.mark.usefixtures("unbounded")
 def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(size: tuple[int, int]) -> None:
     network = started(tiny_miar(damping=1e-6, detail=1e9, known_noise=1e9)).double().eval()
     hr = torch.rand(2, 1, 4 * size[0], 4 * size[1], dtype=torch.float64)
@@ -145,6 +146,51 @@ def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(siz
     sr = inferer()(lr, network)
     torch.testing.assert_close(network.degradation(sr), lr, rtol=0, atol=1e-3)
     assert (sr - network.observe(lr).linear).abs().max() > 0.1  # the networks add to it
+
+
+@pytest.mark.parametrize("size", [(10, 10), (17, 23)])
+def test_no_result_is_darker_than_its_slice_and_each_keeps_its_level(
+    size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    network, lr = started(tiny_miar(detail=1e9, known_noise=1e9)).eval(), torch.full((2, 1, *size), 0.1)
+    lr[0, :, 3:7, 2:8], lr[1, :, 4:, :6] = 0.8, 0.5
+    sr = inferer()(lr, network)
+    request.getfixturevalue("unbounded")
+    clipped = inferer()(lr, network).clamp(min=0.1)
+    assert sr.min() >= 0.1
+    error, worse = ((network.degradation(x) - lr).mean(dim=(1, 2, 3)) for x in (sr, clipped))
+    assert (error.abs() < worse / 3).all()
+
+
+def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
+    network, lr = started(tiny_miar()).eval(), torch.full((1, 1, 17, 13, 2), 0.02)
+    lr[:, :, 4:12, 3:9] = 0.5
+    plain = inferer(intensity_range=(0, 2))(lr, network)
+    torch.testing.assert_close(plain, inferer()(lr, network))
+    padded, metal = lr.clone(), lr.clone()
+    padded[:, :, :2], padded[:, :, :, -1] = -1.0, -0.7
+    metal[:, :, 8:10, 5:7] = 7.3
+    result = inferer(intensity_range=(0, 2))(padded, network)
+    for x in (result, padded):
+        assert sorted(x[x < -0.1].unique().tolist()) == pytest.approx([-1.0, -0.7])
+    assert (result[:, :, :8, :-4] == -1).all()
+    assert (result[:, :, 8:, -4:] == torch.tensor(-0.7)).all()
+    assert result[:, :, 8:, :-4].min() >= 0
+    clipped = inferer()(metal.clamp(max=2), network)
+    beyond = F.interpolate(metal[..., 0] - metal[..., 0].clamp(max=2), scale_factor=4, mode="bilinear")
+    for result in inferer(intensity_range=(0, 2))(metal, network).unbind(-1):
+        torch.testing.assert_close(result, clipped[..., 0] + beyond)
+        assert result.min() >= 0.02
+    assert inferer()(metal, network).max() > 1.2 * 7.3  # as it would be without
+    both = inferer(intensity_range=(0, 2), uncertainty=True, error_model=ErrorModel(0, 0, 0, 0))(padded, network)
+    assert (both[:, 1, :8] == 0).all()
+    assert (both[:, 1, 8:, :-4] == 1).all()
+
+
+@pytest.mark.parametrize("limits", [(1, 0), (0, 0), (float("nan"), 1)])
+def test_an_intensity_range_has_a_low_and_a_high_limit(limits: tuple[float, float]) -> None:
+    with pytest.raises(SettingError, match=r"^intensity_range is .* a lower and a higher limit are needed"):
+        inferer(intensity_range=limits)
 
 
 class Limited(Nearest):

@@ -133,6 +133,7 @@ def test_targets_repair_the_damage() -> None:
     assert not torch.equal(tokens, clean_tokens)
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_losses_are_named_and_add_up() -> None:
     loss = objective(self_correction=0.0, image_weight=3.0).eval()
     network, lr, hr = loss.network, lr_slices(), tiny_slices()
@@ -162,6 +163,7 @@ def test_each_image_is_judged_under_its_own_degradation() -> None:
     assert not torch.isclose(together["loss"], loss(lr, hr)["loss"])
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_with_teacher_forcing_only_the_perceptual_map_sees_tokens_of_the_truth() -> None:
     loss = objective(self_correction=0.0, teacher_forcing=1.0).train()
     network, lr, hr = loss.network, lr_slices(), tiny_slices()

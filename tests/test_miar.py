@@ -46,6 +46,7 @@ def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> Non
         skips = {0: torch.nn.functional.pixel_unshuffle(linear, 2), 1: skip}
         maps = network.decoder(network.quantizer.decode(decoded.tokens), skips)
         maps = network.degradation.enforce(maps, lr, 1e-3)
+        maps = network.degradation.bounded(maps, lr, lr.amin(dim=(2, 3), keepdim=True))
     result = network.super_resolve(lr)
     assert torch.equal(network(lr), result.sr)
     assert torch.equal(result.tokens, decoded.tokens)
@@ -59,6 +60,7 @@ def test_fidelity_mixes_the_two_maps() -> None:
     network, lr = trained(), lr_images()
     perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
     maps = corrected(network, network.quantizer.decode(network.super_resolve(lr).tokens), lr)
+    maps = network.bounded(maps, network.observe(lr))
     torch.testing.assert_close(perceptual, maps[:, :1])
     torch.testing.assert_close(faithful, maps[:, 1:])
     torch.testing.assert_close(half, (perceptual + faithful) / 2)
@@ -107,6 +109,7 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
     assert measured[1] < least[1] / 10
 
 
+@pytest.mark.usefixtures("unbounded")
 def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() -> None:
     network, generator = started(tiny_miar(known_noise=0.001)).eval(), torch.Generator().manual_seed(0)
     hr = torch.rand(3, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)

@@ -162,7 +162,7 @@ def test_the_expected_error_of_one_tile_is_that_of_its_estimates(network: MIAR) 
     both = inferer(uncertainty=True, error_model=MODEL, strategy="greedy", fidelity=0.5)(lr, network)
     observed = network.observe(lr)
     maps, decoded = network.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
-    estimates = network.estimate(maps[:, :2], observed)
+    estimates = network.bounded(network.estimate(maps[:, :2], observed), observed)
     assert decoded.entropy is not None
     share = partial(network.degradation.share_lost, 4 * TILE, 4 * TILE)
     noise = share(observed.damping) - share(torch.full_like(observed.damping, network.damping))

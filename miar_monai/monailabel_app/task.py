@@ -115,7 +115,9 @@ class SuperResolutionTask(InferTask):
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
         file = Path(tempfile.gettempdir(), f"miar-{uuid4().hex}{extension}")
         seconds, warnings = inferred - waited, [*prepared.warnings, *said]
-        report = case_report(source.name, file, lr, sr, prepared.told, seconds, resolver.device, warnings)
+        report = case_report(
+            source.name, file, lr, sr, prepared.told, seconds, resolver.device, warnings, limits=prepared.limits
+        )
         _WRITERS[extension](file, as_float(sr))  # at the end: who serves it removes it, and nobody else
         file.chmod(0o600)  # the folder is everybody's
         end = time.perf_counter()

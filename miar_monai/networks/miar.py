@@ -268,9 +268,17 @@ class MIAR(nn.Module):
         maps = observed.degradation.enforce(maps.to(observed.lr.dtype), observed.lr, observed.damping)
         return torch.lerp(observed.linear, maps, observed.trust)
 
+    @staticmethod
+    def bounded(estimates: Tensor, observed: Observation) -> Tensor:
+        """Return estimates (B, C, H, W) that are nowhere darker than their LR slices, whose level they keep.
+
+        For inference: a loss that learns nothing from dark voxels would let them drift.
+        """
+        return observed.degradation.bounded(estimates, observed.lr, observed.lr.amin(dim=(2, 3), keepdim=True))
+
     def render(self, maps: Tensor, observed: Observation, fidelity: float) -> Tensor:
-        """Return the images (B, 1, H, W) of output maps (B, 2, H, W): corrected, and mixed by `mix`."""
-        return self.mix(self.estimate(maps, observed), fidelity)
+        """Return the images (B, 1, H, W) of output maps (B, 2, H, W): corrected, bounded, and mixed by `mix`."""
+        return self.mix(self.bounded(self.estimate(maps, observed), observed), fidelity)
 
     @staticmethod
     def mix(estimates: Tensor, fidelity: float) -> Tensor:

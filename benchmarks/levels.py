@@ -1,0 +1,121 @@
+"""How well results keep the level of volumes at their own resolution, for which there is no truth.
+
+    python -m benchmarks.levels SCAN [SCAN ...] [--model brats] [--num_slices 4] [--output_dir levels_output] ...
+
+The central axial slices of each volume are super-resolved as ``miar sr`` does, and compared with the input where it
+knows the level: the mean over blocks of 8 × 8 of its voxels, which noise changes little. It writes ``levels.md``; one
+row a volume:
+
+- **block**: the largest difference, over all blocks, between the mean of the degraded result and that of the input, in
+  percent of the range of the input. A result that is sharper than its input has another mean where an edge lies at the
+  border of a block, as the truth has, so that it is degraded first.
+- **block, as it is**: the same for the result itself; of slices blurred by one voxel, the truth itself differs by 4 %.
+- **flat tissue**: the mean of the relative difference over the flattest tenth of the blocks that are brighter than 0.3
+  of the range; of the result itself.
+
+Other settings are those of inference.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.table import commit, machine, publish, result_files
+from miar_monai.api import SuperResolver, choose_device
+from miar_monai.degradation import Degradation
+from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.geometry import axial_axis
+from miar_monai.io import Volume, read_volume
+
+RESULT = "levels.md"
+BLOCK = 8  # LR voxels
+_HEADER = "| volume | voxels, mm | assumed blur | noise, % | block, % | block, as it is, % | flat tissue, % |"
+
+
+class Levels(NamedTuple):
+    """How well the result of a volume keeps its level; all but the blur in percent."""
+
+    blur: float
+    noise: float
+    block: float
+    block_as_it_is: float
+    flat_tissue: float
+
+
+def central(volume: Volume, num_slices: int) -> Volume:
+    """Return the central axial slices of a volume; the affine, which nothing here looks at, is the volume's."""
+    axis = axial_axis(volume.affine)
+    size = volume.array.shape[axis]
+    start = max(size - num_slices, 0) // 2
+    return volume._replace(array=volume.array.take(range(start, min(start + num_slices, size)), axis=axis))
+
+
+def block_means(slices: torch.Tensor) -> torch.Tensor:
+    """Return the means of slices (N, h, w) over all blocks: (N, h - 7, w - 7)."""
+    return F.avg_pool2d(slices[:, None], BLOCK, stride=1)[:, 0]
+
+
+def levels(resolver: SuperResolver, volume: Volume) -> Levels:
+    """Super-resolve a volume and compare its level with the input's."""
+    prepared = resolver.prepared(volume)
+    result = resolver.volume(volume, prepared)
+    axis = axial_axis(volume.affine)
+    lr, sr = (torch.from_numpy(np.moveaxis(x.array, axis, 0).astype(np.float64)) for x in (volume, result))
+    degradation: Degradation = prepared.told
+    span = float(lr.max() - lr.min())
+    noise = float(degradation.noise_level(lr).median()) / span
+    before, degraded, after = (block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, degradation.scale)))
+    deviation = (block_means(lr**2) - before**2).clamp(min=0).sqrt() / before
+    bright = before - float(lr.min()) > 0.3 * span
+    flat = bright & (deviation <= deviation[bright].quantile(0.1))
+    relative = (after - before)[flat] / before[flat]
+    worst = (float((x - before).abs().max()) / span for x in (degraded, after))
+    return Levels(degradation.lr_sigma, *(100 * x for x in (noise, *worst, float(relative.mean()))))
+
+
+def main(
+    *scans: str,
+    model: str = "brats",
+    num_slices: int = 4,
+    device: str = "auto",
+    output_dir: str = "levels_output",
+    overwrite: bool = False,
+    **settings: Any,
+) -> None:
+    """Measure how well the results of volumes keep their level.
+
+    Args:
+        scans: NIfTI files or folders of DICOM series.
+        model: a bundle.
+        num_slices: central axial slices of each volume.
+        device: where the network runs.
+        output_dir: where ``levels.md`` is written.
+        overwrite: replace an existing one.
+        settings: of inference.
+    """
+    (path,) = result_files(output_dir, [RESULT], overwrite)
+    resolver = SuperResolver(model, device, **settings)
+    lines = [_HEADER, "|---|---|---|---|---|---|---|"]
+    for scan in scans:
+        volume = read_volume(scan)
+        found = levels(resolver, central(volume, num_slices))
+        spacing = " x ".join(f"{mm:.3g}" for mm in np.linalg.norm(volume.affine[:3, :3], axis=0))
+        numbers = f"{found.noise:.2f} | {found.block:.3f} | {found.block_as_it_is:.3f} | {found.flat_tissue:+.3f}"
+        lines.append(f"| {Path(scan).name} | {spacing} | {found.blur:.2f} | {numbers} |")
+    about = (
+        f"Bundle {resolver.bundle.name}, commit {commit()}, {machine(choose_device(device))}, {num_slices} slices each."
+    )
+    publish("\n".join(["# Levels", "", about, "", *lines, ""]), path, overwrite)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    report_errors_in_one_sentence()
+    fire.Fire(main)

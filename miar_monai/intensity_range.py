@@ -1,0 +1,76 @@
+"""What lies beyond the intensities that a network has learned: padding below, metal above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from miar_monai.errors import SettingError
+
+__all__ = ["IntensityRange"]
+
+_PADDING = 0.125  # below the range: noise in air reaches less far (256 HU in a CT scaled by 2048 HU)
+
+
+class IntensityRange:
+    """The intensities that are super-resolved; what lies beyond them is interpolated, so that it cannot ring.
+
+    Padding, the constant far below the range that fills the corners of a CT slice, keeps its value. What lies little
+    below the range is taken for its lower limit. Of what lies above, such as metal, the network gets the upper limit,
+    and the rest is interpolated linearly and added to the result.
+
+    Args:
+        low: lower limit.
+        high: upper limit.
+
+    Raises:
+        SettingError: if ``low`` is not below ``high``.
+
+    Example:
+        >>> lr = torch.tensor([[[[-1.0, 0.25, 0.5, 3.0]]]])
+        >>> known = IntensityRange(0, 2)
+        >>> known.clip(lr)
+        tensor([[[[0.0000, 0.2500, 0.5000, 2.0000]]]])
+        >>> known.restore(torch.tensor([[[[0.1, 0.3, 0.5, 1.9]]]]), lr)
+        tensor([[[[-1.0000,  0.3000,  0.5000,  2.9000]]]])
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        if not low < high:
+            raise SettingError(
+                f"intensity_range is {[low, high]}, but a lower and a higher limit are needed; correct it."
+            )
+        self.low, self.high = float(low), float(high)
+
+    @classmethod
+    def of(cls, limits: Sequence[float] | None) -> IntensityRange | None:
+        """Return the range between two limits, or None where there are none."""
+        return None if limits is None else cls(*limits)
+
+    def is_padding(self, images: Tensor) -> Tensor:
+        """Return which voxels are padding."""
+        return images < self.low - _PADDING
+
+    def clip(self, images: Tensor) -> Tensor:
+        """Return what the network gets of images."""
+        return images.clamp(self.low, self.high)
+
+    def restore(self, sr: Tensor, lr: Tensor) -> Tensor:
+        """Return super-resolved slices with what lies beyond the range.
+
+        Args:
+            sr: of the clipped slices, (N, C, H, W); channels after the first hold an error, which padding has none of.
+            lr: the slices, (N, 1, h, w).
+        """
+        size, image, error = sr.shape[2:], sr[:, :1], sr[:, 1:]
+        above, padding = (lr - self.high).clamp(min=0), self.is_padding(lr)
+        if bool(above.any()):
+            image = image + F.interpolate(above.to(sr), size, mode="bilinear", align_corners=False)
+        if bool(padding.any()):
+            outside = F.interpolate(padding.to(sr), size, mode="nearest-exact") > 0
+            image = torch.where(outside, F.interpolate(lr.to(sr), size, mode="nearest-exact"), image)
+            error = error.masked_fill(outside, 0)
+        return torch.cat([image, error], dim=1)
