@@ -80,7 +80,7 @@ def source_headers(volume: Volume) -> list[Dataset]:
         )
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
-        files = series_files(folder, volume.series)
+        files = series_files(folder, volume.series, volume.select)
         headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in files]
         for header in headers:
             _check_header(header)

@@ -51,9 +51,7 @@ def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool
             if path.exists() and path.samefile(case.source):
                 raise click.UsageError(f"{path} is the input, which is never changed; give another output.")
     folder_of = cache(Path.resolve)  # there may be 100,000 files in one
-    results = {
-        folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))
-    }
+    results = {folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))}
     jobs = zip(cases, targets, strict=True)
     return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
 
@@ -100,9 +98,11 @@ class Work:
         skip_existing: bool,
         quiet: bool,
         series: str = "",
+        select: tuple[str, ...] = (),
     ) -> None:
         self.resolver = resolver
         self.series = series
+        self.select = select
         self.as_dicom = as_dicom
         self.with_uncertainty = bool(resolver.settings.get("uncertainty"))
         self.with_preview = with_preview
@@ -127,7 +127,7 @@ class Work:
         for file in [*([] if self.overwrite else [target]), *([] if redo else [*pictures, *maps])]:
             refuse_to_overwrite(file)
         with opened(case.source) as path:
-            volume = read_volume(path, self.series)
+            volume = read_volume(path, self.series, self.select)
             headers = source_headers(volume) if self.as_dicom else []
             for folder in [target, *maps] if self.as_dicom else []:
                 check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
@@ -144,9 +144,7 @@ class Work:
         self._write(result, target, headers, redo)
         beside = {what: path for what, paths in (("preview", pictures), ("uncertainty", maps)) for path in paths}
         device, warnings = self.resolver.device, [*prepared.warnings, *said]
-        report = case_report(
-            str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside
-        )
+        report = case_report(str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside)
         lines = [summary(report), *(f"warning: {sentence}" for sentence in prepared.warnings)]
         self.say("\n".join([*lines, *(f"{what}: {path}" for what, path in beside.items())]))
         if not self.quiet:
