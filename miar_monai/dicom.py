@@ -206,9 +206,10 @@ def _check_units(header: Dataset) -> None:
             "intercept is needed; convert the series."
         )
     for name in ("RescaleSlope", "RescaleIntercept"):
-        found = numbers(header, name)
+        given = (element := header.get_item(name)) is not None and element.value not in (None, "", b"")
+        found = numbers(header, name)  # of blanks, which ITK takes for 0, there are none
         useless = len(found) != 1 or not np.isfinite(found[0]) or (name == "RescaleSlope" and found[0] == 0)
-        if useless and not is_missing(header, name):
+        if given and useless:
             raise ImageError(
                 f"{header.filename} has the {name} {_shown(header, name)}, which gives its voxels no units: a "
                 "number, and a slope other than 0, is needed; export the series again."
@@ -230,10 +231,10 @@ def _check_place(header: Dataset, name: str, count: int) -> None:
     found = np.array(numbers(header, name))
     size = name in ("PixelSpacing", "SliceThickness")
     if len(found) != count or not np.isfinite(found).all() or (size and found.min() <= 0):
+        what = "1 number is" if count == 1 else f"{count} numbers are"
         raise GeometryError(
-            f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no place in "
-            f"millimeters: {count} {'numbers greater than 0' if size else 'numbers'} are needed; export the series "
-            "again."
+            f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no place in millimeters: "
+            f"{what} needed{', greater than 0' * size}; export the series again."
         )
 
 
