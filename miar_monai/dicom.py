@@ -12,6 +12,7 @@ import numpy as np
 
 from miar_monai.dicom_grid import LPS_TO_RAS, check_gaps, even_grid, in_plane_axes
 from miar_monai.dicom_headers import (
+    as_they_are,
     dicom_files,
     holds_slices,
     is_dicom,
@@ -80,6 +81,7 @@ def dicom_tag(path: str | os.PathLike[str], tag: str) -> str:
     return str(tags[tag]).strip() if tags.HasKey(tag) else ""
 
 
+@as_they_are()
 def read_series(
     folder: Path, series: str = "", select: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.dtype, str]:
@@ -244,6 +246,7 @@ def _result_dtype(array: np.ndarray) -> np.dtype:
     return np.dtype(np.int16 if array.min() >= -(2**15) and array.max() < 2**15 else np.int32)
 
 
+@as_they_are()
 def series_files(folder: Path, wanted: str = "", select: Sequence[str] = ()) -> list[str]:
     """Return the files of the one series in a folder, or of one of several, in no order that means anything.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from struct import unpack_from
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Folder",
+    "as_they_are",
     "dicom_files",
     "holds_slices",
     "is_dicom",
@@ -57,6 +61,27 @@ _READ: tuple[str | int, ...] = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ImageType", "InstanceNumber"),
     *(_MOSAIC_TILES, *_CREATORS, *_B_VALUES),
 )
+
+
+@contextmanager
+def as_they_are() -> Iterator[None]:
+    """Let pydicom take values that the standard does not allow without a word: whether they can be used is said here.
+
+    Example:
+        >>> with as_they_are():
+        ...     header = read_folder(Path("series"))  # doctest: +SKIP
+    """
+    from pydicom.config import disable_value_validation
+
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    with disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.disabled = True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 
 
 def is_dicom(path: Path) -> bool:
@@ -124,9 +149,11 @@ def slice_files(files: Iterable[Path]) -> Iterator[Path]:
         head = _head(path) if path.is_file() else b""
         if _is_dicom(head) and _DIRECTORY not in head:
             try:
-                if not _other_object(_read_header(path, ("SOPClassUID", "Rows"))):
-                    yield path
+                with as_they_are():
+                    other = _other_object(_read_header(path, ("SOPClassUID", "Rows")))
             except Exception:  # whatever a damaged header does to its parser; reading says what is wrong
+                other = ""
+            if not other:
                 yield path
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import miar_monai
 from miar_monai.dicom import LPS_TO_RAS, dicom_files, series_files
-from miar_monai.dicom_headers import numbers, text, values
+from miar_monai.dicom_headers import as_they_are, numbers, text, values
 from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_folder
 from miar_monai.geometry import axial_axis
@@ -52,6 +52,7 @@ _NO_LONGER_TRUE = (
 )
 
 
+@as_they_are()
 def source_headers(volume: Volume) -> list[Dataset]:
     """Read the headers of the series that a result is to be derived from; worth asking before the work is done.
 
@@ -131,6 +132,7 @@ def check_series_folder(folder: str | os.PathLike[str], headers: Sequence[Datase
         )
 
 
+@as_they_are()
 def write_series(
     folder: str | os.PathLike[str],
     sr: Volume,
