@@ -83,7 +83,7 @@ def conditions(select: Sequence[str]) -> list[Condition]:
     found = []
     for text in [select] if isinstance(select, str) else select:
         keyword, _, value = (part.strip() for part in text.partition("="))
-        if not value or tag_for_keyword(keyword) is None:
+        if not (keyword and value) or tag_for_keyword(keyword) is None:
             raise SettingError(
                 f"{text!r} chooses no slices: the keyword of a DICOM element and one of its values are needed, such as "
                 "EchoTime=80; give both."
