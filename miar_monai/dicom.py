@@ -191,7 +191,7 @@ def _check_kind(header: Dataset) -> None:
             f"{file} is a mosaic, which shows the slices of a volume as tiles of one image: a series with one slice a "
             "file is needed; convert the mosaic to NIfTI, for example with dcm2niix."
         )
-    kind = text(header, "PhotometricInterpretation")
+    kind = text(header, "PhotometricInterpretation")[:64]
     if kind != "MONOCHROME2":  # ITK turns MONOCHROME1 around, units lost
         found = "inverted gray values" if kind == "MONOCHROME1" else "no gray values"
         raise ImageError(
@@ -219,8 +219,8 @@ def _check_units(header: Dataset) -> None:
 
 
 def _shown(header: Dataset, name: str) -> str:
-    """Return the values of an element as a header has them."""
-    return "\\".join(values(header, name)) or "without a number"
+    """Return the values of an element as a header has them, as far as a message holds them."""
+    return "\\".join(values(header, name))[:64] or "without a number"
 
 
 def _check_place(header: Dataset, name: str, count: int) -> None:

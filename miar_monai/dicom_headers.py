@@ -26,6 +26,7 @@ __all__ = [
     "is_mosaic",
     "numbers",
     "read_folder",
+    "read_header",
     "slice_files",
     "text",
     "values",
@@ -150,7 +151,7 @@ def slice_files(files: Iterable[Path]) -> Iterator[Path]:
         if _is_dicom(head) and _DIRECTORY not in head:
             try:
                 with as_they_are():
-                    other = _other_object(_read_header(path, ("SOPClassUID", "Rows")))
+                    other = _other_object(read_header(path, ("SOPClassUID", "Rows")))
             except Exception:  # whatever a damaged header does to its parser; reading says what is wrong
                 other = ""
             if not other:
@@ -162,12 +163,15 @@ def holds_slices(files: Iterable[Path]) -> bool:
     return next(slice_files(files), None) is not None
 
 
-def _read_header(path: Path, names: Sequence[str | int]) -> Dataset:
+def read_header(path: str | os.PathLike[str], names: Sequence[str | int] | None = None) -> Dataset:
+    """Read the header of a DICOM file, with or without preamble; of its elements, all or those that are named."""
     from pydicom import dcmread
     from pydicom.tag import Tag
 
-    tags = [Tag(name) for name in names]
-    return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    tags = None if names is None else [Tag(name) for name in names]
+    header: Dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    header.filename = os.fspath(path)  # pydicom 2 has another one for files that are deflated
+    return header
 
 
 def _other_object(header: Dataset) -> str:
@@ -207,7 +211,7 @@ def read_folder(folder: Path, keywords: Sequence[str] = ()) -> Folder:
         if not _is_dicom(head) or _DIRECTORY in head:
             continue
         try:
-            header = _read_header(path, [*_READ, *keywords])
+            header = read_header(path, [*_READ, *keywords])
             other = _other_object(header)
             if other:
                 found.others[other] += 1
@@ -222,7 +226,7 @@ def read_folder(folder: Path, keywords: Sequence[str] = ()) -> Folder:
 
 
 def values(header: Dataset, keyword: str | int) -> list[str]:
-    """Return the values of an element as texts: none, one or several, however many it should have.
+    """Return the values of an element as texts of one line: none, one or several, however many it should have.
 
     Example:
         >>> from pydicom import Dataset
@@ -241,7 +245,8 @@ def values(header: Dataset, keyword: str | int) -> list[str]:
         return []
     if value is None or value == "":
         return []
-    return [str(item) for item in (value if isinstance(value, (MultiValue, list, tuple)) else [value])]
+    items = map(str, value if isinstance(value, (MultiValue, list, tuple)) else [value])
+    return ["".join(letter if letter.isprintable() else "?" for letter in item) for item in items]
 
 
 def is_missing(header: Dataset, keyword: str) -> bool:

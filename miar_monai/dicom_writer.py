@@ -14,7 +14,7 @@ import numpy as np
 
 import miar_monai
 from miar_monai.dicom import LPS_TO_RAS, dicom_files, series_files
-from miar_monai.dicom_headers import as_they_are, numbers, text, values
+from miar_monai.dicom_headers import as_they_are, numbers, read_header, text, values
 from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_folder
 from miar_monai.geometry import axial_axis
@@ -67,8 +67,6 @@ def source_headers(volume: Volume) -> list[Dataset]:
             image must repeat, or has a header that is damaged.
         GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
     """
-    from pydicom import dcmread
-
     folder = volume.path
     if not folder.is_dir():
         raise ImageError(
@@ -83,7 +81,7 @@ def source_headers(volume: Volume) -> list[Dataset]:
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
         files = series_files(folder, volume.series, volume.select)
-        headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in files]
+        headers = [read_header(file) for file in files]
         for header in headers:
             _check_header(header)
             _repeated(header).save_as(BytesIO())  # what will be repeated
