@@ -563,6 +563,12 @@ class TestCommand:
         }
         assert sources == {pydicom.dcmread(file).SOPInstanceUID for file in first}
         assert miar_sr(bundle, series, "-o", "x", "--select", "EchoTime=30").exit_code == 2
+        options = ("--select", "EchoTime=80", "--report", "run.json")
+        shutil.copytree(series, "cases/a/mr")
+        shutil.copytree(series, "cases/b/mr")
+        assert miar_sr(bundle, "cases", "-o", "all", *options).exit_code == 0
+        for case in json.loads(Path("run.json").read_text())["cases"]:
+            assert (case["series"], case["select"]) == (None, ["EchoTime=80"])
 
     def test_other_objects_beside_the_slices_change_nothing(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
