@@ -147,15 +147,16 @@ def slice_files(files: Iterable[Path]) -> Iterator[Path]:
     Directories (DICOMDIR by any name), reports, presentation states, structures, segmentations and the like are none.
     """
     for path in files:
-        head = _head(path) if path.is_file() else b""
-        if _is_dicom(head) and _DIRECTORY not in head:
-            try:
-                with as_they_are():
-                    other = _other_object(read_header(path, ("SOPClassUID", "Rows")))
-            except Exception:  # whatever a damaged header does to its parser; reading says what is wrong
-                other = ""
-            if not other:
-                yield path
+        try:
+            head = _head(path) if path.is_file() else b""
+            if not _is_dicom(head) or _DIRECTORY in head:
+                continue
+            with as_they_are():
+                other = _other_object(read_header(path, ("SOPClassUID", "Rows")))
+        except Exception:  # no permission, or whatever a damaged header does to its parser; reading says what is wrong
+            other = ""
+        if not other:
+            yield path
 
 
 def holds_slices(files: Iterable[Path]) -> bool:
@@ -189,7 +190,7 @@ class Folder(NamedTuple):
 
     Attributes:
         series: headers of the slices by SeriesInstanceUID, empty where they have none.
-        others: what else there is, by kind and count, other than a DICOMDIR.
+        others: what else there is, by kind and count.
         unread: names of files that are neither.
     """
 
@@ -207,20 +208,22 @@ def read_folder(folder: Path, keywords: Sequence[str] = ()) -> Folder:
     """
     found = Folder(defaultdict(list), Counter(), [])
     for path in sorted(folder.iterdir()):
-        head = _head(path) if path.is_file() else b""
-        if not _is_dicom(head) or _DIRECTORY in head:
-            continue
         try:
+            head = _head(path) if path.is_file() else b""
+            if not _is_dicom(head):
+                continue
+            if _DIRECTORY in head:
+                found.others["DICOMDIR"] += 1
+                continue
             header = read_header(path, [*_READ, *keywords])
-            other = _other_object(header)
-            if other:
+            if other := _other_object(header):
                 found.others[other] += 1
             elif not all(isinstance(size, int) and size > 0 for size in (header.get("Rows"), header.get("Columns"))):
                 found.unread.append(path.name)
             else:
                 _add_b_value(header)
                 found.series[text(header, "SeriesInstanceUID")].append(header)
-        except Exception:  # whatever a damaged header does to its parser
+        except Exception:  # no permission, or whatever a damaged header does to its parser
             found.unread.append(path.name)
     return found
 

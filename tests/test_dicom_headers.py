@@ -169,6 +169,22 @@ def test_a_directory_is_left_aside_whatever_its_name(name: str, series: Path) ->
     write_dicom_object(series.parent / name, DIRECTORY, FileSetID="DISC")
     np.testing.assert_array_equal(read_volume(series).array, expected)
     assert [case.source for case in find_cases(series.parent)] == [series]
+    shutil.rmtree(series)
+    (case,) = find_cases(series.parent)
+    with pytest.raises(
+        ImageError, match=r"holds no DICOM series, but other objects \(1 DICOMDIR\): give a folder with"
+    ):
+        read_volume(case.source)
+
+
+def test_files_that_may_not_be_read_are_not_lost(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert [case.source for case in find_cases(series)] == [series]
+    with pytest.raises(ImageError, match="4 DICOM files cannot be read as images, the first is slice000.dcm"):
+        read_volume(series)
 
 
 @pytest.mark.parametrize("kind", [*OTHERS, *WITH_PIXELS])
