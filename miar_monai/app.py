@@ -94,6 +94,15 @@ def _fraction(_: click.Context, __: click.Parameter, value: str | None) -> tuple
     return part, parts
 
 
+def _conditions(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what selects no slices of any series before a model is loaded."""
+    if value:
+        from miar_monai.dicom_select import conditions
+
+        conditions(value)
+    return value
+
+
 def _json_file(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
     """Let a report have a name that no input and no result has: it replaces a file with ``--overwrite``."""
     if value is not None and value.suffix.lower() != ".json":
@@ -141,6 +150,14 @@ def main() -> None:
     "--series", default="", metavar="UID", help="Which series, of a DICOM folder that holds several: SeriesInstanceUID."
 )
 @click.option(
+    "--select",
+    multiple=True,
+    metavar="KEYWORD=VALUE",
+    callback=_conditions,
+    help="Which slices, of a DICOM series that holds several volumes (echoes, b-values, time points): EchoTime=80, "
+    "or EchoTime=#2 for the second value at each position. May be given several times.",
+)
+@click.option(
     "--out-format",
     type=click.Choice(["nifti", "dicom"]),
     default="nifti",
@@ -185,6 +202,7 @@ def sr(
     source: Path,
     output: Path | None,
     series: str,
+    select: tuple[str, ...],
     out_format: str,
     model: str,
     device: str,
@@ -229,7 +247,7 @@ def sr(
         settings["uncertainty"] = uncertainty or None
         given = {name: value for name, value in settings.items() if value is not None}
         resolver = SuperResolver(model, device, progress=not quiet and all_of_us.rank == 0, **given)
-        work = Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet, series)
+        work = Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet, series, select)
         mine = part_of(list(enumerate(jobs)), all_of_us.rank, all_of_us.size)
         reports = all_of_us.gather(do_all(work, mine, len(jobs), single and all_of_us.size == 1))
         failed = [report["input"] for report in reports if "error" in report]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from miar_monai.dicom import is_dicom
+from miar_monai.dicom import dicom_files, holds_slices
 from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
 from miar_monai.io import is_nifti, volume_stem
 
@@ -70,6 +70,8 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
     folders = [Path(folder) for folder, _, _ in sorted(os.walk(source))]
     seen = [folder for folder in folders if not any(part.startswith(".") for part in folder.relative_to(source).parts)]
     found = [case for folder in seen for case in _cases_of(source, folder)]
+    if not found and dicom_files(source):  # whose reading says what they are instead
+        return [Case(source, Path(source.resolve().name))]
     if not found:
         raise DatasetError(
             f"{source} holds no case: NIfTI files (.nii, .nii.gz), folders with the slices of a DICOM series, or zip "
@@ -89,8 +91,7 @@ def _cases_of(root: Path, folder: Path) -> Iterator[Case]:
     """Yield the cases that lie directly in a folder, the folder itself among them if it holds DICOM files."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     volumes = [path for path in files if is_nifti(path) or (_is_zip_name(path) and not path.name.startswith("."))]
-    slices = (path for path in sorted({*files} - {*volumes}) if path.name.upper() != "DICOMDIR")
-    if any(is_dicom(path) for path in slices):  # the first one is enough: there may be millions
+    if holds_slices(sorted({*files} - {*volumes})):
         yield Case(folder, Path(folder.resolve().name) if folder == root else folder.relative_to(root))
     for path in volumes:
         yield Case(path, path.relative_to(root).with_name(_stem(path)))

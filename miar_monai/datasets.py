@@ -18,7 +18,7 @@ from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from miar_monai.dicom import dicom_files, dicom_tag
+from miar_monai.dicom import dicom_tag, holds_slices, slice_files
 from miar_monai.errors import DatasetError
 from miar_monai.io import is_nifti, volume_stem
 
@@ -114,10 +114,10 @@ def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
     for path in sorted(folder.iterdir()):
         if is_nifti(path):
             yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
-    series = dicom_files(folder)
-    if series and dicom_tag(series[0], "0008|0060") == "CT":
+    file = next(slice_files(sorted(folder.iterdir())), None)
+    if file is not None and dicom_tag(file, "0008|0060") == "CT":
         uppermost = (*inside, folder.name)[0]
-        yield {"image": str(folder), "subject": dicom_tag(series[0], "0010|0020") or uppermost}
+        yield {"image": str(folder), "subject": dicom_tag(file, "0010|0020") or uppermost}
 
 
 def volume_datalist(inputs: Paths) -> list[Item]:
@@ -137,7 +137,7 @@ def volume_datalist(inputs: Paths) -> list[Item]:
         if not path.exists():
             raise DatasetError(f"{path} does not exist: a NIfTI file or a folder of NIfTI or DICOM files is needed.")
         found = [file for file in sorted(path.iterdir()) if is_nifti(file)] if path.is_dir() else [path]
-        if not found and dicom_files(path):
+        if not found and path.is_dir() and holds_slices(sorted(path.iterdir())):
             found = [path]
         if not found:
             raise DatasetError(

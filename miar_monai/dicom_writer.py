@@ -14,6 +14,7 @@ import numpy as np
 
 import miar_monai
 from miar_monai.dicom import LPS_TO_RAS, dicom_files, series_files
+from miar_monai.dicom_headers import as_they_are, numbers, read_header, text, values
 from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 from miar_monai.files import refuse_to_overwrite, whole_folder
 from miar_monai.geometry import axial_axis
@@ -51,6 +52,7 @@ _NO_LONGER_TRUE = (
 )
 
 
+@as_they_are()
 def source_headers(volume: Volume) -> list[Dataset]:
     """Read the headers of the series that a result is to be derived from; worth asking before the work is done.
 
@@ -65,8 +67,6 @@ def source_headers(volume: Volume) -> list[Dataset]:
             image must repeat, or has a header that is damaged.
         GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
     """
-    from pydicom import dcmread
-
     folder = volume.path
     if not folder.is_dir():
         raise ImageError(
@@ -80,8 +80,8 @@ def source_headers(volume: Volume) -> list[Dataset]:
         )
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
-        files = series_files(folder, volume.series)
-        headers: list[Dataset] = [dcmread(file, stop_before_pixels=True, force=True) for file in files]
+        files = series_files(folder, volume.series, volume.select)
+        headers = [read_header(file) for file in files]
         for header in headers:
             _check_header(header)
             _repeated(header).save_as(BytesIO())  # what will be repeated
@@ -91,7 +91,7 @@ def source_headers(volume: Volume) -> list[Dataset]:
 
 
 def _check_header(header: Dataset) -> None:
-    from pydicom.uid import CTImageStorage, MRImageStorage
+    from pydicom.uid import UID, CTImageStorage, MRImageStorage
 
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     if missing:
@@ -99,9 +99,10 @@ def _check_header(header: Dataset) -> None:
             f"{header.filename} has no {missing[0]}, which a derived image must have: "
             "export the series again, or write NIfTI (--out-format nifti)."
         )
-    if header.SOPClassUID not in (CTImageStorage, MRImageStorage) or header.PhotometricInterpretation != "MONOCHROME2":
+    kind, coding = UID(text(header, "SOPClassUID")), text(header, "PhotometricInterpretation")
+    if kind not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
         raise ImageError(
-            f"{header.filename} holds {header.SOPClassUID.name} in {header.PhotometricInterpretation}, but a series is "
+            f"{header.filename} holds {kind.name} in {coding}, but a series is "
             "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
         )
 
@@ -129,6 +130,7 @@ def check_series_folder(folder: str | os.PathLike[str], headers: Sequence[Datase
         )
 
 
+@as_they_are()
 def write_series(
     folder: str | os.PathLike[str],
     sr: Volume,
@@ -206,11 +208,11 @@ def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int, q
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), series
-    image.SeriesNumber = int(image.get("SeriesNumber") or 0) + (2000 if quantity else 1000)
-    if image.get("InstanceNumber") is None:
+    image.SeriesNumber = _number_beside(_whole_number(image, "SeriesNumber") or 0, 2000 if quantity else 1000)
+    if _whole_number(image, "InstanceNumber") is None:
         image.InstanceNumber = k + 1
     suffix = f" SR {factor}x {quantity}".rstrip()
-    image.SeriesDescription = f"{str(image.get('SeriesDescription') or '')[: 64 - len(suffix)]}{suffix}".strip()
+    image.SeriesDescription = f"{text(image, 'SeriesDescription')[: 64 - len(suffix)]}{suffix}".strip()
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(image, f"{event}Date", now.strftime("%Y%m%d"))
         setattr(image, f"{event}Time", now.strftime("%H%M%S"))
@@ -222,13 +224,29 @@ def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int, q
     validate_file_meta(image.file_meta, enforce_standard=True)  # adds the version and who wrote it
 
 
+def _whole_number(header: Dataset, name: str) -> int | None:
+    """Return the value of an integer string, or None where it is missing or is none that the standard allows."""
+    found = numbers(header, name)
+    return int(found[0]) if len(found) == 1 and -(2**31) <= found[0] < 2**31 and found[0] % 1 == 0 else None
+
+
+def _number_beside(number: int, step: int) -> int:
+    """Return a number a step above, or below where an integer string holds no more (2^31 - 1).
+
+    Example:
+        >>> _number_beside(4, 1000), _number_beside(2**31 - 1, 1000)
+        (1004, 2147482647)
+    """
+    return number + step if number + step < 2**31 else number - step
+
+
 def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
     """Say that an image is derived, from which, how and by what."""
     from pydicom import Dataset
 
-    kind = [str(value) for value in header.get("ImageType") or []]
-    plane = ["AXIAL"] if _is_ct(header) else kind[2:3] or ["OTHER"]
-    image.ImageType = ["DERIVED", "SECONDARY", *plane, *kind[3:]]
+    kind = [*values(header, "ImageType"), "", "", ""]
+    plane = "AXIAL" if _is_ct(header) else kind[2] or "OTHER"
+    image.ImageType = ["DERIVED", "SECONDARY", plane, *filter(None, kind[3:])]
     # the source's character set may hold no more than ASCII; 1024 characters are what the element holds
     before = f"{header.get('DerivationDescription') or ''}; ".removeprefix("; ")
     image.DerivationDescription = f"{before}{derivation.encode('ascii', 'replace').decode()}"[-1024:]

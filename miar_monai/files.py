@@ -88,4 +88,4 @@ def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
         yield part
         if Path(path).exists():
             # a folder cannot take the place of one that is not empty; what was there goes with the temporary folder
-            os.replace(path, part.with_name(f"{part.name}.old"))
+            os.replace(path, Path(tempfile.mkdtemp(dir=part.parent), part.name))

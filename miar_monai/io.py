@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class Volume(NamedTuple):
         description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
         series: SeriesInstanceUID that was asked for, of a folder with several series.
         remarks: what reading found that a user must know, a sentence each, such as which of two transforms was taken.
+        select: what the headers of its slices hold, of a DICOM series with several volumes.
     """
 
     array: np.ndarray
@@ -72,6 +74,7 @@ class Volume(NamedTuple):
     description: str = ""
     series: str = ""
     remarks: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
 
     @property
     def is_own(self) -> bool:
@@ -102,7 +105,7 @@ def volume_stem(path: str | os.PathLike[str]) -> str:
     return name[: -len(suffixes[0])] if suffixes else name
 
 
-def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
+def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence[str] = ()) -> Volume:
     """Read a 3D volume from a NIfTI file or from a folder that holds a DICOM series.
 
     NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
@@ -111,6 +114,9 @@ def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
     Args:
         path: a NIfTI file (.nii, .nii.gz, or one of a pair .hdr and .img), or a folder.
         series: SeriesInstanceUID of the series to read, of a folder with several.
+        select: which of the volumes to read, of a series with several such as echoes or time points: what the headers
+            of its slices must hold, such as ``["EchoTime=80"]``, or ``["TriggerTime=#2"]`` for the second value at each
+            position.
 
     Returns:
         The volume.
@@ -118,7 +124,7 @@ def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
     Raises:
         ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
             infinite voxels, is constant, or has more than `miar_monai.dicom.MAX_VOXELS` voxels.
-        SettingError: if a series is asked of a file.
+        SettingError: if a series or slices are asked of a file, or slices that there are not.
         GeometryError: if the affine is singular, or a folder holds several series and it is not said which, or slices
             that are missing, duplicate or unevenly spaced.
     """
@@ -127,7 +133,9 @@ def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
         raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
     if series and not path.is_dir():
         raise SettingError(f"{path} is a file, so there is no series {series} in it: leave out which series to read.")
-    volume = _read_folder(path, series) if path.is_dir() else _read_nifti(path)
+    if select and not path.is_dir():
+        raise SettingError(f"{path} is a file, so no slices can be selected by {' '.join(select)}: leave it out.")
+    volume = _read_folder(path, series, tuple(select)) if path.is_dir() else _read_nifti(path)
     _check_intensities(volume)
     if is_singular(volume.affine):
         raise GeometryError(
@@ -137,10 +145,10 @@ def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
     return volume
 
 
-def _read_folder(path: Path, series: str) -> Volume:
-    array, affine, dtype, file = read_series(path, series)
+def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
+    array, affine, dtype, file = read_series(path, series, select)
     modality, description = (dicom_tag(file, tag) for tag in ("0008|0060", "0008|2111"))
-    return Volume(array, affine, dtype, path, modality, description=description, series=series)
+    return Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
 
 
 def uncertainty_of(sr: Volume) -> Volume:

@@ -124,15 +124,18 @@ def case_report(
         limits: see `data_consistency_rms`.
 
     Returns:
-        Modality (null where no header says it), sizes in voxels, spacings and fields of view in millimeters along the
-        voxel axes, ranges and residual in units of the input; ``told_blur_voxels`` is the standard deviation of the
-        blur that the network was told, in voxels of the input; ``largest_corner_shift_mm`` is how far the outer corners
-        of the field of view moved. Of the expected error, if it was asked for, there are the mean and the maximum.
+        What was chosen of a DICOM folder (``series``, ``select``), modality (null where no header says it), sizes in
+        voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units of the
+        input; ``told_blur_voxels`` is the standard deviation of the blur that the network was told, in voxels of the
+        input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved. Of the expected
+        error, if it was asked for, there are the mean and the maximum.
     """
     uncertainty = sr.uncertainty
     shift = fov_corners(lr.affine, lr.array.shape) - fov_corners(sr.affine, sr.array.shape)
     return {
         "input": source,
+        "series": lr.series or None,
+        "select": list(lr.select),
         "output": str(output),
         "beside": {what: str(path) for what, path in (beside or {}).items()},
         "modality": lr.modality or None,

@@ -98,9 +98,11 @@ class Work:
         skip_existing: bool,
         quiet: bool,
         series: str = "",
+        select: tuple[str, ...] = (),
     ) -> None:
         self.resolver = resolver
         self.series = series
+        self.select = select
         self.as_dicom = as_dicom
         self.with_uncertainty = bool(resolver.settings.get("uncertainty"))
         self.with_preview = with_preview
@@ -125,7 +127,7 @@ class Work:
         for file in [*([] if self.overwrite else [target]), *([] if redo else [*pictures, *maps])]:
             refuse_to_overwrite(file)
         with opened(case.source) as path:
-            volume = read_volume(path, self.series)
+            volume = read_volume(path, self.series, self.select)
             headers = source_headers(volume) if self.as_dicom else []
             for folder in [target, *maps] if self.as_dicom else []:
                 check_series_folder(folder, headers, self.overwrite or (redo and folder != target))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -120,3 +121,32 @@ def write_dicom_series(
         image.PixelData = np.ascontiguousarray(stored[:, :, k].T).tobytes()
         image.save_as(path)
     return folder
+
+
+def write_dicom_object(path: str | Path, sop_class: str, **elements: object) -> Path:
+    """Write a DICOM object that is no image, such as a structured report, in the study of no one."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    path, meta = Path(path), FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, generate_uid(entropy_srcs=[str(path)])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    item = FileDataset(str(path), {}, preamble=bytes(128), file_meta=meta, is_implicit_VR=False)
+    if sop_class != "1.2.840.10008.1.3.10":  # a DICOMDIR says what it is in its meta information only
+        item.SOPClassUID, item.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
+        item.SeriesInstanceUID = generate_uid(entropy_srcs=[str(path), "series"])
+    for name, value in elements.items():
+        setattr(item, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    item.save_as(path)
+    return path
+
+
+def set_raw(image: Any, keyword: str, value: bytes) -> None:
+    """Give an element of a DICOM header a value as files have it, whether the standard allows it or not."""
+    from pydicom.datadict import dictionary_VR
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    padded = value + b" " * (len(value) % 2)
+    image[keyword] = RawDataElement(Tag(keyword), dictionary_VR(keyword), len(padded), padded, 0, False, True)

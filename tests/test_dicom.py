@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from phantoms import head, write_dicom_series
+from phantoms import head, set_raw, write_dicom_series
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -268,6 +268,53 @@ def test_what_is_not_read_is_named(edit: Callable[[Dataset, int], None], found: 
     assert found in sentence(series, ImageError)
 
 
+def padded(value: int, signed: bool) -> Callable[[Dataset, int], None]:
+    """Let a corner be padding, as scanners have it outside of the circle."""
+
+    def edit(image: Dataset, _: int) -> None:
+        pixels = image.pixel_array.astype(np.int32)
+        pixels[:3, :5] = value
+        image.PixelRepresentation = int(signed)
+        image.add_new("PixelPaddingValue", "SS" if signed else "US", value)
+        image.add_new("PixelPaddingRangeLimit", "SS" if signed else "US", value + 3)
+        image.PixelData = pixels.astype("<i2" if signed else "<u2").tobytes()
+
+    return edit
+
+
+@pytest.mark.parametrize(("value", "signed"), [(-2000, True), (-32768, True), (0, False), (63536, False)])
+def test_padding_is_rescaled_like_other_values(value: int, signed: bool, series: Path) -> None:
+    change(series, padded(value, signed))
+    expected = HU.copy()
+    expected[:5, :3] = value - 1024
+    np.testing.assert_array_equal(read_volume(series).array, expected)
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("value", [b"0", b"  ", b"one", b"1\\2", b"nan", b"inf", b"1,5"])
+def test_units_that_cannot_be_known_are_refused(value: bytes, name: str, series: Path) -> None:
+    """ITK takes blanks for 0, and reads numbers up to what is none."""
+    change(series, lambda image, i: set_raw(image, name, value) if i == 1 else None)
+    if (name, value) == ("RescaleIntercept", b"0"):
+        read_volume(series)
+    else:
+        found = sentence(series, ImageError)
+        assert f"slice005.dcm has the {name} " in found
+        assert "gives its voxels no units" in found
+
+
+def test_empty_slopes_and_intercepts_are_none(series: Path) -> None:
+    change(series, lambda image, _: (set_raw(image, "RescaleSlope", b""), set_raw(image, "RescaleIntercept", b""))[0])
+    np.testing.assert_array_equal(read_volume(series).array, STORED)
+
+
+def test_transfer_syntaxes_may_be_mixed(series: Path) -> None:
+    encode = [by_pydicom(RLELossless), as_big_endian, by_pydicom(DeflatedExplicitVRLittleEndian)]
+    for edit, path in zip(encode, sorted(series.iterdir()), strict=False):
+        edit(path)
+    np.testing.assert_array_equal(read_volume(series).array, HU)
+
+
 # ------------------------------------------------------------------------------------------------ places
 
 
@@ -290,6 +337,50 @@ def test_a_single_slice_needs_a_thickness(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path / "one", (37, 31, 1))
     change(folder, lambda image, _: delattr(image, "SliceThickness"))
     assert "has no SliceThickness" in sentence(folder, GeometryError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        (
+            "PixelSpacing",
+            b"0.5",
+            "0.5, so its voxels have no place in millimeters: 2 numbers are needed, greater than 0",
+        ),
+        ("PixelSpacing", b"0,5\\0,5", "0,5\\0,5, so its voxels"),
+        ("PixelSpacing", b"0.5\\0", "0.5\\0, so its voxels"),
+        ("PixelSpacing", b"0.5\\-1", "0.5\\-1, so its voxels"),
+        ("ImagePositionPatient", b"1\\2", "1\\2, so its voxels have no place in millimeters: 3 numbers are needed;"),
+        ("ImagePositionPatient", b"1\\2\\nan", "1\\2\\nan, so its voxels"),
+        ("ImagePositionPatient", b"5", "5, so its voxels"),
+        ("ImageOrientationPatient", b"1\\0\\0\\0\\1", "1\\0\\0\\0\\1, so its voxels have no place in millimeters: 6"),
+        ("ImageOrientationPatient", b"1", "1, so its voxels"),
+    ],
+)
+def test_damaged_places_are_refused(name: str, value: bytes, found: str, series: Path) -> None:
+    change(series, lambda image, i: set_raw(image, name, value) if i == 2 else None)
+    assert f"slice010.dcm has the {name} {found}" in sentence(series, GeometryError)
+
+
+def test_the_spacing_at_the_detector_is_none_of_the_patient(series: Path) -> None:
+    def edit(image: Dataset, _: int) -> None:
+        image.ImagerPixelSpacing = image.PixelSpacing
+        del image.PixelSpacing
+
+    change(series, edit)
+    assert "has no PixelSpacing" in sentence(series, GeometryError)
+
+
+@pytest.mark.parametrize("name", ["InstanceNumber", "SeriesNumber", "SeriesInstanceUID", "Modality", "SOPInstanceUID"])
+def test_what_the_voxels_do_not_need_may_be_missing(name: str, series: Path) -> None:
+    change(series, lambda image, _: delattr(image, name))
+    np.testing.assert_array_equal(read_volume(series).array, HU)
+
+
+@pytest.mark.parametrize("value", [b"0", b"1", b"", b"one"])
+def test_a_number_of_frames_that_is_none_is_one(value: bytes, series: Path) -> None:
+    change(series, lambda image, _: set_raw(image, "NumberOfFrames", value))
+    np.testing.assert_array_equal(read_volume(series).array, HU)
 
 
 def test_frames_of_reference_are_not_mixed(series: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner, Result
-from phantoms import write_dicom_series, write_nifti_phantom
+from phantoms import set_raw, write_dicom_object, write_dicom_series, write_nifti_phantom
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, validate_file_meta
 from pydicom.uid import (
@@ -294,6 +294,119 @@ def test_mr_with_fractions_is_kept_to_a_part_of_its_range(slope: float, tmp_path
     assert all(len(str(image.RescaleSlope)) <= 16 for image in images)
 
 
+@pytest.mark.parametrize(
+    ("value", "plane", "rest"),
+    [
+        (None, "OTHER", []),
+        (b"", "OTHER", []),
+        (b"DERIVED", "OTHER", []),
+        (b"ORIGINAL\\PRIMARY", "OTHER", []),
+        (b"ORIGINAL\\PRIMARY\\", "OTHER", []),
+        (b"ORIGINAL\\PRIMARY\\M_FFE", "M_FFE", []),
+        (b"ORIGINAL\\PRIMARY\\M\\ND\\NORM", "M", ["ND", "NORM"]),
+    ],
+)
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_image_types_of_any_number_of_values(
+    modality: str, value: bytes | None, plane: str, rest: list[str], series: Path
+) -> None:
+    def edit(image: Dataset) -> None:
+        if modality == "MR":
+            to_mr(image)
+        if value is not None:
+            set_raw(image, "ImageType", value)
+
+    _, _, images = derive(change(series, edit))
+    plane = "AXIAL" if modality == "CT" else plane  # or LOCALIZER: CT images have no others
+    assert {tuple(image.ImageType) for image in images} == {("DERIVED", "SECONDARY", plane, *rest)}
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (b"4", 1004),
+        (b"-3", 997),
+        (b"2147482647", 2147483647),
+        (b"2147482648", 2147481648),
+        (b"2147483647", 2147482647),
+        (b"-2147483648", -2147482648),
+        (b"999999999999", 1000),
+        (b"20230101123456", 1000),
+        (b"4\\5", 1000),
+        (b"four", 1000),
+        (b"1.5", 1000),
+        (b"", 1000),
+        (None, 1000),
+    ],
+)
+def test_series_numbers_fit_into_their_element(value: bytes | None, number: int, series: Path) -> None:
+    edit = (lambda image: image.pop("SeriesNumber")) if value is None else lambda i: set_raw(i, "SeriesNumber", value)
+    _, written, _ = derive(change(series, edit))
+    for path in written.iterdir():
+        element = pydicom.dcmread(path).get_item("SeriesNumber")
+        assert int(element.value) == number
+        assert len(element.value.strip()) <= 12
+
+
+@pytest.mark.parametrize("value", [b"", b"1\\2", b"one", b"999999999999", None])
+def test_instances_have_a_number(value: bytes | None, series: Path) -> None:
+    edit = (
+        (lambda image: image.pop("InstanceNumber")) if value is None else lambda i: set_raw(i, "InstanceNumber", value)
+    )
+    _, _, images = derive(change(series, edit))
+    assert [image.InstanceNumber for image in images] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("value", "description"),
+    [
+        (b"T1\\T2", "T1 T2 SR 4x"),
+        (b"x" * 100, "x" * 58 + " SR 4x"),
+        (b"", "SR 4x"),
+        (b"t2 tse", "t2 tse SR 4x"),
+    ],
+)
+def test_descriptions_fit_into_their_element(value: bytes, description: str, series: Path) -> None:
+    def edit(image: Dataset) -> None:
+        set_raw(image, "SeriesDescription", value)
+        set_raw(image, "DerivationDescription", b"before " * 200)
+
+    _, _, images = derive(change(series, edit))
+    for image in images:
+        assert image.SeriesDescription == description
+        assert len(image.DerivationDescription) <= 1024
+        assert image.DerivationDescription.endswith("before; upsampled")
+
+
+def test_values_that_the_standard_does_not_allow_are_repeated_without_a_word(
+    series: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(series, lambda image: set_raw(image, "ImageType", b"original\\primary\\lower case of more than 16"))
+    change(series, lambda image: set_raw(image, "StudyDescription", b"x" * 70))
+    change(series, lambda image: set_raw(image, "WindowCenter", b"40\\50"))
+    source = read_volume(series)
+    write_series(series.with_name("sr"), upsampled(source), source_headers(source), "upsampled")
+    assert caplog.messages == []
+    image = pydicom.dcmread(next(series.with_name("sr").iterdir()))
+    assert image.WindowCenter == [40, 50]
+
+
+def test_padding_comes_back_as_its_units_and_is_no_longer_declared(series: Path) -> None:
+    """The value of padding is one of stored values, and these may be other ones than the source's."""
+
+    def edit(image: Dataset) -> None:
+        pixels = image.pixel_array.copy()
+        pixels[:3] = -2000
+        image.add_new("PixelPaddingValue", "SS", -2000)
+        image.add_new("PixelPaddingRangeLimit", "SS", -1990)
+        image.PixelData = pixels.tobytes()
+
+    sr, written, images = derive(change(series, edit))
+    assert_read_back(sr, written, 0)
+    assert sr.array.min() == -3024
+    assert not [image for image in images if "PixelPaddingValue" in image or "PixelPaddingRangeLimit" in image]
+
+
 def to_unsigned(image: Dataset) -> None:
     image.PixelRepresentation = 0
 
@@ -427,6 +540,50 @@ class TestCommand:
         wanted = {pydicom.dcmread(file).SOPInstanceUID for file in series.glob("slice*")}
         assert sources == wanted
         assert miar_sr(bundle, series.parent, "-o", "x", "--series", uid).exit_code == 2
+
+    def test_one_of_several_echoes_can_be_chosen(self, bundle: Path, series: Path) -> None:
+        assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
+        change(series, lambda image: setattr(image, "EchoTime", 10))
+        first = sorted(series.iterdir())
+        write_dicom_series(series, SHAPE, prefix="late", seed=1)
+        for path in series.glob("late*"):
+            image = pydicom.dcmread(path)
+            image.EchoTime = 80
+            image.save_as(path)
+        refused = miar_sr(bundle, series, "-o", "out")
+        assert refused.exit_code == 1
+        assert "2 echoes (EchoTime 10 and 80 ms)" in refused.stderr
+        assert "--select EchoTime=10" in refused.stderr
+        done = miar_sr(bundle, series, "-o", "out", "--select", "EchoTime=10")
+        assert done.exit_code == 0, done.output
+        assert_read_back(read_volume("out/ct_sr"), Path("alone/ct_sr"), 0)
+        sources = {
+            pydicom.dcmread(file).SourceImageSequence[0].ReferencedSOPInstanceUID
+            for file in Path("out/ct_sr").iterdir()
+        }
+        assert sources == {pydicom.dcmread(file).SOPInstanceUID for file in first}
+        assert miar_sr(bundle, series, "-o", "x", "--select", "EchoTime=30").exit_code == 2
+        options = ("--select", "EchoTime=80", "--report", "run.json")
+        shutil.copytree(series, "cases/a/mr")
+        shutil.copytree(series, "cases/b/mr")
+        assert miar_sr(bundle, "cases", "-o", "all", *options).exit_code == 0
+        for case in json.loads(Path("run.json").read_text())["cases"]:
+            assert (case["series"], case["select"]) == (None, ["EchoTime=80"])
+
+    def test_other_objects_beside_the_slices_change_nothing(self, bundle: Path, series: Path) -> None:
+        assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
+        write_dicom_object(series / "DIRFILE", "1.2.840.10008.1.3.10", FileSetID="DISC")
+        write_dicom_object(series / "report", "1.2.840.10008.5.1.4.1.1.88.11")
+        assert miar_sr(bundle, series, "-o", "out").exit_code == 0
+        assert names(Path("out")) == names(Path("alone"))
+        assert_read_back(read_volume("out/ct_sr"), Path("alone/ct_sr"), 0)
+
+    def test_a_long_name_is_replaced_too(self, bundle: Path, series: Path) -> None:
+        series = series.rename(series.with_name("n" * 240))
+        for options in ((), ("--overwrite",)):
+            done = miar_sr(bundle, series, "--uncertainty", *options)
+            assert done.exit_code == 0, done.output
+        assert {Path(name).parent.name for name in names(Path())} == {"n" * 240 + "_sr", "n" * 240 + "_sr_uncertainty"}
 
     def test_it_replaces_a_series_only_when_told_to(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series).exit_code == 0
