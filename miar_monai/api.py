@@ -19,16 +19,15 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai import io
-from miar_monai.blur import SMALLEST
 from miar_monai.bundles import find_bundle, metadata, weights_path
-from miar_monai.cases import opened
+from miar_monai.cases import read_case
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
-from miar_monai.domain import TrainingDomain, oddities
+from miar_monai.domain import TrainingDomain, input_warnings
 from miar_monai.errors import ConfigurationError, GeometryError, ImageError, SettingError, in_one_sentence
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import Volume, read_volume, uncertainty_of
+from miar_monai.io import Volume, uncertainty_of
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -175,8 +174,7 @@ class SuperResolver:
     def __call__(self, image: Image) -> Any:
         """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
         if isinstance(image, str | os.PathLike):
-            with opened(image) as path:
-                return self._like(image, self.volume(read_volume(path)))
+            return self._like(image, self.volume(read_case(image)))
         return self._like(image, self.volume(_volume(image)))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
@@ -206,13 +204,7 @@ class SuperResolver:
     def prepared(self, volume: Volume) -> Prepared:
         """Return what the inferer gets of a volume, and what is known of that before the network runs."""
         image = self._preprocessed(volume)
-        warnings = [*oddities(volume), *self.domain.warnings(volume, image.as_tensor().numpy())]
-        if self.inferer.blur == "auto" and min(image.shape[1:3]) < SMALLEST:
-            size = " x ".join(map(str, image.shape[1:3]))
-            warnings.append(
-                f"the axial slices have {size} voxels, and a blur is measured in {SMALLEST} x {SMALLEST} or more: that"
-                " of the training is assumed."
-            )
+        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3])
         return Prepared(image, self.input_degradation(image), warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:

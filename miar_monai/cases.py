@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
 from miar_monai.folders import Case, case_stem, cases_in, folders_in, is_zip_name
+from miar_monai.io import Volume, read_volume
 
-__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "temporary_folder"]
+__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "read_case", "temporary_folder"]
 
 MAX_ZIP_BYTES = 4 * 2**30
 """The most that the entries of a zip file may hold together, uncompressed."""
@@ -100,6 +101,19 @@ def opened(source: str | os.PathLike[str]) -> Iterator[Path]:
     with temporary_folder(source.stem, source) as folder:
         _extract(source, folder)
         yield _only_volume(source, folder)
+
+
+def read_case(source: str | os.PathLike[str]) -> Volume:
+    """Read the volume of a case, which knows the zip file as its path if it comes from one.
+
+    Args:
+        source: of a case.
+
+    Raises:
+        ImageError, GeometryError: as `opened` and `miar_monai.io.read_volume` do.
+    """
+    with opened(source) as path:
+        return read_volume(path)._replace(path=Path(source))
 
 
 @contextmanager
