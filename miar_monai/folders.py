@@ -51,8 +51,13 @@ def is_zip_name(path: Path) -> bool:
 
 
 def case_stem(path: Path) -> str:
-    """Return the name of a case without folder and suffix."""
-    return path.stem if is_zip_name(path) else volume_stem(path)
+    """Return the name of a case without folder and suffix.
+
+    Example:
+        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii"))
+        ('study.1', 'nii')
+    """
+    return (path.stem if is_zip_name(path) else volume_stem(path)) or path.name.strip(".")
 
 
 def folders_in(root: Path) -> list[Path]:
@@ -85,7 +90,7 @@ def cases_in(root: Path, folder: Path) -> Iterator[Case]:
         root: the results are named after the places of the cases in it.
         folder: ``root`` or a folder in it.
     """
-    own_name = Path(folder.resolve().name) if folder == root else folder.relative_to(root)
+    own_name = Path(Path(os.path.abspath(folder)).name) if folder == root else folder.relative_to(root)
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -176,7 +181,10 @@ def _problem_of_slices(folder: Path, files: Sequence[Path], lost: Sequence[Path]
         )
     named = [path for path in files if _suffix(path, _DICOM) and not path.name.startswith(".")]
     if named and not holds_dicom:
-        return f"{folder}: {_names(named)} are no DICOM files, whatever their names; copy or export the series again."
+        return (
+            f"{folder} holds files with the names of DICOM slices that are none ({_names(named)}); a whole series is"
+            " needed: copy or export it again."
+        )
     return ""
 
 

@@ -56,7 +56,7 @@ def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool
         assert output is not None
         targets = [output]
     else:
-        folder = output or (Path() if single else Path(f"{source.resolve().name}_sr"))
+        folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
         suffix = "" if as_dicom else ".nii.gz"
         targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
     for case, target in zip(cases, targets, strict=True):

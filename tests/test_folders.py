@@ -107,7 +107,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a+orig.BRIK.gz": (Path.touch, "has a format that is not read (.brik.gz)"),
     "a.tar.gz": (Path.touch, "is an archive that is not opened"),
     "a.7z": (Path.touch, "is an archive that is not opened"),
-    "a.dcm": (Path.touch, "in: a.dcm are no DICOM files"),
+    "a.dcm": (Path.touch, "in holds files with the names of DICOM slices that are none (a.dcm)"),
 }  # fmt: skip
 
 
@@ -142,6 +142,18 @@ def test_the_command_ends_with_3_and_the_report_names_what_is_no_case(bundle: Pa
         (False, str(root / "sub-1.nii")),
         (True, str(root / "sub-2.nii.gz")),
     ]
+
+
+def test_results_have_the_names_that_the_user_knows(bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dicom_series(root / "1.2.840", SHAPE)
+    (root.parent / "patient").symlink_to(root / "1.2.840")
+    (root.parent / "cases").symlink_to(root)
+    write_nifti_phantom(root / "a.nii", SHAPE).rename(root / ".nii")
+    assert sr(bundle, root.parent / "patient").stdout == "patient_sr.nii.gz\n"
+    assert sr(bundle, root.parent / "cases").stdout == "cases_sr/1.2.840_sr.nii.gz\n"
+    assert sr(bundle, root / ".nii").stdout == "nii_sr.nii.gz\n"
+    monkeypatch.chdir(root / "1.2.840")
+    assert sr(bundle, ".", "-o", "..").stdout == "../1.2.840_sr.nii.gz\n"
 
 
 def test_pairs_are_one_case(bundle: Path, root: Path) -> None:
