@@ -19,17 +19,16 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai import io
-from miar_monai.blur import SMALLEST
 from miar_monai.bundles import find_bundle, metadata, weights_path
-from miar_monai.cases import opened
+from miar_monai.cases import read_case
 from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation
-from miar_monai.domain import TrainingDomain, clipped, oddities
+from miar_monai.domain import TrainingDomain, input_warnings
 from miar_monai.errors import ConfigurationError, GeometryError, ImageError, SettingError, in_one_sentence
 from miar_monai.geometry import axial_axis, is_singular
 from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import Volume, read_volume, uncertainty_of
-from miar_monai.transforms import unscaled
+from miar_monai.io import Volume, uncertainty_of
+from miar_monai.transforms import limits_in_units
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -178,8 +177,7 @@ class SuperResolver:
     def __call__(self, image: Image) -> Any:
         """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
         if isinstance(image, str | os.PathLike):
-            with opened(image) as path:
-                return self._like(image, self.volume(read_volume(path)))
+            return self._like(image, self.volume(read_case(image)))
         return self._like(image, self.volume(_volume(image)))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
@@ -208,18 +206,9 @@ class SuperResolver:
 
     def prepared(self, volume: Volume) -> Prepared:
         """Return what the inferer gets of a volume, and what is known of that before the network runs."""
-        image, known = self._preprocessed(volume), self.inferer.intensity_range
-        limits, within, scaled = None, volume, image.as_tensor()
-        if known is not None:
-            limits = unscaled(image, known.low), unscaled(image, known.high)
-            within, scaled = volume._replace(array=volume.array.clip(*limits)), known.clip(scaled)
-        warnings = [*oddities(volume), *clipped(volume, limits), *self.domain.warnings(within, scaled.numpy())]
-        if self.inferer.blur == "auto" and min(image.shape[1:3]) < SMALLEST:
-            size = " x ".join(map(str, image.shape[1:3]))
-            warnings.append(
-                f"the axial slices have {size} voxels, and a blur is measured in {SMALLEST} x {SMALLEST} or more: that"
-                " of the training is assumed."
-            )
+        image = self._preprocessed(volume)
+        limits = limits_in_units(image, self.inferer.intensity_range)
+        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits)
         return Prepared(image, self.input_degradation(image), limits, warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:

@@ -246,15 +246,18 @@ def sr(
         settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": number_or_text(blur)}
         settings["uncertainty"] = uncertainty or None
         given = {name: value for name, value in settings.items() if value is not None}
-        resolver = SuperResolver(model, device, progress=not quiet and all_of_us.rank == 0, **given)
-        work = Work(resolver, as_dicom, with_preview, overwrite, skip_existing, quiet, series, select)
+        progress = not quiet and all_of_us.rank == 0
+        make_resolver = partial(SuperResolver, model, device, progress=progress, **given)
+        work = Work(make_resolver, as_dicom, with_preview, overwrite, skip_existing, quiet, series, select)
+        if not single:  # a single case is read first, since a wrong file is found at once
+            _ = work.resolver
         mine = part_of(list(enumerate(jobs)), all_of_us.rank, all_of_us.size)
         reports = all_of_us.gather(do_all(work, mine, len(jobs), single and all_of_us.size == 1))
         failed = [report["input"] for report in reports if "error" in report]
         if all_of_us.rank == 0:
             if report_file is not None:
                 with whole_file(report_file, overwrite) as file:
-                    file.write_text(json.dumps(run_report(resolver, reports), indent=2) + "\n", encoding="utf-8")
+                    file.write_text(json.dumps(run_report(work.resolver, reports), indent=2) + "\n", encoding="utf-8")
             if skipped := sum("skipped" in report for report in reports):
                 work.say(f"{skipped} of {len(jobs)} cases had a result already")
             if failed:

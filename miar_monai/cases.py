@@ -7,16 +7,17 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
-from miar_monai.dicom import dicom_files, holds_slices
+from miar_monai.dicom import dicom_files
 from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
-from miar_monai.io import is_nifti, volume_stem
+from miar_monai.folders import Case, case_stem, cases_in, folders_in, is_zip_name
+from miar_monai.io import Volume, read_volume
 
-__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "temporary_folder"]
+__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "read_case", "temporary_folder"]
 
 MAX_ZIP_BYTES = 4 * 2**30
 """The most that the entries of a zip file may hold together, uncompressed."""
@@ -25,51 +26,40 @@ MAX_ZIP_ENTRIES = 20_000
 """The most entries of a zip file."""
 
 
-class Case(NamedTuple):
-    """One volume to super-resolve.
-
-    Attributes:
-        source: a NIfTI file, a folder with a DICOM series, or a zip file of either.
-        name: of the results, without suffix, relative to the folder of the results.
-    """
-
-    source: Path
-    name: Path
-
-
 def find_cases(source: str | os.PathLike[str]) -> list[Case]:
-    """List the volumes that ``source`` stands for, sorted by path.
+    """List the volumes that ``source`` stands for, and what looks like one and is none, sorted by folder.
 
     Args:
-        source: a NIfTI file, a zip file, or a folder. In a folder, NIfTI files, zip files and folders with a DICOM
-            series count at any depth, unless they are hidden; results are named after the places of the cases in it.
+        source: a NIfTI file, a zip file, or a folder. In a folder, NIfTI files, pairs of .hdr and .img, zip files and
+            folders with a DICOM series count at any depth, unless they are hidden; results are named after the places
+            of the cases in it. Links are followed, but not in circles; a folder that two paths lead to is done once.
 
     Returns:
         The cases. A file, or a folder with a DICOM series and nothing else, is one case whose source is ``source``.
+        Those with a ``problem`` are none: links that lead to no file, halves of pairs, files of other formats, folders
+        that cannot be listed, and cases whose results would have the same name.
 
     Raises:
         ImageError: if ``source`` is no file and no folder.
-        DatasetError: if a folder holds no case, or two that would have results of the same name.
+        DatasetError: if a folder holds no case, and nothing that looks like one.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Path(folder, "b").mkdir()
-        ...     for name in ("b/t2.nii", "a.nii.gz", "notes.txt"):
+        ...     for name in ("b/t2.nii", "a.nii.gz", "c.mnc", "notes.txt"):
         ...         Path(folder, name).touch()
-        ...     [case.name.as_posix() for case in find_cases(folder)]
-        ['a', 'b/t2']
+        ...     [(case.name.as_posix(), bool(case.problem)) for case in find_cases(folder)]
+        [('a', False), ('c.mnc', True), ('b/t2', False)]
     """
     source = Path(source)
     if source.is_file():
-        return [Case(source, Path(_stem(source)))]
+        return [Case(source, Path(case_stem(source)))]
     if not source.is_dir():
         raise ImageError(
             f"{source} {'is no file and no folder' if source.exists() else 'does not exist'}: a NIfTI file, a folder "
             "with a DICOM series, a zip file of either, or a folder of such cases is needed."
         )
-    folders = [Path(folder) for folder, _, _ in sorted(os.walk(source))]
-    seen = [folder for folder in folders if not any(part.startswith(".") for part in folder.relative_to(source).parts)]
-    found = [case for folder in seen for case in _cases_of(source, folder)]
+    found = [case for folder in folders_in(source) for case in cases_in(source, folder)]
     if not found and dicom_files(source):  # whose reading says what they are instead
         return [Case(source, Path(source.resolve().name))]
     if not found:
@@ -77,32 +67,20 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
             f"{source} holds no case: NIfTI files (.nii, .nii.gz), folders with the slices of a DICOM series, or zip "
             "files (.zip) are needed; give another folder."
         )
-    names = {case.name: case.source for case in found}
+    of_name = defaultdict(list)
     for case in found:
-        if names[case.name] != case.source:
-            raise DatasetError(
-                f"{case.source} and {names[case.name]} would have results of the same name; give them one at a time, "
-                "each with an output of its own."
-            )
-    return found
+        if not case.problem:
+            of_name[case.name].append(case.source)
+    return [case if case.problem else case._replace(problem=_namesakes(case, of_name[case.name])) for case in found]
 
 
-def _cases_of(root: Path, folder: Path) -> Iterator[Case]:
-    """Yield the cases that lie directly in a folder, the folder itself among them if it holds DICOM files."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    volumes = [path for path in files if is_nifti(path) or (_is_zip_name(path) and not path.name.startswith("."))]
-    if holds_slices(sorted({*files} - {*volumes})):
-        yield Case(folder, Path(folder.resolve().name) if folder == root else folder.relative_to(root))
-    for path in volumes:
-        yield Case(path, path.relative_to(root).with_name(_stem(path)))
-
-
-def _is_zip_name(path: Path) -> bool:
-    return path.suffix.lower() == ".zip"
-
-
-def _stem(path: Path) -> str:
-    return path.stem if _is_zip_name(path) else volume_stem(path)
+def _namesakes(case: Case, sources: list[Path]) -> str:
+    """Return that the results of a case and of others would have the same name, or an empty text."""
+    others = " and ".join(str(source) for source in sources if source != case.source)
+    return others and (
+        f"{case.source} and {others} would have results of the same name; give them one at a time, each with an output "
+        "of its own."
+    )
 
 
 @contextmanager
@@ -120,12 +98,25 @@ def opened(source: str | os.PathLike[str]) -> Iterator[Path]:
             folder or is a link, or holds no volume or several.
     """
     source = Path(source)
-    if not (_is_zip_name(source) and source.is_file()):
+    if not (is_zip_name(source) and source.is_file()):
         yield source
         return
     with temporary_folder(source.stem, source) as folder:
         _extract(source, folder)
         yield _only_volume(source, folder)
+
+
+def read_case(source: str | os.PathLike[str]) -> Volume:
+    """Read the volume of a case, which knows the zip file as its path if it comes from one.
+
+    Args:
+        source: of a case.
+
+    Raises:
+        ImageError, GeometryError: as `opened` and `miar_monai.io.read_volume` do.
+    """
+    with opened(source) as path:
+        return read_volume(path)._replace(path=Path(source))
 
 
 @contextmanager
@@ -196,17 +187,16 @@ def _check_entries(source: Path, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _only_volume(source: Path, folder: Path) -> Path:
-    volumes = [case.source for case in _volumes_in(folder)]
-    if len(volumes) != 1:
-        names = ", ".join(volume.relative_to(folder).as_posix() for volume in volumes[:5])
+    """Return the volume in an extracted archive; archives within are none, nor are the shadows that macOS packs."""
+    folders = [name for name in folders_in(folder) if "__MACOSX" not in name.parts]
+    found = [case for name in folders for case in cases_in(folder, name) if not is_zip_name(case.source)]
+    for case in found:
+        if case.problem:
+            raise ImageError(case.problem)
+    if len(found) != 1:
+        names = ", ".join(case.source.relative_to(folder).as_posix() for case in found[:5])
         raise ImageError(
-            f"{source} holds {len(volumes)} volumes{names and f' ({names})'}: one NIfTI file or one DICOM series is "
+            f"{source} holds {len(found)} volumes{names and f' ({names})'}: one NIfTI file or one DICOM series is "
             "needed; extract it and give the folder."
         )
-    return volumes[0]
-
-
-def _volumes_in(folder: Path) -> list[Case]:
-    """List the volumes in an extracted archive; archives within are none, nor are the shadows that macOS packs."""
-    folders = [Path(name) for name, _, _ in sorted(os.walk(folder)) if "__MACOSX" not in Path(name).parts]
-    return [case for name in folders for case in _cases_of(folder, name) if not _is_zip_name(case.source)]
+    return found[0].source

@@ -18,7 +18,8 @@ from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from miar_monai.dicom import dicom_tag, holds_slices, slice_files
+from miar_monai.cases import find_cases
+from miar_monai.dicom import dicom_tag, slice_files
 from miar_monai.errors import DatasetError
 from miar_monai.io import is_nifti, volume_stem
 
@@ -120,32 +121,32 @@ def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
         yield {"image": str(folder), "subject": dicom_tag(file, "0010|0020") or uppermost}
 
 
-def volume_datalist(inputs: Paths) -> list[Item]:
-    """List the volumes to super-resolve.
+def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = None) -> list[Item]:
+    """List the volumes to super-resolve, those that ``miar sr`` finds.
 
     Args:
-        inputs: a NIfTI file, a folder of NIfTI files, a folder with a DICOM series, or a sequence of these.
+        inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence
+            of these.
+        output_dir: folder of the results, which are no inputs when it lies among these.
 
     Returns:
-        Dictionaries with ``"image"`` (path).
+        Dictionaries with ``"image"`` (path) and ``"name"`` (of the result, without its ending).
 
     Raises:
-        DatasetError: if a path does not exist or a folder holds neither NIfTI nor DICOM files.
+        ImageError: if a path does not exist.
+        DatasetError: if a folder holds no case, or something that looks like a case and is none: the evaluation of a
+            bundle ends at the first case that fails.
     """
-    items = []
-    for path in map(Path, ensure_tuple(inputs)):
-        if not path.exists():
-            raise DatasetError(f"{path} does not exist: a NIfTI file or a folder of NIfTI or DICOM files is needed.")
-        found = [file for file in sorted(path.iterdir()) if is_nifti(file)] if path.is_dir() else [path]
-        if not found and path.is_dir() and holds_slices(sorted(path.iterdir())):
-            found = [path]
-        if not found:
-            raise DatasetError(
-                f"{path} holds neither NIfTI files (.nii, .nii.gz) nor the slices of a DICOM series; "
-                "give a folder that holds them directly, or a single NIfTI file."
-            )
-        items += [{"image": str(file)} for file in found]
-    return items
+    cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
+    if problems := [case.problem for case in cases if case.problem]:
+        more = f"; and {len(problems) - 1} more such problems: miar sr names all and does the other cases."
+        raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
+    items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
+    if output_dir is None:
+        return items
+    endings = ("_sr.nii.gz", "_sr_uncertainty.nii.gz")
+    results = {os.path.realpath(Path(output_dir, item["name"] + ending)) for item in items for ending in endings}
+    return [item for item in items if os.path.realpath(item["image"]) not in results]
 
 
 def split_by_patient(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from nibabel.orientations import io_orientation
 
+from miar_monai.blur import SMALLEST
 from miar_monai.errors import ConfigurationError
-from miar_monai.geometry import axial_axis
 from miar_monai.io import Volume
 
-__all__ = ["TrainingDomain", "clipped", "oddities"]
+__all__ = ["TrainingDomain", "clipped", "input_warnings", "oddities"]
 
 Interval = tuple[float, float]
+_MOST_OF_AIR = -500.0  # HU: above is no lung and no gas
+_BONE = 500.0  # HU
+_OFFSET = 1024  # of a CT that is stored without a sign
 _AFTER = {name: f"{name}_after_preprocessing" for name in ("minimum", "maximum")}
 
 
@@ -65,39 +68,73 @@ class TrainingDomain:
         """Return it ready for JSON; the names of the intensities say that they are not in units of an input."""
         return {_AFTER.get(name, name): value for name, value in asdict(self).items()}
 
-    def warnings(self, lr: Volume, scaled: np.ndarray) -> list[str]:
-        """Return in which respects a volume is unlike those of the training, a sentence each.
+    def warnings(self, lr: Volume) -> list[str]:
+        """Return in which respects a volume is so unlike those of the training that it matters, a sentence each.
 
-        A tenth of the spacing and a twentieth of the intensity range are let pass.
+        The modality is that of the header or, without one, what the intensities look like; those of a CT model must be
+        HU. Voxel sizes are not compared: the networks see voxels, and those of every scan are smaller than the
+        training's, which were degraded.
 
         Args:
             lr: the input.
-            scaled: its voxels after preprocessing.
         """
-        found = []
         if self.modality and lr.modality and lr.modality != self.modality:
-            found.append(f"the modality is {lr.modality}, but the model was trained on {self.modality}.")
-        spacing = np.delete(np.linalg.norm(lr.affine[:3, :3], axis=0), axial_axis(lr.affine))
-        if self.in_plane_spacing_mm is not None:
-            low, high = self.in_plane_spacing_mm
-            if spacing.min() < 0.9 * low or spacing.max() > 1.1 * high:
-                size = " x ".join(f"{mm:.3g}" for mm in spacing)
-                found.append(
-                    f"the axial voxels are {size} mm, but those of the training were {_text(low, high)} mm:"
-                    " structures of this size are new to the model."
-                )
-        unit = float(np.ptp(lr.array)) / float(np.ptp(scaled))
-        for bounds, which, value, own in (
-            (self.minimum, "darkest", float(scaled.min()), float(lr.array.min())),
-            (self.maximum, "brightest", float(scaled.max()), float(lr.array.max())),
-        ):
-            if bounds is not None and not bounds[0] - 0.05 <= value <= bounds[1] + 0.05:
-                low, high = (own + unit * (bound - value) for bound in bounds)
-                found.append(
-                    f"the {which} voxel is {own:.4g}, but in the volumes of the training it was {_text(low, high)}:"
-                    " such intensities are new to the model, or in other units."
-                )
-        return found
+            return [f"the modality is {lr.modality}, but the model was trained on {self.modality}."]
+        looks = _looks_of_ct(lr.array) if not lr.modality and self.modality not in (None, "CT") else ""
+        if looks:
+            return [f"the intensities are those of a CT{looks}, but the model was trained on {self.modality}."]
+        darkest = float(lr.array.min())
+        if self.modality == "CT" and darkest > _MOST_OF_AIR:
+            unlike = "HU + 1024, which is to be subtracted" if _looks_of_ct(lr.array) else "no HU, or were clipped"
+            return [
+                f"the darkest voxel is {darkest:.4g}, but air in a CT has -1000 HU: the intensities are {unlike}, but"
+                " the model was trained on HU."
+            ]
+        return []
+
+
+def _looks_of_ct(array: np.ndarray) -> str:
+    """Return which numbers of a CT the voxels of a volume look like, or an empty text.
+
+    In HU a CT has air about -1000 and soft tissue about 0. Without a sign both are 1024 higher, where an MR may have
+    voxels too: but hardly any as bright as bone, and not nearly all others within 175 HU of water.
+    """
+
+    def share(low: float, high: float) -> float:
+        return float(np.mean((array >= low) & (array <= high)))
+
+    if share(-1100, -850) >= 0.05 and share(-150, 200) >= 0.05:
+        return " in HU"
+    if array.min() < 0 or array.max() < _BONE + _OFFSET:
+        return ""
+    body = share(_MOST_OF_AIR + _OFFSET, np.inf)
+    tissue = share(_OFFSET - 174, _OFFSET + 176)
+    return " in HU + 1024" if share(1, 124) >= 0.03 and body >= 0.01 and tissue >= 0.7 * body else ""
+
+
+def input_warnings(
+    lr: Volume,
+    domain: TrainingDomain,
+    blur: float | str | None,
+    sides: Sequence[int],
+    limits: tuple[float, float] | None = None,
+) -> list[str]:
+    """Return all that is known to make the result of a volume doubtful before the network runs, a sentence each.
+
+    Args:
+        lr: the input.
+        domain: what the model was trained on.
+        blur: setting of the inferer.
+        sides: of the axial slices, in voxels.
+        limits: intensities beyond which the result is interpolated, in units of the input, if there are any.
+    """
+    found = [*oddities(lr), *clipped(lr, limits), *domain.warnings(lr)]
+    if blur == "auto" and min(sides) < SMALLEST:
+        found.append(
+            f"the axial slices have {' x '.join(map(str, sides))} voxels, and a blur is measured in {SMALLEST} x"
+            f" {SMALLEST} or more: that of the training is assumed."
+        )
+    return found
 
 
 def oddities(lr: Volume) -> list[str]:
@@ -144,8 +181,3 @@ def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
         f"{above} voxels are above {limits[1]:g}, up to {lr.array.max():g}, as of metal: what exceeds it is"
         " interpolated, not super-resolved."
     ]
-
-
-def _text(low: float, high: float) -> str:
-    low_text, high_text = f"{low:.4g}", f"{high:.4g}"
-    return low_text if low_text == high_text else f"{low_text} to {high_text}"

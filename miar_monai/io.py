@@ -18,7 +18,7 @@ import numpy as np
 import miar_monai
 from miar_monai.dicom import check_num_voxels, dicom_tag, is_dicom, read_series
 from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError, in_one_sentence
-from miar_monai.files import whole_file
+from miar_monai.files import check_name, whole_file
 from miar_monai.geometry import fov_corners, is_singular
 
 __all__ = [
@@ -327,6 +327,7 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: if the folder, or the closest folder above it that exists, is not writable.
     """
+    check_name(folder)
     absolute = Path(folder).absolute()
     existing = next(path for path in (absolute, *absolute.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

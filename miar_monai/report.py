@@ -20,7 +20,16 @@ from miar_monai.degradation import Degradation
 from miar_monai.geometry import axial_axis, fov_corners
 from miar_monai.io import SOFTWARE, Volume
 
-__all__ = ["case_report", "data_consistency_rms", "derivation", "run_report", "summary", "versions", "warnings_said"]
+__all__ = [
+    "case_report",
+    "data_consistency_rms",
+    "derivation",
+    "run_report",
+    "summary",
+    "versions",
+    "warnings_said",
+    "what_is_said",
+]
 
 _PACKAGES = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
 
@@ -219,3 +228,14 @@ def summary(report: dict[str, Any]) -> str:
     unit = "HU" if report["modality"] == "CT" else "in units of the input"
     residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g} {unit}"
     return f"{before} -> {after} in {report['seconds']:.1f} s; {blur}; {residual}"
+
+
+def what_is_said(report: dict[str, Any], warnings: Sequence[str]) -> str:
+    """Return what is printed of a case that is done: its line, warnings that nobody has read, what lies beside it.
+
+    Args:
+        report: of `case_report`.
+        warnings: those of the report that were not printed before.
+    """
+    beside = (f"{what}: {path}" for what, path in report["beside"].items())
+    return "\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings), *beside])

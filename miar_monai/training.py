@@ -358,7 +358,7 @@ class LossLogger:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval) | Events.EPOCH_COMPLETED, self._report)
         if self.validator is not None:
             self.validator.add_event_handler(
-                Events.COMPLETED, lambda evaluator: self._write(evaluator.state.metrics, engine.state.iteration)
+                Events.EPOCH_COMPLETED, lambda evaluator: self._write(evaluator.state.metrics, engine.state.iteration)
             )
 
     def _open(self, engine: Engine) -> None:
@@ -391,22 +391,24 @@ class LossLogger:
 
 
 class TimeBudget:
-    """Ends a training after some minutes, with its last epoch's validation and checkpoint, as borrowed GPUs demand.
+    """Ends a training after some minutes, with a checkpoint, as borrowed GPUs demand.
 
-    `WarmupCosine` follows the clock, so that the learning rate has come down by then. Two networks that are compared
-    can so be given the same time instead of the same number of steps.
+    A validation counts too: it ends with the batch at which the time is over, and its metrics are of the slices that it
+    came to; it does not begin when the time is over before. `WarmupCosine` follows the clock, so that the learning rate
+    has come down by then. Two networks that are compared can so be given the same time instead of the same number of
+    steps.
 
     Args:
-        minutes: of training, validations included; None for no limit. The first ``free_iterations`` do not count: they
-            may compile networks.
-        free_iterations: number of iterations before the clock starts.
+        minutes: of training and validation; None for no limit.
+        free_iterations: number of iterations before the clock starts, where these compile networks.
+        validator: the evaluator that validates between epochs.
 
     Raises:
         ConfigurationError: if the minutes are not positive, or if several processes train together: their clocks would
             not agree on the last step.
     """
 
-    def __init__(self, minutes: float | None = None, free_iterations: int = 10) -> None:
+    def __init__(self, minutes: float | None = None, free_iterations: int = 0, validator: Engine | None = None) -> None:
         if minutes is not None:
             check_range("max_minutes", minutes, 1e-3, float("inf"))
             if idist.get_world_size() > 1:
@@ -416,6 +418,7 @@ class TimeBudget:
                 )
         self.minutes = minutes
         self.free_iterations = free_iterations
+        self.validator = validator
         self._start: float | None = None
 
     @property
@@ -426,18 +429,41 @@ class TimeBudget:
         return (time.monotonic() - self._start) / (60 * self.minutes)
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
+        """Attach to a trainer, after the handler that validates."""
         self._start, self._iterations = None, 0
+        engine.add_event_handler(Events.STARTED, self._start_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_after_epoch)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.STARTED, self._skip_validation)
+            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._end_validation)
 
     def __call__(self, engine: Engine) -> None:
         """Start the clock, or end the training."""
         self._iterations += 1
+        self._start_clock()
+        if self.progress >= 1:
+            self._end_after_epoch(engine)
+            engine.terminate_epoch()
+
+    def _start_clock(self) -> None:
         if self._iterations == self.free_iterations:
             self._start = time.monotonic()
+
+    def _end_after_epoch(self, engine: Engine) -> None:
         if self.progress >= 1:
             engine.state.max_epochs = engine.state.epoch
-            engine.terminate_epoch()
+
+    def _skip_validation(self, validator: Engine) -> None:
+        if self.progress >= 1:
+            logger.info("the time is over: there is no validation at the end")
+            validator.terminate()
+
+    def _end_validation(self, validator: Engine) -> None:
+        done, count = validator.state.iteration, validator.state.epoch_length or 0
+        if self.progress >= 1 and done % count:
+            logger.info("the time is over: the metrics are those of %d batches of %d", done % count, count)
+            validator.terminate_epoch()
 
 
 class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):

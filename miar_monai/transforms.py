@@ -21,12 +21,14 @@ from monai.transforms.utils import allow_missing_keys_mode
 from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
+from miar_monai.cases import case_stem, read_case
 from miar_monai.decoding import check_range
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, OutputError
-from miar_monai.files import refuse_to_overwrite
+from miar_monai.files import check_name, refuse_to_overwrite
 from miar_monai.geometry import axial_axis, downscaled_affine, upscaled_affine
-from miar_monai.io import Volume, check_output_folder, read_volume, volume_stem, what_it_is, write_nifti
+from miar_monai.intensity_range import IntensityRange
+from miar_monai.io import Volume, check_output_folder, what_it_is, write_nifti
 
 __all__ = [
     "CentralSlices",
@@ -45,8 +47,8 @@ __all__ = [
     "SimulateLowResolutiond",
     "SplitUncertaintyd",
     "check_results",
+    "limits_in_units",
     "result_path",
-    "unscaled",
 ]
 
 _DTYPE_KEY, _SPACE_KEY, _DESCRIPTION_KEY = "original_dtype", "sform_code", "descrip"
@@ -65,7 +67,7 @@ def _moved(image: MetaTensor, voxels: Tensor, affine: np.ndarray) -> MetaTensor:
 
 
 class LoadVolume(Transform):
-    """Read a volume with `miar_monai.io.read_volume`.
+    """Read a volume with `miar_monai.cases.read_case`.
 
     Returns a `MetaTensor` (1, X, Y, Z), float32, in the orientation and the units of the file, whose metadata holds
     the affine, the path (``filename_or_obj``), the dtype that a result is written in (``original_dtype``), and what
@@ -73,8 +75,11 @@ class LoadVolume(Transform):
     """
 
     def __call__(self, source: str | os.PathLike[str] | Volume) -> MetaTensor:
-        """Return the volume at ``source``, a NIfTI file or a folder with a DICOM series; or one that is in memory."""
-        volume = source if isinstance(source, Volume) else read_volume(source)
+        """Return the volume at ``source``, a NIfTI file, a folder with a DICOM series, or a zip file of either.
+
+        A volume that is in memory already is taken as it is.
+        """
+        volume = source if isinstance(source, Volume) else read_case(source)
         return MetaTensor(
             torch.from_numpy(np.ascontiguousarray(volume.array))[None],
             affine=torch.as_tensor(volume.affine, dtype=torch.float64),
@@ -87,14 +92,24 @@ class LoadVolume(Transform):
         )
 
 
-def result_path(source: str | os.PathLike[str], output_dir: str | os.PathLike[str], postfix: str = "sr") -> Path:
+def result_path(
+    source: str | os.PathLike[str], output_dir: str | os.PathLike[str], postfix: str = "sr", name: str = ""
+) -> Path:
     """Return where the result of an input goes.
+
+    Args:
+        source: the input.
+        output_dir: folder of the results.
+        postfix: ending of the name.
+        name: of the result, instead of that of the input; perhaps with folders.
 
     Example:
         >>> result_path("scans/case.nii.gz", "output").as_posix()
         'output/case_sr.nii.gz'
+        >>> result_path("scans/a/case.nii.gz", "output", name="a/case").as_posix()
+        'output/a/case_sr.nii.gz'
     """
-    return Path(output_dir, f"{volume_stem(source)}_{postfix}.nii.gz")
+    return Path(output_dir, f"{name or case_stem(Path(source))}_{postfix}.nii.gz")
 
 
 def check_results(
@@ -107,24 +122,26 @@ def check_results(
     """Check, before hours of work, that each input has a result of its own and replaces none.
 
     Args:
-        items: the inputs, ``key`` holding the path.
+        items: the inputs, ``key`` holding the path and perhaps ``"name"`` the name of the result.
         output_dir: folder of the results.
         postfix: ending of their names, or the endings where an input has several.
         overwrite: whether existing results may be replaced.
         key: of the path.
 
     Raises:
-        OutputError: if two inputs would be written to the same file, or a result exists and ``overwrite`` is False.
+        OutputError: if two inputs would be written to the same file, a name is too long, or a result exists and
+            ``overwrite`` is False.
     """
     taken: dict[Path, str] = {}
     for item, ending in product(items, ensure_tuple(postfix)):
-        path = result_path(item[key], output_dir, ending)
+        path = result_path(item[key], output_dir, ending, item.get("name", ""))
         if path in taken:
             raise OutputError(
                 f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with an "
                 "output folder of its own."
             )
         taken[path] = item[key]
+        check_name(path)
         if not overwrite:
             refuse_to_overwrite(path)
 
@@ -147,13 +164,13 @@ class SaveVolume(Transform):
         self.postfix = postfix
         self.overwrite = overwrite
 
-    def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Write ``image``, (1, X, Y, Z), and return it unchanged.
+    def __call__(self, image: MetaTensor, name: str = "") -> MetaTensor:
+        """Write ``image``, (1, X, Y, Z), and return it unchanged; ``name`` is as in `result_path`.
 
         Raises:
             OutputError: if the file exists or cannot be written.
         """
-        path = result_path(image.meta[ImageMetaKey.FILENAME_OR_OBJ], self.output_dir, self.postfix)
+        path = result_path(image.meta[ImageMetaKey.FILENAME_OR_OBJ], self.output_dir, self.postfix, name)
         array = image.as_tensor()[0].cpu().float().numpy()
         dtype, space = image.meta.get(_DTYPE_KEY, "float32"), image.meta.get(_SPACE_KEY, 1)
         description = image.meta.get(_DESCRIPTION_KEY, "")
@@ -272,16 +289,19 @@ class _ScaleIntensity(InvertibleTransform):
         return [window for window in found if {"low", "high"} <= set(window)]
 
 
-def unscaled(image: MetaTensor, value: float) -> float:
-    """Return what an intensity of a preprocessed image is in the units of its file.
+def limits_in_units(image: MetaTensor, known: IntensityRange | None) -> tuple[float, float] | None:
+    """Return the limits of a range of intensities in the units that a preprocessed image had before, if there are any.
 
     Example:
-        >>> unscaled(ScaleIntensityHU()(torch.zeros(1, 4, 4)), 0.25)
-        -512.0
+        >>> limits_in_units(ScaleIntensityHU()(torch.zeros(1, 4, 4)), IntensityRange(0, 2))
+        (-1024.0, 3072.0)
     """
+    if known is None:
+        return None
+    low, high = known.low, known.high
     for window in reversed(_ScaleIntensity._windows(image)):
-        value = value * (window["high"] - window["low"]) + window["low"]
-    return value
+        low, high = (x * (window["high"] - window["low"]) + window["low"] for x in (low, high))
+    return low, high
 
 
 class ScaleIntensityRobust(_ScaleIntensity):
@@ -370,7 +390,7 @@ class LoadVolumed(_ArrayTransformd):
 
 
 class SaveVolumed(_ArrayTransformd):
-    """Dictionary version of `SaveVolume`."""
+    """Dictionary version of `SaveVolume`; ``"name"`` names the results, if it is there."""
 
     def __init__(
         self,
@@ -381,6 +401,11 @@ class SaveVolumed(_ArrayTransformd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, SaveVolume(output_dir, postfix, overwrite), allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` whose volumes have been written."""
+        name = data.get("name", "")
+        return {**data, **{key: self.transform(data[key], name) for key in self.key_iterator(data)}}
 
 
 class CentralSlicesd(_ArrayTransformd):

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from miar_monai.api import SuperResolver
 from miar_monai.cases import Case, opened
 from miar_monai.dicom_writer import check_series_folder, source_headers, write_series
-from miar_monai.errors import OutputError, sentence_for_user
-from miar_monai.files import refuse_to_overwrite
+from miar_monai.errors import ImageError, OutputError, sentence_for_user
+from miar_monai.files import check_name, refuse_to_overwrite
 from miar_monai.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_volume
 from miar_monai.preview import check_preview, preview
-from miar_monai.report import case_report, derivation, summary, warnings_said
+from miar_monai.report import case_report, derivation, warnings_said, what_is_said
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    from miar_monai.api import SuperResolver
 
 __all__ = ["Job", "Work", "check_outputs", "do_all", "list_jobs", "uncertainty_map"]
 
 Job = tuple[Case, Path]
 """A case, and the file of its result; as DICOM, the folder of its series."""
+
+_NO_FOLDERS = {
+    ".7z", ".bmp", ".bz2", ".csv", ".dcm", ".dicom", ".gif", ".gz", ".h5", ".hdr", ".html", ".ima", ".img", ".jpeg",
+    ".jpg", ".json", ".mat", ".md", ".mgh", ".mgz", ".mha", ".mhd", ".mnc", ".nhdr", ".npy", ".npz", ".nrrd", ".par",
+    ".pdf", ".png", ".rar", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv", ".txt", ".xz", ".zip", ".zst",
+}  # fmt: skip
+"""Endings of files that a user may expect, whereas an output named out.v2 is a folder."""
 
 
 def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool, as_dicom: bool) -> list[Job]:
@@ -32,23 +42,26 @@ def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool
 
     A result that an earlier run left among the cases is none of them.
     """
-    named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not output.is_dir()
+    named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not os.path.isdir(output)
     if named and not single:
         raise click.UsageError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
     if named and as_dicom:
         raise click.UsageError(f"a DICOM series is written to a folder, not to {output}: give a folder.")
-    if output is not None and not named and output.suffix and not output.is_dir():
-        raise click.UsageError(f"{output} must be a .nii or .nii.gz file, or a folder; make a folder with a dot first.")
+    if output is not None and not named and output.suffix.lower() in _NO_FOLDERS and not os.path.isdir(output):
+        raise click.UsageError(
+            f"{output} must be a .nii or .nii.gz file, or a folder: {output.suffix} files are not written; give another"
+            " output."
+        )
     if named:
         assert output is not None
         targets = [output]
     else:
-        folder = output or (Path() if single else Path(f"{source.resolve().name}_sr"))
+        folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
         suffix = "" if as_dicom else ".nii.gz"
         targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
     for case, target in zip(cases, targets, strict=True):
         for path in (target, uncertainty_map(target)):
-            if path.exists() and path.samefile(case.source):
+            if not case.problem and os.path.exists(path) and path.samefile(case.source):
                 raise click.UsageError(f"{path} is the input, which is never changed; give another output.")
     folder_of = cache(Path.resolve)  # there may be 100,000 files in one
     results = {folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))}
@@ -79,6 +92,7 @@ def check_outputs(
         check_preview()
     pictures = [_picture(target) for target in targets] if with_preview else []
     for path in [*targets, *maps, *pictures, *([report_file] if report_file else [])]:
+        check_name(path)
         check_output_folder(path.parent)
         if path.is_dir() and not (as_dicom and path in [*targets, *maps]):
             raise OutputError(f"{path} is a folder: a file is written there; give another name.")
@@ -91,7 +105,7 @@ class Work:
 
     def __init__(
         self,
-        resolver: SuperResolver,
+        make_resolver: Callable[[], SuperResolver],
         as_dicom: bool,
         with_preview: bool,
         overwrite: bool,
@@ -100,18 +114,24 @@ class Work:
         series: str = "",
         select: tuple[str, ...] = (),
     ) -> None:
-        self.resolver = resolver
+        self.make_resolver = make_resolver
         self.series = series
         self.select = select
         self.as_dicom = as_dicom
-        self.with_uncertainty = bool(resolver.settings.get("uncertainty"))
         self.with_preview = with_preview
         self.overwrite = overwrite
         self.skip_existing = skip_existing
         self.quiet = quiet
-        self.seconds_per_tile = 0.0
-        if resolver.device.type == "cpu" and not quiet:
-            self.seconds_per_tile = resolver.seconds_per_tile()
+
+    @cached_property
+    def resolver(self) -> SuperResolver:
+        """What super-resolves the cases; made when it is first asked for, since that takes seconds."""
+        return self.make_resolver()
+
+    @cached_property
+    def seconds_per_tile(self) -> float:
+        """How long a tile takes on a CPU; 0 where nobody waits for that."""
+        return self.resolver.seconds_per_tile() if self.resolver.device.type == "cpu" and not self.quiet else 0.0
 
     def say(self, text: str) -> None:
         """Print to stderr; stdout is for the paths of results."""
@@ -120,17 +140,18 @@ class Work:
 
     def do(self, case: Case, target: Path) -> dict[str, Any]:
         """Super-resolve a case and return its report."""
-        pictures, maps = [_picture(target)] * self.with_preview, [uncertainty_map(target)] * self.with_uncertainty
-        if self.skip_existing and target.exists():
+        if case.problem:
+            raise ImageError(case.problem)
+        if self.skip_existing and os.path.exists(target):
             return {"input": str(case.source), "output": str(target), "skipped": True}
         redo = self.overwrite or self.skip_existing  # what lies beside no result was left by a killed run
-        for file in [*([] if self.overwrite else [target]), *([] if redo else [*pictures, *maps])]:
-            refuse_to_overwrite(file)
-        with opened(case.source) as path:
-            volume = read_volume(path, self.series, self.select)
-            headers = source_headers(volume) if self.as_dicom else []
-            for folder in [target, *maps] if self.as_dicom else []:
-                check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
+        self._check([target], self.overwrite)
+        volume, headers = self._read(case)
+        pictures = [_picture(target)] * self.with_preview
+        maps = [uncertainty_map(target)] * bool(self.resolver.settings.get("uncertainty"))
+        self._check([*pictures, *maps], redo)
+        for folder in [target, *maps] if self.as_dicom else []:
+            check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
         if self.seconds_per_tile:
             seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
             self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
@@ -147,11 +168,24 @@ class Work:
         report = case_report(
             str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside, prepared.limits
         )
-        lines = [summary(report), *(f"warning: {sentence}" for sentence in prepared.warnings)]
-        self.say("\n".join([*lines, *(f"{what}: {path}" for what, path in beside.items())]))
+        self.say(what_is_said(report, prepared.warnings))
         if not self.quiet:
             click.echo(str(target))
         return report
+
+    @staticmethod
+    def _check(files: list[Path], overwrite: bool) -> None:
+        """Refuse what cannot be written, or would replace something, before the work is done."""
+        for file in files:
+            check_name(file)
+            if not overwrite:
+                refuse_to_overwrite(file)
+
+    def _read(self, case: Case) -> tuple[Volume, list[Dataset]]:
+        """Return the volume of a case and, if the result is a series, the headers of its slices."""
+        with opened(case.source) as path:
+            volume = read_volume(path, self.series, self.select)
+            return volume, source_headers(volume) if self.as_dicom else []
 
     def _write(self, result: Volume, target: Path, headers: list[Dataset], redo: bool) -> None:
         """Write a result after what goes beside it: a case is done when its result is there."""

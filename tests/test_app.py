@@ -362,7 +362,7 @@ def test_an_unexpected_error_is_one_sentence_too(bundle: Path, scan: Path, monke
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("-o", "x.nrrd"), "x.nrrd must be a .nii or .nii.gz file, or a folder"),
+        (("-o", "x.nrrd"), "x.nrrd must be a .nii or .nii.gz file, or a folder: .nrrd files are not written"),
         (("--fidelity", "much"), "'much' is not a valid float"),
         (("--beams", "2"), "No such option"),
         (("--part", "3/2"), "is no part"),
@@ -452,10 +452,7 @@ def test_cases_are_told_apart_by_content(tmp_path: Path) -> None:
     series = write_dicom_series(tmp_path / "root" / "series", (5, 4, 2))
     (tmp_path / "root" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert [case.source for case in find_cases(tmp_path / "root")] == [series]
-    assert find_cases(series) == [(series, Path("series"))]
-    (tmp_path / "root" / "series.nii").touch()
-    with pytest.raises(DatasetError, match="would have results of the same name"):
-        find_cases(tmp_path / "root")
+    assert find_cases(series) == [(series, Path("series"), "")]
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="is no file and no folder"):
         find_cases(tmp_path / "pipe")

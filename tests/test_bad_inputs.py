@@ -78,8 +78,8 @@ def as_large_as(value: float, folder: Path) -> Path:
 
 
 VOLUMES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist: a NIfTI file or a folder"),
-    "empty folder": (empty, "holds neither NIfTI files"),
+    "missing": (lambda folder: folder / "nowhere", "nowhere does not exist: a NIfTI file, a folder with"),
+    "empty folder": (empty, "holds no case: NIfTI files"),
     "4D": (lambda folder: write(folder / "t.nii.gz", np.ones((*SHAPE, 2), np.int16)), "has 4 dimensions (20 x 18 x 6"),
     "RGB": (colors, "the voxels are RGB colors"),
     "NaN": (not_finite, "1 voxels are NaN and 0 infinite"),

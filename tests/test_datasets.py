@@ -16,7 +16,7 @@ from monai.transforms import Compose, MapTransform, Orientationd, RandFlipd
 from phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 
 from miar_monai.datasets import SliceDataset, brats_datalist, lidc_datalist, split_by_patient, volume_datalist
-from miar_monai.errors import DatasetError
+from miar_monai.errors import DatasetError, ImageError
 from miar_monai.transforms import CentralSlicesd, LoadVolumed, ScaleIntensityRobustd
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
@@ -92,7 +92,8 @@ def test_volumes_to_super_resolve(tmp_path: Path) -> None:
     files = [write_nifti_phantom(tmp_path / "in put" / name, SHAPE) for name in ("a.nii.gz", "b.nii")]
     (tmp_path / "in put" / "notes.txt").write_text("")
     series = write_dicom_series(tmp_path / "series", SHAPE)
-    items = [{"image": str(path)} for path in [*files, series]]
+    named = zip([*files, series], ("a", "b", "series"), strict=True)
+    items = [{"image": str(path), "name": name} for path, name in named]
     assert volume_datalist(tmp_path / "in put") == items[:2]
     assert volume_datalist(str(files[1])) == items[1:2]
     assert volume_datalist(series) == items[2:]
@@ -100,9 +101,23 @@ def test_volumes_to_super_resolve(tmp_path: Path) -> None:
 
 
 def test_nothing_to_super_resolve(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"absent does not exist: a NIfTI file or a folder of NIfTI or DICOM files"):
+    with pytest.raises(ImageError, match=r"absent does not exist: a NIfTI file, a folder with a DICOM series, a zip"):
         volume_datalist(tmp_path / "absent")
-    with pytest.raises(DatasetError, match=r"holds neither NIfTI files \(.*\) nor the slices of a DICOM series; give"):
+    with pytest.raises(DatasetError, match=r"holds no case: NIfTI files \(.*\), folders with the slices of a DICOM"):
+        volume_datalist(tmp_path)
+
+
+def test_volumes_are_those_of_the_command(tmp_path: Path) -> None:
+    for name in ("b/t2.nii", "a.zip", "out/b/t2_sr.nii.gz", "out/a_sr_uncertainty.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = volume_datalist(tmp_path, tmp_path / "out")
+    assert [item["name"] for item in found] == ["a", "b/t2"]
+    (tmp_path / "c.mnc").touch()
+    with pytest.raises(DatasetError, match=r"c\.mnc has a format that is not read"):
+        volume_datalist(tmp_path)
+    (tmp_path / "d.nii").symlink_to("nowhere")
+    with pytest.raises(DatasetError, match=r"convert it; and 1 more such problems: miar sr names all and does the"):
         volume_datalist(tmp_path)
 
 

@@ -42,7 +42,7 @@ def test_the_overlay_changes_what_it_means_to_change(name: str, kind: str) -> No
     old, new = changed[0]
     assert new == f"$dist.get_rank() == 0 and {old[1:]}"  # weights are saved once
     assert [h["_target_"].split(".")[-1] for h in alone["train"]["handlers"]] == [
-        "EpochSeed", "LrScheduleHandler", "ValidationHandler", "LossLogger", "TimeBudget",
+        "EpochSeed", "LrScheduleHandler", "ValidationHandler", "LossLogger", "TimeBudget", "ProgressBar",
     ]  # fmt: skip
     # stage 1 validates in the first process; stage 2 in all, each with its share, as MONAI's metrics gather
     kept = {"train_stage1": "[:2]", "train": "[:3]"}[kind]

@@ -68,7 +68,8 @@ def test_every_miar_command_runs() -> None:
 @pytest.mark.usefixtures("_user")
 def test_the_bundle_infers_as_written() -> None:
     (command,) = [command for command in commands("python") if "inference.json" in " ".join(command)]
-    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
     assert Path("output/my_scan_sr.nii.gz").is_file()
 
 

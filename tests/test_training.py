@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import DataLoader, Dataset
 from monai.handlers import ValidationHandler
@@ -489,6 +489,48 @@ def test_time_budget_ends_within_an_epoch_and_keeps_its_end(monkeypatch: pytest.
     assert trainer.state.max_epochs == 2
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batches_seen", "epochs", "said"),
+    [
+        # a step of the training, one of the validation (of three batches), and the limit is 60 s
+        ((5.0, 5.0), [3, 1], 2, "the metrics are those of 1 batches of 3"),  # 4 x 5 + 3 x 5 + 4 x 5 + 5 = 60
+        ((15.0, 1.0), [], 1, "there is no validation at the end"),  # 4 x 15 = 60
+        ((5.0, 40.0), [1], 1, "the metrics are those of 1 batches of 3"),  # 4 x 5 + 40 = 60
+        ((5.0, 13.5), [3], 1, ""),  # 4 x 5 + 3 x 13.5 > 60
+    ],
+)
+def test_the_time_of_validations_counts(
+    seconds: tuple[float, float],
+    batches_seen: list[int],
+    epochs: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("miar_monai.training.time.monotonic", lambda: clock[0])
+    network = tiny_tokenizer()
+    evaluator = TokenizerEvaluator("cpu", batches(HR[:3], batch_size=1), network)
+    trainer = tokenizer_trainer(network, batches(HR, batch_size=1), max_epochs=50, adversarial_weight=0.0)
+    seen: list[int] = []
+
+    def pass_time(_: Engine, step: float) -> None:
+        clock[0] += step
+
+    for engine, step in ((trainer, seconds[0]), (evaluator, seconds[1])):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, pass_time, step)
+    ValidationHandler(1, evaluator).attach(trainer)
+    TimeBudget(minutes=1.0, validator=evaluator).attach(trainer)
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: seen.append(engine.state.iteration))
+    with caplog.at_level(logging.INFO, logger="miar_monai.training"):
+        trainer.run()
+    assert trainer.state.epoch == trainer.state.max_epochs == epochs
+    assert trainer.state.iteration == 4 * epochs
+    assert (said in caplog.text) if said else "the time is over" not in caplog.text
+    assert clock[0] < 60 + max(seconds)
+    assert seen == batches_seen
 
 
 def test_without_a_limit_the_budget_leaves_the_steps_alone() -> None:

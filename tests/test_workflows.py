@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import re
 import sqlite3
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import NAMES, arguments, command, quick_command, tiny_checkpoint, tiny_tokenizer_file, workflow
+from click.testing import CliRunner
 from phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
+from tiny_bundle import write_tiny_bundle
 
+from miar_monai.app import main
 from miar_monai.geometry import fov_corners, upscaled_affine
 from miar_monai.io import read_volume
 from miar_monai.transforms import ScaleIntensityRobust
@@ -151,6 +156,37 @@ def test_zero_slices_are_all_slices(tmp_path: Path) -> None:
     item = run.parser.get_parsed_content("dataset")[0]
     assert item["label"].shape == (1, 256, 256, 6)
     assert item["image"].shape == (1, 64, 64, 6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bundle_says_what_the_command_says(name: str, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", name)
+    write_nifti_phantom(tmp_path / "in" / "sub-1" / "t2.nii", (19, 13, 2))
+    noisy = 500 + 300 * np.random.default_rng(0).standard_normal((40, 36, 2))
+    nib.save(nib.Nifti1Image(noisy.astype(np.float32), np.diag([1.0, 1, 3, 1])), tmp_path / "noisy.nii")
+    with zipfile.ZipFile(tmp_path / "in" / "packed.zip", "w") as archive:
+        archive.write(tmp_path / "noisy.nii", "inside.nii")
+    settings = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "uncertainty": True}
+    weights = {"checkpoint": bundle / "models" / "model.pt"}
+    done = quick_command(*arguments(name, "inference", tmp_path, **settings, **weights), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    options = ["-o", tmp_path / "out", "--overwrite", "--uncertainty", "--model", bundle, "--device", "cpu"]
+    command = CliRunner().invoke(main, ["sr", str(tmp_path / "in"), *map(str, options)])
+    assert command.exit_code == 0, command.output
+    for path in ("packed_sr.nii.gz", "sub-1/t2_sr.nii.gz"):
+        assert f"\n{tmp_path}/out/{path}\n" in done.stderr
+        assert f"{tmp_path}/out/{path}\n" in command.stdout
+
+    def said(text: str) -> list[str]:
+        lines = sorted({re.sub(r" in [0-9.]+ s;", "", line) for line in text.splitlines()})
+        return [line for line in lines if " -> " in line or line.startswith(("warning: ", "uncertainty: "))]
+
+    assert said(done.stderr) == said(command.stderr)
+    assert sum(" -> " in line for line in said(done.stderr)) == 2
+    assert any("the axial slices have 19 x 13 voxels" in line for line in said(done.stderr))
+    assert any("more noise than the slices of the training" in line for line in said(done.stderr))
+    if name == "miar_lidc":
+        assert any("air in a CT has -1000 HU" in line for line in said(done.stderr))
 
 
 @pytest.mark.parametrize("kind", ["train_stage1", "train"])
