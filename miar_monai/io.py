@@ -18,6 +18,7 @@ import miar_monai
 from miar_monai.dicom import check_num_voxels, dicom_tag, is_dicom, read_series
 from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError, in_one_sentence
 from miar_monai.files import whole_file
+from miar_monai.formats import is_nifti, is_volume_file, volume_stem
 from miar_monai.geometry import fov_corners, is_singular
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "as_stored",
     "check_output_folder",
     "is_nifti",
+    "is_volume_file",
     "parts_to_save",
     "read_volume",
     "uncertainty_of",
@@ -77,29 +79,6 @@ class Volume(NamedTuple):
     def is_own(self) -> bool:
         """Whether this is a result of this package already."""
         return SOFTWARE in self.description
-
-
-def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the name of a NIfTI file; hidden files, such as macOS puts beside each, have not.
-
-    Example:
-        >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm"), is_nifti("._case_t2.nii.gz")
-        (True, False, False)
-    """
-    name = Path(path).name.lower()
-    return name.endswith((".nii", ".nii.gz")) and not name.startswith(".")
-
-
-def volume_stem(path: str | os.PathLike[str]) -> str:
-    """Return the name of a volume without folder and NIfTI suffix; for a DICOM series, the name of its folder.
-
-    Example:
-        >>> volume_stem("in/case.1_t2.nii.gz"), volume_stem("in/series.4/")
-        ('case.1_t2', 'series.4')
-    """
-    name = Path(path).name
-    suffixes = [suffix for suffix in (".nii.gz", ".nii", ".hdr", ".img", ".img.gz") if name.lower().endswith(suffix)]
-    return name[: -len(suffixes[0])] if suffixes else name
 
 
 def read_volume(path: str | os.PathLike[str], series: str = "") -> Volume:
