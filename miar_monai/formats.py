@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
 
-__all__ = ["format_of", "is_nifti", "is_volume_file", "opened_file", "volume_stem"]
+__all__ = [
+    "expected_format",
+    "format_of",
+    "header_of",
+    "is_nifti",
+    "is_volume_file",
+    "length_of",
+    "opened_file",
+    "volume_stem",
+]
 
 SUFFIXES = {
     "NIfTI": (".nii.gz", ".nii.bz2", ".nii.zst", ".nii.xz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img"),
@@ -20,8 +30,12 @@ SUFFIXES = {
 }
 """What the name of a volume can end with, by the format that it stands for; what a file is, its content says."""
 
+_MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
 _ALL_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-_COMPRESSIONS: tuple[tuple[bytes, Any], ...] = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open))
+_COMPRESSIONS: tuple[tuple[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File]], ...] = (
+    (b"\x1f\x8b", gzip.GzipFile),
+    (b"BZh", bz2.BZ2File),
+)
 _FROM_THE_START = {
     b"NRRD0": "NRRD",
     b"CDF": "MINC",
@@ -55,11 +69,17 @@ def is_volume_file(path: str | os.PathLike[str]) -> bool:
     name = path.name.lower()
     if name.startswith(".") or not name.endswith(_ALL_SUFFIXES):
         return False
-    if name.endswith((".img", ".img.gz")):
+    return not name.endswith((".img", ".img.gz")) or header_of(path) == path
+
+
+def header_of(path: Path) -> Path:
+    """Return the file with the header of a volume: of a pair .hdr and .img the former, otherwise the file itself."""
+    if path.name.lower().endswith((".img", ".img.gz")):
         stem = volume_stem(path)
-        headers = (".hdr", ".HDR", ".Hdr", ".hdr.gz", ".HDR.GZ")
-        return not any(path.with_name(stem + suffix).exists() for suffix in headers)
-    return True
+        for suffix in (".hdr", ".HDR", ".Hdr", ".hdr.gz", ".HDR.GZ"):
+            if path.with_name(stem + suffix).exists():
+                return path.with_name(stem + suffix)
+    return path
 
 
 def volume_stem(path: str | os.PathLike[str]) -> str:
@@ -74,15 +94,53 @@ def volume_stem(path: str | os.PathLike[str]) -> str:
     return name[: -max(map(len, suffixes))] if suffixes else name
 
 
-def opened_file(path: str | os.PathLike[str]) -> IO[bytes]:
+def expected_format(path: str | os.PathLike[str]) -> str:
+    """Return the format that the name of a file stands for.
+
+    Example:
+        >>> expected_format("a.nii.gz"), expected_format("a.txt")
+        ('NIfTI', 'an image')
+    """
+    name = Path(path).name.lower()
+    return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "an image")
+
+
+def opened_file(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File:
     """Open a file for reading; what gzip or bzip2 have compressed is read as if it were not, whatever its name."""
     with Path(path).open("rb") as file:
         start = file.read(4)
     for magic, open_compressed in _COMPRESSIONS:
         if start.startswith(magic):
-            stream: IO[bytes] = open_compressed(path, "rb")
-            return stream
+            return open_compressed(path, "rb")
     return Path(path).open("rb")
+
+
+def length_of(path: str | os.PathLike[str], needed: int) -> int:
+    """Return how many bytes a file holds, after decompression, which its checksum ends.
+
+    What follows the last compressed block is left aside, as gunzip does.
+
+    Args:
+        path: the file.
+        needed: how many its header speaks of.
+
+    Raises:
+        ValueError: if there are far more than needed.
+        OSError: if the file is damaged; EOFError and zlib.error too.
+    """
+    length = 0
+    with opened_file(path) as file:
+        if isinstance(file, io.BufferedReader):
+            return Path(path).stat().st_size
+        try:
+            while block := file.read1(2**20):  # what comes before an error is not lost
+                length += len(block)
+                if length > needed + _MAX_SURPLUS:
+                    raise ValueError(f"it goes on after the {needed} bytes that its header speaks of")
+        except gzip.BadGzipFile as error:
+            if length < needed or "Not a gzipped file" not in str(error):
+                raise
+    return length
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
