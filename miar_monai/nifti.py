@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.fileholders import FileHolder
-from nibabel.spatialimages import HeaderDataError
+from nibabel.quaternions import quat2mat
 
 from miar_monai.dicom import check_num_voxels
 from miar_monai.errors import ImageError, in_one_sentence
@@ -125,63 +125,78 @@ def _placed(volume: Volume, header: Any) -> Volume:
     if unit not in _MM_PER_UNIT:
         remarks.append(f"the unit of length has the code {unit}, which NIfTI does not define: millimeters are assumed.")
     to_mm = np.diag([_MM_PER_UNIT.get(unit, 1.0)] * 3 + [1.0])
-    affine, space, shape = to_mm @ volume.affine, int(header["sform_code"]), volume.array.shape
-    qform, code = _qform(header)
-    qform = to_mm @ qform
-    if space == 0 or (code and is_singular(affine)):
-        if space:
-            remarks.append("the sform maps different voxels to one place, so the qform is taken.")
-            affine = qform
-        else:
-            affine = _with_thickness(affine, shape)
+    affine, space = to_mm @ volume.affine, int(header["sform_code"])
+    affine, code = _with_thickness(affine, volume.array.shape), int(header["qform_code"])
+    qform = to_mm @ _qform(header)
+    is_usable = code != 0 and not is_singular(qform)
+    if space and is_usable and is_singular(affine):
+        remarks.append("the sform maps different voxels to one place: the qform is taken.")
+        affine, space = qform, 0
+    if not space:  # then the affine is the qform, or nibabel's guess
         return volume._replace(affine=affine, space=code, remarks=tuple(remarks))
-    if is_singular(affine):
+    if is_singular(affine):  # and will be refused
         return volume._replace(affine=affine, space=space)
-    remarks += _disagreement(affine, qform, code, shape, header)
-    both = (qform @ np.linalg.inv(affine), code) if code else None
-    return volume._replace(affine=affine, space=space, qform=both, remarks=tuple(remarks))
+    if not is_usable:
+        qform, code = _with_sizes(affine, to_mm[0, 0] * _sizes(header)), space
+    remarks += _disagreement(affine, qform, volume.array.shape, "qform" if is_usable else "pixdim")
+    return volume._replace(
+        affine=affine, space=space, qform=(qform @ np.linalg.inv(affine), code), remarks=tuple(remarks)
+    )
 
 
-def _qform(header: Any) -> tuple[np.ndarray, int]:
-    """Return the qform and its code, which is 0 where the qform cannot be used."""
-    try:
-        qform, code = header.get_qform(), int(header["qform_code"])
-    except HeaderDataError:  # quaternions of no rotation
-        return np.eye(4), 0
-    qform = _with_thickness(qform, header.get_data_shape())
-    return qform, 0 if is_singular(qform) else code
+def _sizes(header: Any) -> np.ndarray:
+    """Return pixdim along the axes of a volume, (3,), with 0 where it says nothing."""
+    sizes = np.zeros(3)
+    num_axes = min(len(header.get_data_shape()), 3)
+    sizes[:num_axes] = header["pixdim"][1 : num_axes + 1]
+    return sizes
 
 
-def _with_thickness(affine: np.ndarray, shape: Any) -> np.ndarray:
+def _with_sizes(affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return an affine with other sizes of the voxels, where they are greater than 0, and the same first voxel."""
+    own = np.linalg.norm(affine[:3, :3], axis=0)
+    return affine @ np.diag([*np.where(sizes > 0, sizes / own, 1), 1])
+
+
+def _qform(header: Any) -> np.ndarray:
+    """Return the qform, (4, 4), as the reference library of NIfTI and so ITK compute it.
+
+    nibabel takes the rounding of a rotation by 180 degrees for a rotation by 0.03 degrees more or less.
+    """
+    vector = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+    square = float(vector @ vector)
+    scalar = 0.0 if square > 1 - 1e-7 else np.sqrt(1 - square)
+    vector = vector / np.sqrt(square) if scalar == 0 else vector
+    qform, sizes = np.eye(4), np.asarray(header["pixdim"][:4], dtype=np.float64)
+    steps = np.where(sizes[1:] > 0, sizes[1:], 1)
+    steps[2] *= -1 if sizes[0] < 0 else 1
+    qform[:3, :3] = quat2mat([scalar, *vector]) * steps
+    qform[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
+    return qform
+
+
+def _with_thickness(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Return the affine of one slice with a thickness of 1 mm where its header leaves it 0."""
-    if (*shape, 1)[2] == 1 and not affine[:3, 2].any() and np.isfinite(affine).all():
+    if shape[2] == 1 and not affine[:3, 2].any() and np.isfinite(affine).all():
         affine = affine.copy()
         normal = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] = normal / (np.linalg.norm(normal) or 1)
     return affine
 
 
-def _disagreement(affine: np.ndarray, qform: np.ndarray, code: int, shape: Any, header: Any) -> list[str]:
-    """Return by how much what the header says otherwise differs from the sform, if it is a tenth of a voxel or more.
+def _disagreement(affine: np.ndarray, other: np.ndarray, shape: Sequence[int], name: str) -> list[str]:
+    """Return by how much the sform and what the header says beside it differ, if it is a tenth of a voxel or more.
 
     Less is rounding, such as that of an sform with three decimals.
     """
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not code:  # the sizes in pixdim are all that there is beside the sform
-        pixdim = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-        other = affine.copy()
-        other[:3, :3] *= np.where(pixdim > 0, pixdim / np.linalg.norm(header.get_sform()[:3, :3], axis=0), 1)
-    else:
-        other = qform
-    distance = corner_distance(affine, other, shape)
+    distance, sizes = corner_distance(affine, other, shape), np.linalg.norm(affine[:3, :3], axis=0)
     if distance <= 0.1 * sizes.min():
         return []
     own, others = (" x ".join(f"{mm:.4g}" for mm in np.linalg.norm(form[:3, :3], axis=0)) for form in (affine, other))
     voxels = f" (voxels of {own} mm and of {others} mm)" if own != others else ""
-    name, kept = ("qform", ", and the result has both") if code else ("pixdim", "")
     return [
         f"sform and {name} disagree{voxels}: the corners of the field of view lie up to {distance:.2f} mm apart; the "
-        f"sform is taken{kept}."
+        "sform is taken, and the result has both."
     ]
 
 
@@ -205,10 +220,10 @@ def write_nifti(
 ) -> Path:
     """Write a volume as NIfTI: whole or not at all, and never over an existing file unless asked to.
 
-    The sform is the affine. The qform, a rotation and zooms only, is the one that the volume came with, over the same
-    field of view; otherwise it is the rotation nearest to the affine about the middle of the volume, with the code of
-    the sform. So readers that know no shear, such as ITK and 3D Slicer, open a sheared volume (tilted gantry, affine
-    registration) too.
+    The sform is the affine. The qform, which is a rotation and zooms only, is the one that the volume came with, over
+    the same field of view; otherwise it is the rotation nearest to the affine about the center of the volume, with the
+    code of the sform. So readers that know no shear, such as ITK and 3D Slicer, open a sheared volume (tilted gantry,
+    affine registration) too.
 
     Args:
         path: the file to write, .nii or .nii.gz. Its folder is made if needed.

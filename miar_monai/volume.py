@@ -32,9 +32,9 @@ class Volume(NamedTuple):
         description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
         series: SeriesInstanceUID that was asked for, of a folder with several.
         remarks: what reading found that a user must know, a sentence each, such as which of two transforms was taken.
-        qform: of a NIfTI file with an sform, which the affine is, and a qform: the map from the millimeters of the
-            affine to those of the qform, (4, 4), and the code of the qform. It is the same whatever grid the volume is
-            resampled to. None where there is no second transform.
+        qform: of a NIfTI file whose sform is the affine: the map from the millimeters of the affine to those of the
+            qform, (4, 4), which is the same whatever grid the volume is resampled to, and the code of the qform. Where
+            the qform has no code, only the sizes in pixdim differ. None where there is no second transform.
     """
 
     array: np.ndarray
