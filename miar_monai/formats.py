@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 __all__ = [
+    "SUFFIXES",
+    "UNREAD_SUFFIXES",
     "expected_format",
     "format_of",
     "header_of",
@@ -21,17 +23,18 @@ __all__ = [
 ]
 
 SUFFIXES = {
-    "NIfTI": (".nii.gz", ".nii.bz2", ".nii.zst", ".nii.xz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img"),
+    "NIfTI": (".nii.gz", ".nii.bz2", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img"),
     "MGH": (".mgz", ".mgh.gz", ".mgh"),
     "NRRD": (".nrrd", ".nhdr"),
     "MetaImage": (".mha", ".mhd"),
-    "MINC": (".mnc.gz", ".mnc"),
-    "AFNI": (".head",),
 }
 """What the name of a volume can end with, by the format that it stands for; what a file is, its content says."""
 
+UNREAD_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
+"""What names end with of volumes that are refused in a sentence."""
+
 _MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
-_ALL_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+_ALL_SUFFIXES = tuple(suffix for suffixes in (*SUFFIXES.values(), UNREAD_SUFFIXES) for suffix in suffixes)
 _COMPRESSIONS: tuple[tuple[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File]], ...] = (
     (b"\x1f\x8b", gzip.GzipFile),
     (b"BZh", bz2.BZ2File),

@@ -16,7 +16,6 @@ NEAREST = "a result between two labels is none: resample it by nearest neighbor 
 
 _MOST_LABELS = 512
 _HIGHEST = 65535
-_FEW = 10  # the highest label of most segmentations by hand or by a network
 
 
 class LabelLook(NamedTuple):
@@ -45,9 +44,11 @@ def refusal_of_labels(path: Path, why: str, if_image: str) -> ImageError:
 def label_look(array: np.ndarray) -> LabelLook | None:
     """Return whether the voxels may be labels: few whole numbers in flat areas, as noise leaves them nowhere.
 
-    Certain are masks of 0 and 1 (or 255), areas of whole numbers up to 10, and many areas whose numbers are used
-    without gaps, or are 30 or more, and next to each other differ as if at random: gray values of neighbors are alike.
-    Flat areas of a few larger numbers may be a phantom without noise.
+    Certain are masks of 0 and 1 (or 255); flat areas of whole numbers up to 4, or up to 10 where most neighbors are
+    equal; and areas with many numbers, 30 or more, or half of those up to the highest, that differ from neighbor to
+    neighbor as if at random, whereas gray values change little by little. Flat areas of other numbers may be a phantom
+    without noise. Measured: a brain in 16 gray values has up to 64 % of equal neighbors, a parcellation at 4 mm 58 %;
+    the mean difference between unequal ones is a fifth of the ranks or less there, a third or more here.
 
     Args:
         array: the voxels, (X, Y, Z).
@@ -67,11 +68,12 @@ def label_look(array: np.ndarray) -> LabelLook | None:
     if set(values.tolist()) in ({0, 1}, {0, 255}):
         return LabelLook(True, values.tolist())
     equal, jump = _neighbors(array, values, int(counts.argmax()))
-    if equal < 0.5:  # a noisy image has 0.1, a parcellation with areas that are two voxels wide 0.5
+    count, highest = len(values), values[-1]
+    if equal < 0.4 or (count > 5 and 0 < jump < 0.2):
         return None
-    gapless = 2 * len(values) > values[-1]
-    many = len(values) > _FEW and (gapless or len(values) >= 30) and jump > 0.1
-    return LabelLook(bool(values[-1] <= _FEW or many), values.tolist())
+    is_small = (highest <= 4 and equal >= 0.5) or (highest <= 10 and equal >= 0.8)
+    is_numbered = count >= 30 or (count > 10 and 2 * count > highest)
+    return LabelLook(bool(is_small or (is_numbered and jump > 0)), values.tolist())
 
 
 def _counts(array: np.ndarray) -> np.ndarray | None:
