@@ -92,7 +92,7 @@ def check_layout(path: Path, image: Any) -> None:
         sizes = " x ".join(map(str, image.shape))
         raise ImageError(
             f"{path} has {len(image.shape)} dimensions ({sizes}): one 3D volume is needed; "
-            "split it into 3D volumes and give them one by one."
+            "split it into 3D volumes (nibabel.four_to_three) and give them one by one."
         )
 
 
