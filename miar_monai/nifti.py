@@ -246,8 +246,8 @@ def write_nifti(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = write_nifti(folder + "/a.nii.gz", np.arange(8.0).reshape(2, 2, 2), np.eye(4), np.int16)
-        ...     nib.load(path).get_data_dtype()
-        dtype('int16')
+        ...     nib.load(path).get_data_dtype().name
+        'int16'
     """
     path = Path(path)
     volume = Volume(array, affine, np.dtype(dtype), path, space=space, description=description, qform=qform)
