@@ -18,16 +18,17 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from torch import Tensor
 
-from miar_monai import io
 from miar_monai.bundles import find_bundle, metadata, weights_path
 from miar_monai.cases import read_case
 from miar_monai.checkpoints import load_weights
+from miar_monai.checks import checked
 from miar_monai.degradation import Degradation
 from miar_monai.domain import TrainingDomain, input_warnings
-from miar_monai.errors import ConfigurationError, GeometryError, ImageError, SettingError, in_one_sentence
-from miar_monai.geometry import axial_axis, is_singular
+from miar_monai.errors import ConfigurationError, ImageError, SettingError, in_one_sentence
+from miar_monai.geometry import axial_axis
 from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import Volume, uncertainty_of
+from miar_monai.io import Volume, uncertainty_of, what_it_is
+from miar_monai.nifti import check_layout, nifti_image, volume_of
 from miar_monai.transforms import limits_in_units
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
@@ -201,7 +202,7 @@ class SuperResolver:
             array=arrays["pred"],
             affine=affine,
             uncertainty=arrays.get("uncertainty"),
-            description=io.what_it_is(),
+            description=what_it_is(),
         )
 
     def prepared(self, volume: Volume) -> Prepared:
@@ -258,7 +259,7 @@ class SuperResolver:
             return result[..., 0] if image.ndim == 3 else result
         if isinstance(image, np.ndarray):
             return sr.array[..., 0] if image.ndim == 2 else sr.array
-        return io._nifti_image(sr.array, sr.affine, sr.dtype, sr.space, sr.description)
+        return nifti_image(sr)
 
 
 def choose_device(name: str) -> torch.device:
@@ -319,31 +320,30 @@ def _setting_names(parser: ConfigParser) -> list[str]:
 
 
 def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
-    """Return an image in memory as a volume, checked as those from files are."""
+    """Return an image in memory as a volume, checked as those from files are.
+
+    Only that arrays of floating-point numbers are no label maps, so that small made-up images can be tried.
+    """
+    can_be_labels = True
     if isinstance(image, nib.Nifti1Pair):
-        io._check_nifti_layout(_IN_MEMORY, image)
-        volume = io._nifti_volume(image, _IN_MEMORY)
+        check_layout(_IN_MEMORY, image)
+        volume = volume_of(image, _IN_MEMORY)
     elif isinstance(image, MetaTensor):
         array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
         affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
         volume = Volume(array, affine, np.dtype(np.float32), _IN_MEMORY)
+        can_be_labels = not image.dtype.is_floating_point
     elif isinstance(image, np.ndarray):
         array = _plain(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3))
         volume = Volume(array, np.eye(4), np.dtype(np.float32), _IN_MEMORY)
+        can_be_labels = image.dtype.kind != "f"
     else:
         kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
         hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
         raise ImageError(
             f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI image or a MetaTensor is needed{hint}."
         )
-    io._check_intensities(volume)
-    if is_singular(volume.affine):
-        affine = np.round(volume.affine, 4).tolist()
-        raise GeometryError(
-            f"the image has the affine {affine}, which is singular, so voxels have no place in millimeters;"
-            " an invertible affine is needed: correct it."
-        )
-    return volume
+    return checked(volume, can_be_labels)
 
 
 def _plain(array: np.ndarray, num_spatial: int, wanted: str, ndims: tuple[int, int]) -> np.ndarray:

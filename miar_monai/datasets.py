@@ -21,7 +21,7 @@ from torch import Tensor
 from miar_monai.cases import find_cases
 from miar_monai.dicom import dicom_tag, slice_files
 from miar_monai.errors import DatasetError
-from miar_monai.io import is_nifti, volume_stem
+from miar_monai.io import is_volume_file, volume_stem
 
 __all__ = ["SliceDataset", "brats_datalist", "lidc_datalist", "split_by_patient", "volume_datalist"]
 
@@ -113,7 +113,7 @@ def lidc_datalist(dataset_dir: Paths) -> list[Item]:
 def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
     inside = folder.relative_to(root).parts
     for path in sorted(folder.iterdir()):
-        if is_nifti(path):
+        if is_volume_file(path):
             yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
     file = next(slice_files(sorted(folder.iterdir())), None)
     if file is not None and dicom_tag(file, "0008|0060") == "CT":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from miar_monai.dicom import holds_slices, is_dicom
-from miar_monai.io import is_nifti, volume_stem
+from miar_monai.formats import SUFFIXES, UNREAD_SUFFIXES, volume_stem
 
 __all__ = ["Case", "case_stem", "cases_in", "folders_in", "is_zip_name"]
 
@@ -20,14 +20,14 @@ _HALVES = {".hdr": ".img", ".img": ".hdr", ".hdr.gz": ".img.gz", ".img.gz": ".hd
 _DICOM = (".dcm", ".dicom", ".dic", ".ima")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
 _IMAGES = (
-    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nia", ".mgz", ".mgh", ".mnc", ".mnc.gz", ".nrrd", ".nhdr", ".mha",
-    ".mhd", ".gipl", ".gipl.gz", ".head", ".brik", ".brik.gz", ".par", ".vtk", ".vti", ".vff",
+    ".nii.zip", ".nia", ".gipl", ".gipl.gz", ".head", ".brik", ".brik.gz", ".par", ".vtk", ".vti", ".vff",
 )  # fmt: skip
 _NO_IMAGES = {
     ".bval", ".bvec", ".css", ".csv", ".doc", ".docx", ".eps", ".gif", ".htm", ".html", ".ini", ".ipynb", ".jpeg",
     ".jpg", ".js", ".json", ".log", ".m", ".mat", ".md", ".odt", ".pdf", ".png", ".ps", ".py", ".r", ".rst", ".sh",
     ".svg", ".tex", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml",
 }  # fmt: skip
+_READ = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _MOST_NAMES = 20  # in a sentence
 
 
@@ -119,25 +119,26 @@ def _suffix(path: Path, suffixes: Sequence[str]) -> str:
 
 def _may_be_volume(path: Path) -> bool:
     """Return whether a path has the name of a volume, be it one that is not read; hidden files have not."""
-    suffixes = (*_HALVES, *_IMAGES, *_ARCHIVES)
-    return not path.name.startswith(".") and bool(is_nifti(path) or is_zip_name(path) or _suffix(path, suffixes))
+    suffixes = (*_READ, *UNREAD_SUFFIXES, *_IMAGES, *_ARCHIVES)
+    return not path.name.startswith(".") and bool(is_zip_name(path) or _suffix(path, suffixes))
 
 
 def _problem(path: Path, names: set[str]) -> str:
     """Return why a file with the name of a volume is none, or an empty text; ``names`` lie beside it, in lower case."""
     if not os.path.isfile(path):
         return _not_readable(path)
-    if is_nifti(path) or is_zip_name(path):
-        return ""
     if half := _suffix(path, tuple(_HALVES)):
         other = path.name[: -len(half)] + _HALVES[half]
         alone = f"{path} is half of a pair: {other} is needed beside it; copy both files."
         return "" if other.lower() in names else alone
+    if is_zip_name(path) or _suffix(path, _READ):
+        return ""
     if _suffix(path, _ARCHIVES):
         return f"{path} is an archive that is not opened: a folder or a zip file is needed; extract it."
+    suffix = _suffix(path, (*UNREAD_SUFFIXES, *_IMAGES))
     return (
-        f"{path} has a format that is not read ({_suffix(path, _IMAGES)}): a NIfTI file (.nii, .nii.gz) or the folder "
-        "of a DICOM series is needed; convert it."
+        f"{path} has a format that is not read ({suffix}): a NIfTI file (.nii, .nii.gz) or the folder of a DICOM series"
+        " is needed; convert it."
     )
 
 

@@ -10,10 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 from nibabel.orientations import io_orientation
+from scipy.linalg import polar
 
 from miar_monai.errors import GeometryError
 
-__all__ = ["axial_axis", "downscaled_affine", "fov_corners", "is_singular", "upscaled_affine"]
+__all__ = [
+    "axial_axis",
+    "corner_distance",
+    "downscaled_affine",
+    "fov_corners",
+    "is_singular",
+    "nearest_rotation",
+    "upscaled_affine",
+]
 
 
 def is_singular(affine: np.ndarray) -> bool:
@@ -105,6 +114,51 @@ def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     ends = np.stack([np.full(3, -0.5), np.asarray(shape) - 0.5], axis=1)
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
     return corners @ affine[:3, :3].T + affine[:3, 3]
+
+
+def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """Return the largest distance between the same outer corner of the field of view under two affines.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4).
+        other: likewise.
+        shape: number of voxels along each axis, (3,).
+
+    Returns:
+        Millimeters.
+
+    Example:
+        >>> corner_distance(np.eye(4), np.diag([1.0, 1, 2, 1]), (10, 10, 10))
+        9.5
+    """
+    return float(np.linalg.norm(fov_corners(affine, shape) - fov_corners(other, shape), axis=1).max())
+
+
+def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return an affine without shear: the rotation (or reflection) and zooms that are nearest to an affine.
+
+    The sizes of the voxels and the center of the volume stay. The rotation is that of the polar decomposition.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4), not singular.
+        shape: number of voxels along each axis, (3,).
+
+    Returns:
+        The affine without shear, (4, 4), float64.
+
+    Example:
+        >>> sheared = np.array([[2.0, 0, 0, 0], [0, 2, 0.3, 0], [0, 0, 0.4, 0], [0, 0, 0, 1]])
+        >>> turned = nearest_rotation(sheared, (5, 5, 5))[:3, :3]
+        >>> np.linalg.norm(turned, axis=0).round(6), abs(turned[:, 1] @ turned[:, 2]) < 1e-9
+        (array([2. , 2. , 0.5]), np.True_)
+    """
+    axes = np.asarray(affine, dtype=np.float64)[:3, :3]
+    zooms = np.linalg.norm(axes, axis=0)
+    turned = np.eye(4)
+    turned[:3, :3] = polar(axes / zooms)[0] * zooms
+    center = (np.asarray(shape) - 1) / 2
+    turned[:3, 3] = affine[:3, 3] + (axes - turned[:3, :3]) @ center
+    return turned
 
 
 def axial_axis(affine: np.ndarray) -> int:

@@ -1,32 +1,31 @@
-"""Volumes in from NIfTI files and DICOM series, volumes out to NIfTI; what cannot be placed or trusted is refused.
+"""Volumes in from files of several formats and DICOM series, volumes out to NIfTI; what has no place is refused.
 
 Every refusal is one sentence that names the file.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import nibabel as nib
-import numpy as np
-
-import miar_monai
-from miar_monai.dicom import check_num_voxels, dicom_tag, is_dicom, read_series
-from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError, in_one_sentence
-from miar_monai.files import check_name, whole_file
-from miar_monai.geometry import fov_corners, is_singular
+from miar_monai.checks import checked
+from miar_monai.dicom import dicom_tag, is_dicom, read_series
+from miar_monai.errors import ImageError, OutputError, SettingError, in_one_sentence
+from miar_monai.files import check_name
+from miar_monai.formats import expected_format, format_of, header_of, is_nifti, is_volume_file, volume_stem
+from miar_monai.itk_images import read_with_itk
+from miar_monai.nifti import read_nifti, write_nifti
+from miar_monai.volume import SOFTWARE, Volume, as_float, as_stored, parts_to_save, uncertainty_of, what_it_is
 
 __all__ = [
+    "SOFTWARE",
     "Volume",
     "as_float",
     "as_stored",
     "check_output_folder",
     "is_nifti",
+    "is_volume_file",
     "parts_to_save",
     "read_volume",
     "uncertainty_of",
@@ -36,83 +35,24 @@ __all__ = [
     "write_volume",
 ]
 
-SOFTWARE = "miar-monai"
-"""Results of this package say so by this name in their headers."""
-
-_MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
-_LARGEST = 1e18  # its square is a number of single precision
-_MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
-
-
-class Volume(NamedTuple):
-    """A volume in the units of its file.
-
-    Attributes:
-        array: intensities (HU for CT), (X, Y, Z), float32.
-        affine: voxel indices to millimeters in RAS+, (4, 4), float64.
-        dtype: what a result in these units is stored in: integers where the input has integers of 16 or 32 bits
-            without scaling (NIfTI) or after rescaling (DICOM), otherwise float32.
-        path: the file, or the folder of the series.
-        modality: of the DICOM header, such as ``"CT"``; empty where no file says it.
-        uncertainty: the expected absolute error of a super-resolved volume in its units, (X, Y, Z), float32; None
-            where nobody asked for it.
-        space: what the millimeters of the affine are counted from, as NIfTI's codes say it: 1 the scanner's origin, 2
-            another image, 3 Talairach, 4 MNI; 0 where a file does not say where its voxels lie.
-        description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
-        series: SeriesInstanceUID that was asked for, of a folder with several series.
-        remarks: what reading found that a user must know, a sentence each, such as which of two transforms was taken.
-        select: what the headers of its slices hold, of a DICOM series with several volumes.
-    """
-
-    array: np.ndarray
-    affine: np.ndarray
-    dtype: np.dtype
-    path: Path
-    modality: str = ""
-    uncertainty: np.ndarray | None = None
-    space: int = 1
-    description: str = ""
-    series: str = ""
-    remarks: tuple[str, ...] = ()
-    select: tuple[str, ...] = ()
-
-    @property
-    def is_own(self) -> bool:
-        """Whether this is a result of this package already."""
-        return SOFTWARE in self.description
-
-
-def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the name of a NIfTI file; hidden files, such as macOS puts beside each, have not.
-
-    Example:
-        >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm"), is_nifti("._case_t2.nii.gz")
-        (True, False, False)
-    """
-    name = Path(path).name.lower()
-    return name.endswith((".nii", ".nii.gz")) and not name.startswith(".")
-
-
-def volume_stem(path: str | os.PathLike[str]) -> str:
-    """Return the name of a volume without folder and NIfTI suffix; for a DICOM series, the name of its folder.
-
-    Example:
-        >>> volume_stem("in/case.1_t2.nii.gz"), volume_stem("in/series.4/")
-        ('case.1_t2', 'series.4')
-    """
-    name = Path(path).name
-    suffixes = [suffix for suffix in (".nii.gz", ".nii", ".hdr", ".img", ".img.gz") if name.lower().endswith(suffix)]
-    return name[: -len(suffixes[0])] if suffixes else name
+_UNREAD = {
+    "Analyze": "is an Analyze 7.5 image, whose header does not say which side is left",
+    "MINC": "is a MINC image, which is not read",
+    "Zstandard": "is compressed by Zstandard, which is not read",
+    "xz": "is compressed by xz, which is not read",
+}
 
 
 def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence[str] = ()) -> Volume:
-    """Read a 3D volume from a NIfTI file or from a folder that holds a DICOM series.
+    """Read a 3D volume, or one slice, from a file or from a folder that holds a DICOM series.
 
     NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
-    is made of the positions themselves, so the shear of a tilted gantry is kept.
+    is made of the positions themselves, so the shear of a tilted gantry is kept. A file is read as what its content
+    is, whatever its name: NIfTI-1 and 2 (.nii, or a pair .hdr and .img) and MGH, as they are or compressed by gzip or
+    bzip2; NRRD and MetaImage with or without a file of their own for the voxels.
 
     Args:
-        path: a NIfTI file (.nii, .nii.gz, or one of a pair .hdr and .img), or a folder.
+        path: a file, or a folder.
         series: SeriesInstanceUID of the series to read, of a folder with several.
         select: which of the volumes to read, of a series with several such as echoes or time points: what the headers
             of its slices must hold, such as ``["EchoTime=80"]``, or ``["TriggerTime=#2"]`` for the second value at each
@@ -123,10 +63,11 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
 
     Raises:
         ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
-            infinite voxels, is constant, or has more than `miar_monai.dicom.MAX_VOXELS` voxels.
+            infinite voxels, is constant, is a label map (see `miar_monai.labels`), has more than
+            `miar_monai.dicom.MAX_VOXELS` voxels, or axial slices with more than `miar_monai.checks.MAX_SIDE` on a side.
         SettingError: if a series or slices are asked of a file, or slices that there are not.
-        GeometryError: if the affine is singular, or a folder holds several series and it is not said which, or slices
-            that are missing, duplicate or unevenly spaced.
+        GeometryError: if the affine is singular, the only slice is not an axial one, or a folder holds several series
+            and it is not said which, or slices that are missing, duplicate or unevenly spaced.
     """
     path = Path(path)
     if not path.exists():
@@ -135,14 +76,7 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
         raise SettingError(f"{path} is a file, so there is no series {series} in it: leave out which series to read.")
     if select and not path.is_dir():
         raise SettingError(f"{path} is a file, so no slices can be selected by {' '.join(select)}: leave it out.")
-    volume = _read_folder(path, series, tuple(select)) if path.is_dir() else _read_nifti(path)
-    _check_intensities(volume)
-    if is_singular(volume.affine):
-        raise GeometryError(
-            f"{path}: the affine {np.round(volume.affine, 4).tolist()} is singular, so voxels have no place in "
-            "millimeters; a file with a valid sform or qform is needed: convert it again from its source."
-        )
-    return volume
+    return checked(_read_folder(path, series, tuple(select)) if path.is_dir() else _read_file(path))
 
 
 def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
@@ -151,170 +85,40 @@ def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
     return Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
 
 
-def uncertainty_of(sr: Volume) -> Volume:
-    """Return the expected error of a super-resolved volume as a volume of its own, which is never rounded."""
-    assert sr.uncertainty is not None, "uncertainty was not asked for"
-    return Volume(
-        sr.uncertainty, sr.affine, np.dtype(np.float32), sr.path, space=sr.space, description=what_it_is(True)
-    )
-
-
-def what_it_is(is_error: bool = False) -> str:
-    """Return how a result describes itself in the 80 characters of a NIfTI header, or the map of its error.
-
-    Example:
-        >>> what_it_is().split(": ")[1]
-        '4x super-resolution, detail may be invented'
-    """
-    image, error = "4x super-resolution, detail may be invented", "expected absolute error of a 4x super-resolution"
-    return f"{SOFTWARE} {miar_monai.__version__}: {error if is_error else image}"
-
-
-def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
-    """Return what is saved of a super-resolved volume, each part with the ``quantity`` that `write_series` names it by.
-
-    The image itself, whose quantity is the source's and so has no name, comes last: when it is there, all is.
-    """
-    maps = [] if sr.uncertainty is None else [(uncertainty_of(sr), "expected error")]
-    return [*maps, (sr, "")]
-
-
-def _check_intensities(volume: Volume) -> None:
-    bad = int(np.count_nonzero(~np.isfinite(volume.array)))
-    if bad:
-        nan = int(np.count_nonzero(np.isnan(volume.array)))
-        raise ImageError(
-            f"{volume.path}: {nan} voxels are NaN and {bad - nan} infinite, of {volume.array.size}; finite "
-            "intensities are needed: repair the volume, for example by setting these voxels to the background."
-        )
-    low, high = float(volume.array.min()), float(volume.array.max())
-    if low == high:
-        raise ImageError(
-            f"{volume.path}: all {volume.array.size} voxels are {low:g}; "
-            "an image with contrast is needed: check the export of this volume."
-        )
-    if max(-low, high) > _LARGEST or high - low < 1 / _LARGEST:
-        raise ImageError(
-            f"{volume.path}: the voxels reach from {low:g} to {high:g}, beyond what can be computed with; usual "
-            "intensities are needed: check the file for damage, or scale it."
-        )
-
-
-def _read_nifti(path: Path) -> Volume:
-    advice = "a complete .nii or .nii.gz file is needed; copy it again."
-    with in_one_sentence(ImageError, f"{path} cannot be read as NIfTI", advice):
-        image: Any = None if is_dicom(path) else nib.load(path)
-    if image is None:
-        raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
-    if not isinstance(image, nib.Nifti1Pair):
-        raise ImageError(f"{path} is a {type(image).__name__}: a NIfTI file is needed; convert it to .nii.gz.")
+def _read_file(path: Path) -> Volume:
+    """Read a file as what it is, whatever its name."""
     advice = "the complete file is needed; copy or download it again."
+    header = header_of(path)
     with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
-        _check_nifti_layout(path, image)
-        _check_length(path, image)
-        return _nifti_volume(image, path)
-
-
-def _check_length(path: Path, image: Any) -> None:
-    """Refuse a file that holds less than its header says, before memory is asked for.
-
-    A compressed file is read to its end, where its checksum is: nibabel stops before, and damage would pass.
-    """
-    check_num_voxels(path, image.shape)
-    needed = image.dataobj.offset + prod(image.shape) * image.get_data_dtype().itemsize
-    path = Path(image.file_map["image"].filename)  # of a pair, the .img file
-    if path.name.lower().endswith(".gz"):
-        length = 0
-        with gzip.open(path) as file:
-            while block := file.read(2**20):
-                length += len(block)
-                if length > needed + _MAX_SURPLUS:
-                    raise ValueError(f"it goes on after the {needed} bytes that its header speaks of")
-    else:
-        length = path.stat().st_size
-    if length < needed:
-        raise ValueError(f"it holds {length} bytes, but its header speaks of {needed}")
-
-
-def _nifti_volume(image: Any, path: Path) -> Volume:
-    array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(image.shape[:3])
-    affine = np.diag([_MM_PER_UNIT[image.header.get_xyzt_units()[0]]] * 3 + [1.0]) @ image.affine
-    space = int(image.header["sform_code"]) or int(image.header["qform_code"])  # nibabel takes the sform if it has one
-    description = bytes(image.header["descrip"]).split(b"\0")[0].decode("latin-1")
-    return Volume(array, affine, _result_dtype(image), path, space=space, description=description)
-
-
-def _result_dtype(image: Any) -> np.dtype:
-    if not nib.is_proxy(image.dataobj):  # an array in memory, and no file's integers
-        return np.dtype(np.float32)
-    stored = image.get_data_dtype().newbyteorder("=")
-    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
-    return stored if stored.kind in "iu" and stored.itemsize in (2, 4) and not scaled else np.dtype(np.float32)
-
-
-def _check_nifti_layout(path: Path, image: Any) -> None:
-    stored = image.get_data_dtype()
-    if stored.kind not in "iuf":
-        kind = "RGB colors" if stored.fields else f"{stored.name} numbers"
-        raise ImageError(
-            f"{path}: the voxels are {kind}, but gray values (real numbers) are needed: convert the volume."
-        )
-    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
-        sizes = " x ".join(map(str, image.shape))
-        raise ImageError(
-            f"{path} has {len(image.shape)} dimensions ({sizes}): one 3D volume is needed; "
-            "split it into 3D volumes and give them one by one."
-        )
-
-
-def write_nifti(
-    path: str | os.PathLike[str],
-    array: np.ndarray,
-    affine: np.ndarray,
-    dtype: np.dtype | type | str = np.float32,
-    overwrite: bool = False,
-    space: int = 1,
-    description: str = "",
-) -> Path:
-    """Write a volume as NIfTI: whole or not at all, and never over an existing file unless asked to.
-
-    sform and qform both hold the affine, with the code of its space. A sheared affine (tilted gantry) does not fit into
-    a qform, which is a rotation and zooms only; then the qform code is 0 and readers take the sform.
-
-    Args:
-        path: the file to write, .nii or .nii.gz. Its folder is made if needed.
-        array: intensities, (X, Y, Z).
-        affine: voxel indices to millimeters in RAS+, (4, 4).
-        dtype: dtype of the stored voxels; for integers, values are rounded and saturated.
-        overwrite: replace an existing file.
-        space: of the affine, see `Volume`. Readers do not look at a form with code 0, and count from the middle of the
-            volume (nibabel) or from its first voxel (ITK).
-        description: of the volume, up to 79 characters.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        OutputError: if the file exists and ``overwrite`` is False, or if the folder cannot be written to.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_nifti(folder + "/a.nii.gz", np.arange(8.0).reshape(2, 2, 2), np.eye(4), np.int16)
-        ...     read_volume(path).dtype
-        dtype('int16')
-    """
-    path = Path(path)
-    image = _nifti_image(array, affine, np.dtype(dtype), space, description)
-    with whole_file(path, overwrite) as part:
-        nib.save(image, part)
-    return path
+        kind = "DICOM" if is_dicom(path) else format_of(header)
+    if kind == "DICOM":
+        raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
+    if kind in _UNREAD:
+        raise ImageError(f"{path} {_UNREAD[kind]}: a NIfTI file is needed; convert it to .nii.gz.")
+    if kind in ("NRRD", "MetaImage"):
+        return read_with_itk(path, kind)
+    if kind:
+        return read_nifti(path, header, kind)
+    found = "its content is that of no known format"
+    if path.name.lower().endswith((".img", ".img.gz")) and header == path:
+        found = f"there is no {volume_stem(path)}.hdr beside it"
+    raise ImageError(
+        f"{path} cannot be read as {expected_format(path)} ({found}): a complete NIfTI, MGH, NRRD or MetaImage file is "
+        "needed; copy it again, or convert it to .nii.gz."
+    )
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
     """Write a volume as NIfTI with what is known of it; see `write_nifti`."""
     return write_nifti(
-        path, volume.array, volume.affine, volume.dtype, overwrite, space=volume.space, description=volume.description
+        path,
+        volume.array,
+        volume.affine,
+        volume.dtype,
+        overwrite,
+        space=volume.space,
+        description=volume.description,
+        qform=volume.qform,
     )
 
 
@@ -335,36 +139,3 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
             f"results cannot be written to {folder}: {existing} is not a folder with write permission; "
             "give another output folder."
         )
-
-
-def as_float(volume: Volume) -> Volume:
-    """Return a volume that is stored in float32, which all readers know."""
-    return volume._replace(dtype=np.dtype(np.float32))
-
-
-def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return intensities as a file of a dtype holds them: for integers, rounded and saturated.
-
-    Example:
-        >>> as_stored(np.array([-0.6, 1.4, 300]), np.dtype(np.uint8))
-        array([  0,   1, 255], dtype=uint8)
-    """
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that holds the limits exactly
-        array = np.clip(array, limits.min, limits.max, out=array)
-    return array.astype(dtype, copy=False)
-
-
-def _nifti_image(
-    array: np.ndarray, affine: np.ndarray, dtype: np.dtype, space: int = 1, description: str = ""
-) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(as_stored(array, dtype), affine, dtype=dtype)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description.encode("latin-1", "replace")[:79]
-    image.set_sform(affine, code=space)
-    image.set_qform(affine, code=space)
-    wanted, held = (fov_corners(form, image.shape) for form in (image.get_sform(), image.get_qform()))
-    if not np.allclose(wanted, held, atol=1e-3, rtol=0):
-        image.set_qform(affine, code=0)
-    return image

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 _DTYPE_KEY, _SPACE_KEY, _DESCRIPTION_KEY = "original_dtype", "sform_code", "descrip"
+_QFORM_KEY, _QFORM_CODE_KEY = "sform_to_qform", "qform_code"
 
 
 def _name(image: Tensor) -> str:
@@ -70,16 +71,18 @@ class LoadVolume(Transform):
     """Read a volume with `miar_monai.cases.read_case`.
 
     Returns a `MetaTensor` (1, X, Y, Z), float32, in the orientation and the units of the file, whose metadata holds
-    the affine, the path (``filename_or_obj``), the dtype that a result is written in (``original_dtype``), and what
-    NIfTI calls ``sform_code`` and ``descrip``, the space of the affine and the description of `miar_monai.io.Volume`.
+    the affine, the path (``filename_or_obj``), the dtype that a result is written in (``original_dtype``), what NIfTI
+    calls ``sform_code`` and ``descrip``, the space of the affine and the description of `miar_monai.io.Volume`, and its
+    qform, as ``sform_to_qform``, (4, 4), and ``qform_code``.
     """
 
     def __call__(self, source: str | os.PathLike[str] | Volume) -> MetaTensor:
-        """Return the volume at ``source``, a NIfTI file, a folder with a DICOM series, or a zip file of either.
+        """Return the volume at ``source``, a file, a folder with a DICOM series, or a zip file of either.
 
         A volume that is in memory already is taken as it is.
         """
         volume = source if isinstance(source, Volume) else read_case(source)
+        to_qform, code = volume.qform or (np.eye(4), volume.space)  # collating knows no None
         return MetaTensor(
             torch.from_numpy(np.ascontiguousarray(volume.array))[None],
             affine=torch.as_tensor(volume.affine, dtype=torch.float64),
@@ -88,6 +91,8 @@ class LoadVolume(Transform):
                 _DTYPE_KEY: volume.dtype.name,
                 _SPACE_KEY: volume.space,
                 _DESCRIPTION_KEY: volume.description,
+                _QFORM_KEY: to_qform,
+                _QFORM_CODE_KEY: code,
             },
         )
 
@@ -173,8 +178,10 @@ class SaveVolume(Transform):
         path = result_path(image.meta[ImageMetaKey.FILENAME_OR_OBJ], self.output_dir, self.postfix, name)
         array = image.as_tensor()[0].cpu().float().numpy()
         dtype, space = image.meta.get(_DTYPE_KEY, "float32"), image.meta.get(_SPACE_KEY, 1)
-        description = image.meta.get(_DESCRIPTION_KEY, "")
-        write_nifti(path, array, np.asarray(image.affine), dtype, self.overwrite, space, description)
+        description, qform = image.meta.get(_DESCRIPTION_KEY, ""), None
+        if _QFORM_KEY in image.meta:
+            qform = np.asarray(image.meta[_QFORM_KEY]), int(image.meta[_QFORM_CODE_KEY])
+        write_nifti(path, array, np.asarray(image.affine), dtype, self.overwrite, space, description, qform)
         return image
 
 

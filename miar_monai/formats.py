@@ -1,0 +1,175 @@
+"""Which files hold a volume, by their names, and what a file is, by its content."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = [
+    "SUFFIXES",
+    "UNREAD_SUFFIXES",
+    "expected_format",
+    "format_of",
+    "header_of",
+    "is_nifti",
+    "is_volume_file",
+    "length_of",
+    "opened_file",
+    "volume_stem",
+]
+
+SUFFIXES = {
+    "NIfTI": (".nii.gz", ".nii.bz2", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img"),
+    "MGH": (".mgz", ".mgh.gz", ".mgh"),
+    "NRRD": (".nrrd", ".nhdr"),
+    "MetaImage": (".mha", ".mhd"),
+}
+"""What the name of a volume can end with, by the format that it stands for; what a file is, its content says."""
+
+UNREAD_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
+"""What names end with of volumes that are refused in a sentence."""
+
+_MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
+_ALL_SUFFIXES = tuple(suffix for suffixes in (*SUFFIXES.values(), UNREAD_SUFFIXES) for suffix in suffixes)
+_COMPRESSIONS: tuple[tuple[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File]], ...] = (
+    (b"\x1f\x8b", gzip.GzipFile),
+    (b"BZh", bz2.BZ2File),
+)
+_FROM_THE_START = {
+    b"NRRD0": "NRRD",
+    b"CDF": "MINC",
+    b"\x89HDF": "MINC",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\xfd7zXZ\x00": "xz",
+}
+
+
+def is_nifti(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the name of a NIfTI file; hidden files, such as macOS puts beside each, have not.
+
+    Example:
+        >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm"), is_nifti("._case_t2.nii.gz")
+        (True, False, False)
+    """
+    name = Path(path).name.lower()
+    return name.endswith((".nii", ".nii.gz")) and not name.startswith(".")
+
+
+def is_volume_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the name of one volume, in a format that is read or that is refused with a sentence.
+
+    Of a pair .hdr and .img, it is the header that counts, unless there is none. Hidden files do not count.
+
+    Example:
+        >>> [is_volume_file(name) for name in ("a.nii.gz", "a.MGZ", "a.nrrd", "a.mnc", "a.txt", "._a.nii")]
+        [True, True, True, True, False, False]
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if name.startswith(".") or not name.endswith(_ALL_SUFFIXES):
+        return False
+    return not name.endswith((".img", ".img.gz")) or header_of(path) == path
+
+
+def header_of(path: Path) -> Path:
+    """Return the file with the header of a volume: of a pair .hdr and .img the former, otherwise the file itself."""
+    if path.name.lower().endswith((".img", ".img.gz")):
+        stem = volume_stem(path)
+        for suffix in (".hdr", ".HDR", ".Hdr", ".hdr.gz", ".HDR.GZ"):
+            if path.with_name(stem + suffix).exists():
+                return path.with_name(stem + suffix)
+    return path
+
+
+def volume_stem(path: str | os.PathLike[str]) -> str:
+    """Return the name of a volume without folder and suffix; for a DICOM series, the name of its folder.
+
+    Example:
+        >>> volume_stem("in/case.1_t2.nii.gz"), volume_stem("in/T1.MGZ"), volume_stem("in/series.4/")
+        ('case.1_t2', 'T1', 'series.4')
+    """
+    name = Path(path).name
+    suffixes = [suffix for suffix in _ALL_SUFFIXES if name.lower().endswith(suffix)]
+    return name[: -max(map(len, suffixes))] if suffixes else name
+
+
+def expected_format(path: str | os.PathLike[str]) -> str:
+    """Return the format that the name of a file stands for.
+
+    Example:
+        >>> expected_format("a.nii.gz"), expected_format("a.txt")
+        ('NIfTI', 'an image')
+    """
+    name = Path(path).name.lower()
+    return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "an image")
+
+
+def opened_file(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File:
+    """Open a file for reading; what gzip or bzip2 have compressed is read as if it were not, whatever its name."""
+    with Path(path).open("rb") as file:
+        start = file.read(4)
+    for magic, open_compressed in _COMPRESSIONS:
+        if start.startswith(magic):
+            return open_compressed(path, "rb")
+    return Path(path).open("rb")
+
+
+def length_of(path: str | os.PathLike[str], needed: int) -> int:
+    """Return how many bytes a file holds, after decompression, which its checksum ends.
+
+    What follows the last compressed block is left aside, as gunzip does.
+
+    Args:
+        path: the file.
+        needed: how many its header speaks of.
+
+    Raises:
+        ValueError: if there are far more than needed.
+        OSError: if the file is damaged; EOFError and zlib.error too.
+    """
+    length = 0
+    with opened_file(path) as file:
+        if isinstance(file, io.BufferedReader):
+            return Path(path).stat().st_size
+        try:
+            while block := file.read1(2**20):  # what comes before an error is not lost
+                length += len(block)
+                if length > needed + _MAX_SURPLUS:
+                    raise ValueError(f"it goes on after the {needed} bytes that its header speaks of")
+        except gzip.BadGzipFile as error:
+            if length < needed or "Not a gzipped file" not in str(error):
+                raise
+    return length
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """Return what a file is, by its first bytes after decompression.
+
+    Returns:
+        ``"NIfTI-1"``, ``"NIfTI-2"``, the same with `` pair`` for .hdr and .img, ``"Analyze"``, ``"MGH"``, ``"NRRD"``,
+        ``"MetaImage"``, ``"MINC"``, ``"Zstandard"`` or ``"xz"``; an empty text for anything else.
+
+    Raises:
+        OSError: if the file cannot be read; EOFError and zlib.error too, if it is compressed and damaged.
+    """
+    with opened_file(path) as file:
+        start = file.read(352)
+    for magic, name in _FROM_THE_START.items():
+        if start.startswith(magic):
+            return name
+    sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    if 540 in sizes and start[4:7] in (b"n+2", b"ni2"):
+        return "NIfTI-2" if start[5:6] == b"+" else "NIfTI-2 pair"
+    if start[344:347] in (b"n+1", b"ni1"):
+        return "NIfTI-1" if start[345:346] == b"+" else "NIfTI-1 pair"
+    if 348 in sizes:
+        return "Analyze"
+    if start[:4] == b"\0\0\0\1" and len(start) >= 284:
+        return "MGH"
+    if b"ObjectType" in start or b"NDims" in start:
+        return "MetaImage"
+    return ""
