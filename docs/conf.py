@@ -38,15 +38,17 @@ autodoc_typehints_format = "short"
 autodoc_mock_imports = [] if find_spec("triton") else ["triton"]
 autosummary_context = {"left_out": ["monailabel_app"]}  # a program of MONAI Label, which is not installed here
 napoleon_use_param = napoleon_use_rtype = False
-napoleon_custom_sections = [("Attributes", "params_style")]  # as the arguments, several names in a line too
+# attributes look like arguments, several in a line too
+napoleon_custom_sections = [("Attributes", "params_style"), ("Reference", "references")]
 
 
 @cache
 def names_of(module: str) -> frozenset[str]:
     """Return the names that a module knows, with those that it imports for type checkers or inside functions."""
     there = importlib.import_module(module)
-    imports = [n for n in ast.walk(ast.parse(inspect.getsource(there))) if isinstance(n, ast.Import | ast.ImportFrom)]
-    imported = {(alias.asname or alias.name).split(".")[0] for n in imports for alias in n.names}
+    source = "" if there is builtins else inspect.getsource(there)
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
     return frozenset({*vars(there), *vars(builtins), *imported})
 
 
@@ -64,14 +66,15 @@ def resolve(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> nodes.Nod
     Names of other packages stay text, since their inventories would need the network. A name that does not exist is
     left to Sphinx, which warns of it.
     """
-    target, module = node["reftarget"], node.get("py:module")
-    objects = env.domains["py"].objects if node.get("refdomain") == "py" else {}
+    if node.get("refdomain") != "py":
+        return None
+    target, module, objects = node["reftarget"], node.get("py:module"), env.domains["py"].objects
     value = found(target)
     own = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"  # of a name that is re-exported
     if matches := [name for name in objects if name == own or f".{name}".endswith(f".{target}")]:
         entry = objects[name := min(matches, key=len)]
         return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
-    known = objects and (value is not None or (module and target.split(".")[0] in names_of(module)))
+    known = value is not None or target.split(".")[0] in names_of(module or "builtins")
     return contnode if known else None
 
 
