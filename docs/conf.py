@@ -13,6 +13,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.inspect import signature, stringify_signature
 from sphinx.util.nodes import make_refnode
 
 import miar_monai
@@ -91,9 +92,18 @@ def keep_colons(app: Sphinx, what: str, name: str, value: Any, options: Any, lin
         lines[:0] = ["..", ""]  # an empty comment
 
 
+def sign(app: Sphinx, what: str, name: str, value: Any, options: Any, arguments: str, returns: str) -> Any:
+    """Give a dictionary transform the arguments that it takes: MONAI's ``__new__`` takes any."""
+    if what != "class" or arguments != "(*args, **kwargs)":
+        return None
+    taken = signature(value.__init__, bound_method=True)
+    return stringify_signature(taken, show_return_annotation=False, unqualified_typehints=True), returns
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the functions above."""
     app.connect("missing-reference", resolve)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}
