@@ -30,9 +30,9 @@ ALL = "\n".join(TEXTS.values())
 SHAPE = (19, 13, 3)
 
 TESTED = {
-    "miar": "test_every_miar_command_runs",
-    "torchrun": "test_every_miar_command_runs",
-    "make": "test_make_has_the_targets_that_are_named",
+    "miar ": "test_every_miar_command_runs",
+    "torchrun ": "test_every_miar_command_runs",
+    "make ": "test_make_has_the_targets_that_are_named",
     "python -m benchmarks.": "test_benchmarks_take_the_options_that_are_named",
     "python -m monai.bundle run --config_file bundles/miar_brats/configs/": "test_the_bundle_infers_as_written",
     "MINUTES=": "test_scripts_take_the_steps_that_are_named",
