@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := metrics,train,tracking,demo,bench,test,dev
+EXTRAS := metrics,train,tracking,demo,bench,docs,test,dev
 INSTALLED := $(VENV)/.installed
 
 BUNDLE ?= brats
@@ -21,11 +21,12 @@ SHARE = (cd $(VENV)/lib && test -e ../../$(INSTALLED) && cp -al --parents \
 PORT ?= 8000
 STUDIES ?= $(LABEL_DIR)/studies
 
-.PHONY: help install demo test bundles dist table figures label-server test-label clean
+.PHONY: help install demo test docs bundles dist table figures label-server test-label clean
 
 help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
 	@echo "make test     lint, types, tests and doctests"
+	@echo "make docs     build the documentation: docs/_build/html/index.html"
 	@echo "make bundles  build the bundles' zip files in dist/"
 	@echo "make dist     build two wheels (and sdists) in dist/, of the code and of the weights: pip install dist/*.whl"
 	@echo "make clean    remove what the commands above made, the environment too"
@@ -54,6 +55,13 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4
+
+# The pages of the reference are written anew, since one of a module that is gone would be a warning, and warnings are errors.
+docs: export OMP_NUM_THREADS = 1
+docs: $(INSTALLED)
+	@rm -rf docs/_build docs/reference/generated
+	@$(BIN)/python -m sphinx -q -n -W --keep-going docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bundles: $(INSTALLED)
 	@$(BIN)/python -m miar_monai.bundles build
@@ -93,6 +101,6 @@ test-label: $(LABEL_INSTALLED)
 	$(LABEL_BIN)/python -m pytest -q tests/label tests/test_dicom_writer.py
 
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info \
-		bundles/*.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output docs/_build docs/reference/generated .pytest_cache .mypy_cache \
+		.ruff_cache .hypothesis *.egg-info bundles/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
