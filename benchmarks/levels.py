@@ -10,7 +10,7 @@ row a volume:
   percent of the range of the input. A result that is sharper than its input has another mean where an edge lies at the
   border of a block, as the truth has, so that it is degraded first.
 - **beyond 0.1 %**: the share of the blocks where that difference is larger than 0.1 % of the range.
-- **block, as it is**: the same for the result itself; of slices blurred by one voxel, the truth itself differs by 4 %.
+- **block, as it is**: the same for the result itself.
 - **flat tissue**: the mean difference of the result itself over the flattest tenth of the blocks that are brighter than
   0.3 of the range, in percent of their level; that of CT is counted from its lowest voxel.
 
