@@ -73,8 +73,8 @@ _model = click.option(
     "--model",
     default="brats",
     show_default=True,
-    metavar="brats|lidc|PATH",
-    help="The bundle: brats for brain MRI, lidc for chest CT, or its folder. It is a program: trust it or leave it.",
+    metavar="brain_mri|chest_ct|PATH",
+    help="The bundle: brain_mri (or brats), chest_ct (or lidc), or its folder, whose configs are run as programs.",
 )
 _device = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]|mps", help="Where the network runs."

@@ -23,6 +23,7 @@ from miar_monai.errors import CheckpointError, ConfigurationError, SettingError,
 from miar_monai.files import whole_file
 
 __all__ = [
+    "ALIASES",
     "MODELS",
     "WEIGHTS_PACKAGE",
     "build",
@@ -44,7 +45,10 @@ _TIMESTAMP = (2022, 5, 20, 0, 0, 0)  # the model zoo's: equal contents give equa
 _SHIPPED = ("LICENSE", "configs/*", "docs/*", "models/model.pt")
 
 MODELS = ("brats", "lidc")
-"""Short names of the bundles ``miar_brats`` and ``miar_lidc``."""
+"""Short names of the bundles ``miar_brats`` and ``miar_lidc``, after the data that they were trained on."""
+
+ALIASES = {"brain_mri": "brats", "chest_ct": "lidc"}
+"""The same models by what they are for."""
 
 WEIGHTS_PACKAGE = "miar-monai-bundles"
 """Name of the package with both bundles; ``make dist`` builds its wheel from ``bundles/``."""
@@ -60,8 +64,8 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
     3. in the installed package ``miar-monai-bundles``.
 
     Args:
-        model: a short name among `MODELS`, or the folder of a bundle (``./brats`` if its name is a short name too).
-            The configs of a bundle hold Python expressions: use bundles that you trust.
+        model: a name among `MODELS` or `ALIASES`, or the folder of a bundle (``./brats`` if its name is one of these). The
+            configs of a bundle hold Python expressions: use bundles that you trust.
 
     Raises:
         SettingError: if there is no bundle.
@@ -75,15 +79,16 @@ def locate_bundle(model: str | os.PathLike[str]) -> tuple[Path, str]:
     Raises:
         SettingError: if there is no bundle.
     """
-    known = str(model) in MODELS
-    places = _places(f"miar_{model}") if known else {"the given folder": Path(model)}
+    name = ALIASES.get(str(model), str(model))
+    known = name in MODELS
+    places = _places(f"miar_{name}") if known else {"the given folder": Path(model)}
     for origin, folder in places.items():
         config = folder / "configs" / "inference.json"
         if config.is_file():
             return folder, origin
     advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
     if not known:
-        advice = f"give the folder of a bundle, or a name among {', '.join(MODELS)}."
+        advice = f"give the folder of a bundle, or a name among {', '.join([*ALIASES, *MODELS])}."
     elif "MIAR_BUNDLES" not in places:
         raise SettingError(
             f"no weights of the model {model} are installed: the package {WEIGHTS_PACKAGE} is needed; install its "

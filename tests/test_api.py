@@ -276,7 +276,7 @@ def test_settings_devices_and_bundles_that_are_not_there_are_named(
         SuperResolver(bundle, "gpu")
     with pytest.raises(ConfigurationError, match="'cuda:77' is not on this machine"):
         SuperResolver(bundle, "cuda:77")
-    with pytest.raises(ConfigurationError, match=r"a bundle is needed; give .* a name among brats, lidc"):
+    with pytest.raises(ConfigurationError, match=r"a bundle is needed; give .* a name among brain_mri, chest_ct, "):
         SuperResolver(tmp_path)
     monkeypatch.setenv("MIAR_BUNDLES", str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"miar_brats.*does not exist: .* set MIAR_BUNDLES to the folder"):

@@ -28,7 +28,16 @@ from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 from phantoms import write_brats_folder, write_nifti_phantom
 
 from miar_monai import __version__
-from miar_monai.bundles import build, build_zip, bundle_files, check_command_line, check_switches, metadata
+from miar_monai.bundles import (
+    ALIASES,
+    build,
+    build_zip,
+    bundle_files,
+    check_command_line,
+    check_switches,
+    find_bundle,
+    metadata,
+)
 from miar_monai.degradation import Degradation
 from miar_monai.doctor import check_weights
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError, SettingError
@@ -299,3 +308,10 @@ def test_each_workflow_looks_at_the_command_line() -> None:
         for file in CONFIGS:
             content = read(name, file)
             assert ("$bundles.check_command_line()" in content.get("initialize", [])) == ("initialize" in content)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_models_are_known_by_what_they_are_for(alias: str) -> None:
+    assert find_bundle(alias) == find_bundle(ALIASES[alias])
+    assert json.loads((find_bundle(alias) / "configs" / "metadata.json").read_text())["task"]
+    assert [*ALIASES] == ["brain_mri", "chest_ct"]
