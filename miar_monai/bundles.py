@@ -64,8 +64,8 @@ def find_bundle(model: str | os.PathLike[str]) -> Path:
     3. in the installed package ``miar-monai-bundles``.
 
     Args:
-        model: a name among `MODELS` or `ALIASES`, or the folder of a bundle (``./brats`` if its name is one of these). The
-            configs of a bundle hold Python expressions: use bundles that you trust.
+        model: a name among `MODELS` or `ALIASES`, or the folder of a bundle (``./brats`` if its name is one of these).
+            The configs of a bundle hold Python expressions: use bundles that you trust.
 
     Raises:
         SettingError: if there is no bundle.
