@@ -80,9 +80,10 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
 
 
 def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
-    array, affine, dtype, file = read_series(path, series, select)
+    array, affine, dtype, file, remarks = read_series(path, series, select)
     modality, description = (dicom_tag(file, tag) for tag in ("0008|0060", "0008|2111"))
-    return Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
+    volume = Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
+    return volume._replace(remarks=remarks)
 
 
 def _read_file(path: Path) -> Volume:
