@@ -76,7 +76,8 @@ def check_gaps(folder: Path, positions: np.ndarray) -> None:
     uneven = np.abs(gaps - spacing) > _SAME * spacing
     origin, step = even_grid(positions)
     off = positions - origin - np.arange(len(positions))[:, None] * step
-    rounded = np.allclose(positions, positions.round(1), rtol=0, atol=1e-6) and np.abs(off).max() < _ROUNDED
+    moved = positions - positions[0]  # coordinates that stay may have all their digits
+    rounded = np.allclose(moved, moved.round(1), rtol=0, atol=1e-6) and np.abs(off).max() < _ROUNDED
     astray = np.abs(off @ step) / (step @ step) if rounded else np.linalg.norm(off, axis=1) / np.linalg.norm(step)
     if astray.max() <= _OFF and (rounded or not uneven.any()):
         return

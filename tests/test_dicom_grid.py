@@ -47,6 +47,13 @@ def test_rounded_positions_are_even(
     check_gaps(HERE, np.floor(10 * exact) / 10)  # as those who cut digits do
 
 
+def test_positions_rounded_along_the_normal_alone_are_even() -> None:
+    positions = along((0.625 * np.arange(9)).round(1))
+    positions[:, :2] = [-249.51171875, -374.0234]
+    check_gaps(HERE, positions)
+    refusal(np.delete(positions, 4, axis=0))
+
+
 @pytest.mark.parametrize("count", [4, 5, 9, 100])
 @pytest.mark.parametrize("spacing", [0.3, 0.5, 0.625, 1, 5])
 @pytest.mark.parametrize("decimals", [1, 6])
