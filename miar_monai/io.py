@@ -94,6 +94,11 @@ def _read_file(path: Path) -> Volume:
         kind = "DICOM" if is_dicom(path) else format_of(header)
     if kind == "DICOM":
         raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
+    if kind == "pointer":
+        raise ImageError(
+            f"{path} is a pointer of git-annex or Git LFS to a file that is not here: the file itself is needed; fetch"
+            " it (datalad get, git annex get, git lfs pull)."
+        )
     if kind in _UNREAD:
         raise ImageError(f"{path} {_UNREAD[kind]}: a NIfTI file is needed; convert it to .nii.gz.")
     if kind in ("NRRD", "MetaImage"):
