@@ -91,7 +91,8 @@ def check_gaps(folder: Path, positions: np.ndarray) -> None:
     elif uneven.any() and gaps.max() > 1.5 * spacing:
         missing = int(np.rint(gaps[uneven] / spacing - 1).clip(0).sum())
         a, b = positions[np.argmax(gaps) : np.argmax(gaps) + 2].round(2).tolist()
-        found = f"{missing} slices are missing, the widest gap is {gaps.max():.2f} mm between {a} and {b}"
+        lost = f"{missing} slice{'s are' if missing > 1 else ' is'} missing"
+        found = f"{lost}, the widest gap is {gaps.max():.2f} mm between {a} and {b}"
     elif uneven.any():
         found = f"the slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart"
     else:

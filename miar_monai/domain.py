@@ -172,12 +172,12 @@ def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
         >>> from pathlib import Path
         >>> metal = Volume(np.array([[[-1024.0, 40, 14000]]]), np.eye(4), np.dtype("int16"), Path("x"))
         >>> print(*clipped(metal, (-1024, 3072)))
-        1 voxels are above 3072, up to 14000, as of metal: what exceeds it is interpolated, not super-resolved.
+        1 voxel is above 3072 (up to 14000), as in metal: the excess is interpolated, not super-resolved.
     """
     above = 0 if limits is None else int(np.count_nonzero(lr.array > limits[1]))
     if limits is None or not above:
         return []
     return [
-        f"{above} voxels are above {limits[1]:g}, up to {lr.array.max():g}, as of metal: what exceeds it is"
-        " interpolated, not super-resolved."
+        f"{above} voxel{'s are' if above > 1 else ' is'} above {limits[1]:g} (up to {lr.array.max():g}), as in metal:"
+        " the excess is interpolated, not super-resolved."
     ]
