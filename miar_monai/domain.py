@@ -96,14 +96,16 @@ class TrainingDomain:
 def _looks_of_ct(array: np.ndarray) -> str:
     """Return which numbers of a CT the voxels of a volume look like, or an empty text.
 
-    In HU a CT has air about -1000 and soft tissue about 0. Without a sign both are 1024 higher, where an MR may have
-    voxels too: but hardly any as bright as bone, and not nearly all others within 175 HU of water.
+    In HU a CT has air about -1000 and soft tissue about 0, and less between air and padding, where the phase of an MR
+    has as much as anywhere. Without a sign both are 1024 higher, where an MR may have voxels too: but hardly any as
+    bright as bone, and not nearly all others within 175 HU of water.
     """
 
     def share(low: float, high: float) -> float:
         return float(np.mean((array >= low) & (array <= high)))
 
-    if share(-1100, -850) >= 0.05 and share(-150, 200) >= 0.05:
+    air = share(-1100, -850)
+    if air >= 0.05 and share(-150, 200) >= 0.05 and share(-1900, -1100.5) < air:
         return " in HU"
     if array.min() < 0 or array.max() < _BONE + _OFFSET:
         return ""
