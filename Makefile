@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := metrics,train,tracking,demo,bench,test,dev
+EXTRAS := metrics,train,tracking,demo,bench,docs,test,dev
 INSTALLED := $(VENV)/.installed
 
 BUNDLE ?= brats
@@ -21,12 +21,14 @@ SHARE = (cd $(VENV)/lib && test -e ../../$(INSTALLED) && cp -al --parents \
 PORT ?= 8000
 STUDIES ?= $(LABEL_DIR)/studies
 
-.PHONY: help install demo test bundles table figures label-server test-label clean
+.PHONY: help install demo test docs bundles dist table figures label-server test-label clean
 
 help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
 	@echo "make test     lint, types, tests and doctests"
+	@echo "make docs     build the documentation: docs/_build/html/index.html"
 	@echo "make bundles  build the bundles' zip files in dist/"
+	@echo "make dist     build two wheels (and sdists) in dist/, of the code and of the weights: pip install dist/*.whl"
 	@echo "make clean    remove what the commands above made, the environment too"
 	@echo "make table    measure a bundle beside its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
 	@echo "              default] [PEERS=<folder of swinir.pt, rcan.pt, ldm.pt>] [OUTPUT=<folder>, runs/table_<BUNDLE> by"
@@ -54,8 +56,18 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4
 
+# The pages of the reference are written anew, since one of a module that is gone would be a warning, and warnings are errors.
+docs: export OMP_NUM_THREADS = 1
+docs: $(INSTALLED)
+	@rm -rf docs/_build docs/reference/generated
+	@$(BIN)/python -m sphinx -q -n -W --keep-going docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 bundles: $(INSTALLED)
 	@$(BIN)/python -m miar_monai.bundles build
+
+dist: $(INSTALLED)
+	@for project in . bundles; do $(BIN)/python -m build --no-isolation --outdir dist $$project || exit 1; done
 
 table: $(INSTALLED)
 	@$(if $(and $(DATA),$(SPLIT)),,$(error make table needs DATA=<dataset folder> SPLIT=<json>; see make help))
@@ -89,5 +101,6 @@ test-label: $(LABEL_INSTALLED)
 	$(LABEL_BIN)/python -m pytest -q tests/label tests/test_dicom_writer.py
 
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output docs/_build docs/reference/generated .pytest_cache .mypy_cache \
+		.ruff_cache .hypothesis *.egg-info bundles/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

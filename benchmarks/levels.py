@@ -9,9 +9,10 @@ row a volume:
 - **block**: the largest difference, over all blocks, between the mean of the degraded result and that of the input, in
   percent of the range of the input. A result that is sharper than its input has another mean where an edge lies at the
   border of a block, as the truth has, so that it is degraded first.
+- **beyond 0.1 %**: the share of the blocks where that difference is larger than 0.1 % of the range.
 - **block, as it is**: the same for the result itself; of slices blurred by one voxel, the truth itself differs by 4 %.
-- **flat tissue**: the mean of the relative difference over the flattest tenth of the blocks that are brighter than 0.3
-  of the range; of the result itself.
+- **flat tissue**: the mean difference of the result itself over the flattest tenth of the blocks that are brighter than
+  0.3 of the range, in percent of their level; that of CT is counted from its lowest voxel.
 
 Other settings are those of inference.
 """
@@ -36,7 +37,10 @@ from miar_monai.io import Volume, read_volume
 
 RESULT = "levels.md"
 BLOCK = 8  # LR voxels
-_HEADER = "| volume | voxels, mm | assumed blur | noise, % | block, % | block, as it is, % | flat tissue, % |"
+_COLUMNS = (
+    "volume", "voxels, mm", "assumed blur", "noise, %", "block, %", "beyond 0.1 %, %", "block, as it is, %",
+    "flat tissue, %",
+)  # fmt: skip
 
 
 class Levels(NamedTuple):
@@ -45,6 +49,7 @@ class Levels(NamedTuple):
     blur: float
     noise: float
     block: float
+    beyond: float
     block_as_it_is: float
     flat_tissue: float
 
@@ -72,12 +77,14 @@ def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     span = float(lr.max() - lr.min())
     noise = float(degradation.noise_level(lr).median()) / span
     before, degraded, after = (block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, degradation.scale)))
-    deviation = (block_means(lr**2) - before**2).clamp(min=0).sqrt() / before
+    level = before - min(float(lr.min()), 0)
+    deviation = (block_means(lr**2) - before**2).clamp(min=0).sqrt() / level
     bright = before - float(lr.min()) > 0.3 * span
     flat = bright & (deviation <= deviation[bright].quantile(0.1))
-    relative = (after - before)[flat] / before[flat]
-    worst = (float((x - before).abs().max()) / span for x in (degraded, after))
-    return Levels(degradation.lr_sigma, *(100 * x for x in (noise, *worst, float(relative.mean()))))
+    relative = ((after - before) / level)[flat]
+    differences, as_they_are = ((x - before).abs() / span for x in (degraded, after))
+    shares = noise, differences.max(), (differences > 1e-3).double().mean(), as_they_are.max(), relative.mean()
+    return Levels(degradation.lr_sigma, *(100 * float(share) for share in shares))
 
 
 def main(
@@ -102,13 +109,15 @@ def main(
     """
     (path,) = result_files(output_dir, [RESULT], overwrite)
     resolver = SuperResolver(model, device, **settings)
-    lines = [_HEADER, "|---|---|---|---|---|---|---|"]
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
     for scan in scans:
         volume = read_volume(scan)
         found = levels(resolver, central(volume, num_slices))
         spacing = " x ".join(f"{mm:.3g}" for mm in np.linalg.norm(volume.affine[:3, :3], axis=0))
-        numbers = f"{found.noise:.2f} | {found.block:.3f} | {found.block_as_it_is:.3f} | {found.flat_tissue:+.3f}"
-        lines.append(f"| {Path(scan).name} | {spacing} | {found.blur:.2f} | {numbers} |")
+        numbers = f"{found.blur:.2f} | {found.noise:.2f} | {found.block:.3f} | {found.beyond:.2f}"
+        lines.append(
+            f"| {Path(scan).name} | {spacing} | {numbers} | {found.block_as_it_is:.3f} | {found.flat_tissue:+.3f} |"
+        )
     about = (
         f"Bundle {resolver.bundle.name}, commit {commit()}, {machine(choose_device(device))}, {num_slices} slices each."
     )

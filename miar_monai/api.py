@@ -226,7 +226,7 @@ class SuperResolver:
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
         """Return what the network is told about how a preprocessed volume came about: ``blur``, measured if "auto"."""
-        return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network.degradation)
+        return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
 
     def num_tiles(self, volume: Volume) -> int:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""

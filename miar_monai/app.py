@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 import miar_monai
-from miar_monai.bundles import MODELS, find_bundle, metadata, number_or_text, weights_path
+from miar_monai.bundles import MODELS, find_bundle, locate_bundle, metadata, number_or_text, weights_path
 from miar_monai.doctor import check_device, check_packages, check_weights, devices, installed
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
 from miar_monai.files import whole_file
@@ -285,14 +285,14 @@ def info() -> None:
         click.echo(f"  {name:8} {installed(name) or 'not installed'}")
     for model in MODELS:
         try:
-            bundle = find_bundle(model)
+            bundle, origin = locate_bundle(model)
             about = metadata(bundle)
         except MiarError as error:
             click.echo(f"{model}: {error}")
             continue
         weights = weights_path(bundle)
         size = f"{weights.stat().st_size / 1e6:.0f} MB" if weights.is_file() else "missing: train the bundle first"
-        click.echo(f"{model}: {about.get('name')}, version {about.get('version')}, in {bundle}")
+        click.echo(f"{model}: {about.get('name')}, version {about.get('version')}, in {bundle} (from {origin})")
         click.echo(f"  weights  {size}")
         click.echo(f"  use      {about.get('intended_use')}")
 

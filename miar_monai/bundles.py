@@ -12,7 +12,9 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,14 @@ from miar_monai.files import whole_file
 
 __all__ = [
     "MODELS",
+    "WEIGHTS_PACKAGE",
     "build",
     "build_zip",
     "bundle_files",
     "check_command_line",
     "check_switches",
     "find_bundle",
+    "locate_bundle",
     "metadata",
     "number_or_text",
     "weights_path",
@@ -42,31 +46,62 @@ _SHIPPED = ("LICENSE", "configs/*", "docs/*", "models/model.pt")
 MODELS = ("brats", "lidc")
 """Short names of the bundles ``miar_brats`` and ``miar_lidc``."""
 
+WEIGHTS_PACKAGE = "miar-monai-bundles"
+"""Name of the package with both bundles; ``make dist`` builds its wheel from ``bundles/``."""
+
 
 def find_bundle(model: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle.
 
-    Bundles do not travel inside the wheel. A short name is looked for in the folder that the environment variable
-    ``MIAR_BUNDLES`` names and, without that variable, in ``bundles/`` beside the package, where a clone of the
-    repository has it.
+    The wheel of the code holds no bundles. A short name is looked for
+
+    1. in the folder that the environment variable ``MIAR_BUNDLES`` names, and with that variable nowhere else;
+    2. in ``bundles/`` beside the package, where a clone of the repository has it;
+    3. in the installed package ``miar-monai-bundles``.
 
     Args:
         model: a short name among `MODELS`, or the folder of a bundle (``./brats`` if its name is a short name too).
             The configs of a bundle hold Python expressions: use bundles that you trust.
 
     Raises:
-        ConfigurationError: if there is no bundle.
+        SettingError: if there is no bundle.
     """
-    if str(model) not in MODELS:
-        folder, advice = Path(model), f"give the folder of a bundle, or a name among {', '.join(MODELS)}."
-    else:
-        home = os.environ.get("MIAR_BUNDLES") or Path(__file__).parents[1] / "bundles"
-        folder = Path(home, f"miar_{model}")
-        advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
-    config = folder / "configs" / "inference.json"
-    if not config.is_file():
-        raise SettingError(f"{config} does not exist: the folder of a bundle is needed; {advice}")
-    return folder
+    return locate_bundle(model)[0]
+
+
+def locate_bundle(model: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Return the folder of a bundle, see `find_bundle`, and where it comes from, in words.
+
+    Raises:
+        SettingError: if there is no bundle.
+    """
+    known = str(model) in MODELS
+    places = _places(f"miar_{model}") if known else {"the given folder": Path(model)}
+    for origin, folder in places.items():
+        config = folder / "configs" / "inference.json"
+        if config.is_file():
+            return folder, origin
+    advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
+    if not known:
+        advice = f"give the folder of a bundle, or a name among {', '.join(MODELS)}."
+    elif "MIAR_BUNDLES" not in places:
+        raise SettingError(
+            f"no weights of the model {model} are installed: the package {WEIGHTS_PACKAGE} is needed; install its "
+            f"wheel (make dist in the repository builds it), {advice}"
+        )
+    raise SettingError(f"{config} does not exist: the folder of a bundle is needed; {advice}")
+
+
+def _places(bundle: str) -> dict[str, Path]:
+    """Return the folders where a bundle of this project may be, by their origin, in the order of precedence."""
+    if home := os.environ.get("MIAR_BUNDLES"):
+        return {"MIAR_BUNDLES": Path(home, bundle)}
+    places = {"the repository": Path(__file__).parents[1] / "bundles" / bundle}
+    with suppress(PackageNotFoundError):
+        package = distribution(WEIGHTS_PACKAGE)
+        folder = Path(str(package.locate_file("miar_monai_bundles")), bundle)
+        places[f"{WEIGHTS_PACKAGE} {package.version}"] = folder
+    return places
 
 
 def weights_path(bundle: Path) -> Path:

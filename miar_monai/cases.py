@@ -49,7 +49,7 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
         ...     for name in ("b/t2.nii", "a.nii.gz", "c.mnc", "notes.txt"):
         ...         Path(folder, name).touch()
         ...     [(case.name.as_posix(), bool(case.problem)) for case in find_cases(folder)]
-        [('a', False), ('c.mnc', True), ('b/t2', False)]
+        [('a', False), ('c', True), ('b/t2', False)]
     """
     source = Path(source)
     if source.is_file():

@@ -47,7 +47,7 @@ def _folders(dataset_dir: Paths, layout: str) -> list[Path]:
 def brats_datalist(dataset_dir: Paths, contrasts: Sequence[str] = ("t2",)) -> list[Item]:
     """List the volumes of a BraTS folder: one folder a subject, one NIfTI file a contrast.
 
-    Both `<subject>/<subject>_t2.nii.gz` and the names of BraTS 2023 (`<subject>/<subject>-t2w.nii.gz`) are found.
+    Both ``<subject>/<subject>_t2.nii.gz`` and the names of BraTS 2023 (``<subject>/<subject>-t2w.nii.gz``) are found.
 
     Args:
         dataset_dir: the folder of the subjects, or several such folders.
@@ -224,8 +224,8 @@ def _read_split(path: str | os.PathLike[str]) -> dict[str, Sequence[str]]:
 class SliceDataset(torch.utils.data.Dataset):
     """All axial slices of some volumes, in memory; each volume is loaded once.
 
-    The slices are plain contiguous float32 tensors, because a `MetaTensor` costs more than the augmentation.
-    Constant (empty) slices are left out. `monai.data.DataLoader` seeds ``augmentation`` through `set_rnd`.
+    The slices are plain contiguous float32 tensors, because a `monai.data.MetaTensor` costs more than the augmentation.
+    Constant (empty) slices are left out. `monai.data.DataLoader` seeds ``augmentation`` through ``set_rnd``.
 
     Args:
         data: dictionaries with ``"image"`` (path), as the datalists of this module return them.

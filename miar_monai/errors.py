@@ -140,7 +140,7 @@ def in_one_sentence(kind: type[MiarError], problem: str, advice: str) -> Iterato
 def report_errors_in_one_sentence() -> None:
     """Make this process print a `MiarError` as ``error: <sentence>`` instead of a traceback; it still exits with 1.
 
-    The bundles call this in ``initialize``, since `monai.bundle run` lets every exception through. All other
+    The bundles call this in ``initialize``, since ``monai.bundle run`` lets every exception through. All other
     exceptions are defects and keep their traceback.
     """
     previous = sys.excepthook

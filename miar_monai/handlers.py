@@ -71,7 +71,7 @@ class CaseReporter:
         image, name = data["image"], engine.state.batch[0].get("name", "")
         source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
         lr, sr = read_case(source), _volume(data["pred"])  # preprocessing has changed what was read
-        told = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network.degradation)
+        told = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
         path, beside = result_path(source, self.output_dir, name=name), {}
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=_volume(data["uncertainty"]).array)

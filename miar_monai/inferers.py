@@ -16,7 +16,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from miar_monai.blur import MOST_BLUR, infer_degradation
+from miar_monai.blur import MOST_BLUR, infer_degradation, without_overshoot
 from miar_monai.decoding import Decoding, check_range, check_whole
 from miar_monai.degradation import Degradation, Matrices, SquareDegradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError
@@ -237,12 +237,14 @@ class BeamSearchInferer(Inferer):
             result[start:end] = part
         return result
 
-    def input_degradation(self, slices: Tensor, own: Degradation) -> Degradation:
-        """Return what a network that was built for ``own`` is told about LR slices (N, 1, h, w)."""
+    def input_degradation(self, slices: Tensor, network: MIAR) -> Degradation:
+        """Return the degradation that is assumed of LR slices (N, 1, h, w), measured or set."""
+        own = network.degradation
         if self.blur is None:
             return own
         if isinstance(self.blur, str):
-            return infer_degradation(self._clipped(slices), own)
+            known = self._clipped(slices)
+            return without_overshoot(known, infer_degradation(known, own), lambda *lr: network.observe(*lr).linear)
         return replace(own, sigma=self.blur, blur_on="lr")
 
     def _clipped(self, slices: Tensor) -> Tensor:
@@ -269,7 +271,7 @@ class BeamSearchInferer(Inferer):
                     f"uncertainty is asked of a {type(module).__name__}, but only a MIAR network has it; leave it out."
                 )
             return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
-        degradation = told or self.input_degradation(slices, module.degradation)
+        degradation = told or self.input_degradation(slices, module)
         functions = self._functions(module)
 
         def super_resolve(chunk: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ class ReconstructionLoss(nn.Module):
     Args:
         l1: weight of the mean absolute error.
         l2: weight of the mean squared error.
-        perceptual: weight of MONAI's `PerceptualLoss` (LPIPS); 0 needs no weights.
+        perceptual: weight of MONAI's `monai.losses.PerceptualLoss` (LPIPS); 0 needs no weights.
         network: backbone of the perceptual loss: ``"alex"``, ``"squeeze"`` or ``"vgg"``. Its weights come from the
             torch hub folder, or are downloaded there by torchvision.
 

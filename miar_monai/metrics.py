@@ -1,8 +1,9 @@
 """Image quality, slice by slice: fidelity (PSNR, SSIM), the same inside the body, and perceptual metrics.
 
 All metrics take slices (N, 1, H, W) in [0, 1] and return N values; the caller clamps, in one place. PSNR and SSIM
-need nothing but MONAI. The perceptual metrics are pyiqa's (``pip install miar-monai[metrics]``; its license is
-non-commercial) and need weight files, which are looked for and never downloaded.
+need nothing but MONAI. LPIPS is that of its authors (``pip install lpips``), the other perceptual metrics are pyiqa's
+(``pip install miar-monai[metrics]``; its license is non-commercial). They need weight files, which are looked for and
+never downloaded.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import io
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +43,7 @@ class Metric:
         name: title of its column.
         higher_is_better: direction of improvement.
         decimals: digits worth printing.
-        pyiqa_name: the metric's name in pyiqa, or None for our own.
+        package: what computes it, ``"lpips"`` or ``"pyiqa"``, or None for our own.
         weights: files that it needs, relative to the torch hub folder (``$TORCH_HOME/hub``).
         hub_weights: repository and file that it needs in the Hugging Face cache, or None.
     """
@@ -48,7 +51,7 @@ class Metric:
     name: str
     higher_is_better: bool
     decimals: int = 4
-    pyiqa_name: str | None = None
+    package: str | None = None
     weights: tuple[str, ...] = ()
     hub_weights: tuple[str, str] | None = None
 
@@ -65,23 +68,19 @@ METRICS = {
         Metric("SSIM", True),
         Metric("PSNR body", True, 2),
         Metric("SSIM body", True),
-        Metric(
-            "LPIPS",
-            False,
-            pyiqa_name="lpips",
-            weights=("checkpoints/alexnet-owt-7be5be79.pth", "pyiqa/LPIPS_v0.1_alex-df73285e.pth"),
-        ),
+        # the package holds its linear layers itself
+        Metric("LPIPS", False, package="lpips", weights=("checkpoints/alexnet-owt-7be5be79.pth",)),
         Metric(
             "DISTS",
             False,
-            pyiqa_name="dists",
+            package="pyiqa",
             weights=("checkpoints/vgg16-397923af.pth", "pyiqa/DISTS_weights-f5e65c96.pth"),
         ),
-        Metric("MUSIQ", True, 2, pyiqa_name="musiq", weights=("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
+        Metric("MUSIQ", True, 2, package="pyiqa", weights=("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
         Metric(
             "MANIQA",
             True,
-            pyiqa_name="maniqa",
+            package="pyiqa",
             weights=("pyiqa/ckpt_koniq10k.pt",),
             hub_weights=("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors"),
         ),
@@ -213,19 +212,17 @@ _FIDELITY: dict[str, Score] = {
 
 
 def _perceptual(metric: Metric, device: torch.device | str) -> Score:
-    """Return one of pyiqa's metrics; full-reference ones use both images, the others only the first."""
+    """Return a metric of lpips or pyiqa; full-reference ones use both images, the others only the first."""
     _check_weights(metric)
-    import pyiqa
-
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints where it loads from
-            model = pyiqa.create_metric(metric.pyiqa_name, device=torch.device(device))
+        model = _lpips(device) if metric.package == "lpips" else _pyiqa(metric.name, device)
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise MissingWeightsError(
             f"{metric.name} is left out: its weights in {torch.hub.get_dir()} cannot be loaded ({error}); "
             "get the files again."
         ) from error
 
+    @torch.no_grad()
     def score(sr: Tensor, hr: Tensor, body: Tensor) -> Tensor:
         rgb = (image.expand(-1, 3, -1, -1) for image in (sr, hr))
         return torch.as_tensor(model(*rgb)).reshape(len(sr))
@@ -233,16 +230,39 @@ def _perceptual(metric: Metric, device: torch.device | str) -> Score:
     return score
 
 
+def _lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return LPIPS 0.1 with AlexNet, of images in [0, 1]."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it asks torchvision for weights by an argument of the past
+        return partial(lpips.LPIPS(net="alex", verbose=False).to(device).eval(), normalize=True)
+
+
+def _pyiqa(name: str, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return one of pyiqa's metrics."""
+    import pyiqa
+
+    with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints where it loads from
+        model: Callable[[Tensor, Tensor], Tensor] = pyiqa.create_metric(name.lower(), device=torch.device(device))
+    return model
+
+
+_INSTALL = {
+    "lpips": "pip install lpips",
+    "pyiqa": "pip install miar-monai[metrics] (its license is non-commercial)",
+}
+
+
 def _check_weights(metric: Metric) -> None:
-    """Look for everything that pyiqa would otherwise download.
+    """Look for everything that lpips or pyiqa would otherwise download.
 
     Raises:
-        MissingWeightsError: if pyiqa or a file is missing.
+        MissingWeightsError: if the package or a file is missing.
     """
-    if find_spec("pyiqa") is None:
+    if metric.package is not None and find_spec(metric.package) is None:
         raise MissingWeightsError(
-            f"{metric.name} is left out: pyiqa is not installed; install it with pip install miar-monai[metrics] "
-            "(its license is non-commercial)."
+            f"{metric.name} is left out: {metric.package} is not installed; install it with {_INSTALL[metric.package]}."
         )
     hub = Path(torch.hub.get_dir())
     absent = [str(hub / file) for file in metric.weights if not (hub / file).is_file()]

@@ -114,7 +114,7 @@ class TokenizerTrainer(_StepTrainer):
         network: the tokenizer, perhaps wrapped for several GPUs.
         optimizer: of the tokenizer.
         reconstruction: image loss.
-        discriminator, discriminator_optimizer: MONAI's `PatchDiscriminator` and its optimizer.
+        discriminator, discriminator_optimizer: MONAI's `monai.networks.nets.PatchDiscriminator` and its optimizer.
         adversarial_weight: weight of the adversarial loss, on top of the adaptive one.
         adversarial_start_epoch: first epoch, from 1, in which the discriminator takes part.
         train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.

@@ -546,8 +546,8 @@ class SplitUncertaintyd(MapTransform):
 class InvertSuperResolutiond(MapTransform):
     """Bring a super-resolved prediction back to the intensities and the voxel axes of its input.
 
-    MONAI's `Invertd` gives the prediction the affine of the LR image, four times too large in millimeters. Here the
-    prediction covers the field of view of the LR image: its affine follows from the two sizes.
+    `monai.transforms.Invertd` gives the prediction the affine of the LR image, four times too large in millimeters.
+    Here the prediction covers the field of view of the LR image: its affine follows from the two sizes.
 
     What is nowhere negative, such as the magnitude of an MR signal, does not become so.
 

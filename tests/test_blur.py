@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from miar_monai.blur import estimate_blur, infer_degradation
+from miar_monai.blur import estimate_blur, infer_degradation, without_overshoot
 from miar_monai.degradation import Degradation
 
 
@@ -65,3 +65,27 @@ def test_empty_slices_and_a_large_volume_change_nothing() -> None:
     assert estimate_blur(padded) == estimate_blur(lr)
     many = lr.repeat(40, 1, 1, 1)
     assert estimate_blur(many) == pytest.approx(estimate_blur(lr), abs=0.021)
+
+
+def linear(lr: Tensor, degradation: Degradation) -> Tensor:
+    return degradation.restore(lr, (degradation.noise_level(lr) / 0.2).clamp(min=1e-3))
+
+
+@pytest.mark.parametrize("size", [(40, 48), (20, 24), (64, 64), (33, 47)])
+@pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
+def test_phantoms_with_hard_edges_are_not_taken_for_blurred(shape: str, size: tuple[int, int]) -> None:
+    x, y = (torch.linspace(-1, 1, side) for side in size)
+    inside = torch.hypot(x[:, None], y) < 0.8 if shape == "ellipse" else (x.abs() < 0.6)[:, None] & (y.abs() < 0.6)
+    phantom = inside.float()[None, None]
+    assumed = without_overshoot(phantom, infer_degradation(phantom, Degradation()), linear)
+    result = linear(phantom, assumed)
+    assert -1 <= result.min() < 0
+    assert 1 < result.max() <= 2
+
+
+def test_what_is_blurred_stays_so_and_one_bright_voxel_does_not_count() -> None:
+    lr = Degradation()(natural())
+    lr[2, 0, 20, 20] = 20  # the others stay
+    own = Degradation()
+    assert without_overshoot(lr, own, linear) is own
+    assert without_overshoot(torch.zeros(3, 1, 8, 8), own, linear) is own

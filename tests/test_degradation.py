@@ -115,7 +115,7 @@ def test_levels_hold_whatever_noise_blur_and_estimate(
     damping = max(noise / 0.2, 1e-3)
     for estimate in (degradation.enforce(floating, lr, damping), degradation.restore(lr, damping)):
         blocks = torch.nn.functional.avg_pool2d((degradation(estimate) - lr)[None], 8, stride=1)
-        assert blocks.abs().max() < 1e-3 * float(lr.max() - lr.min()) + 3 * noise / 8
+        assert blocks.abs().max() < 1e-3 * float(lr.max() - lr.min()) + 4 * noise / 8
     darker, inner = estimate + inside, (slice(32, -32), slice(32, -32))  # without the border, which cuts columns off
     corrected = degradation.enforce(darker, degradation(estimate), damping)
     torch.testing.assert_close(corrected[inner], estimate[inner], atol=1e-3, rtol=0)

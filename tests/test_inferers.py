@@ -274,7 +274,7 @@ def test_a_measured_blur_is_that_of_the_whole_call() -> None:
     x = torch.linspace(0, 9, 192)
     hr = (torch.sin(x[:, None] * x) + torch.rand(192, 192, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     lr = Degradation(sigma=0.0)(hr)[None, None]
-    assert inferer(blur="auto").input_degradation(lr, network.degradation).sigma == 0
+    assert inferer(blur="auto").input_degradation(lr, network).sigma == 0
     torch.testing.assert_close(inferer(blur="auto")(lr, network), inferer(blur=0.0)(lr, network))
 
 

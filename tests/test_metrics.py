@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-import warnings
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -138,13 +139,16 @@ def large(slices: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(slices[:2], size=(93, 77), mode="bilinear", antialias=False)
 
 
-@pytest.fixture
-def lpips_weights(weights_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyiqa")
-    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(weights_home / "hub" / "pyiqa"))
-    absent = [file for file in METRICS["LPIPS"].weights if not (weights_home / "hub" / file).is_file()]
+def need(weights_home: Path, *files: str) -> None:
+    absent = [file for file in files if not (weights_home / "hub" / file).is_file()]
     if absent:
         pytest.skip(f"{weights_home}/hub lacks {absent}; set TORCH_HOME to the folder whose subfolder hub has them")
+
+
+@pytest.fixture
+def lpips_weights(weights_home: Path) -> None:
+    pytest.importorskip("lpips")
+    need(weights_home, *METRICS["LPIPS"].weights)
 
 
 @pytest.mark.weights
@@ -158,16 +162,29 @@ def test_lpips_is_zero_for_equal_slices_and_worse_when_the_image_is_worse(large:
 
 @pytest.mark.weights
 @pytest.mark.usefixtures("lpips_weights")
-def test_lpips_is_that_of_its_authors(large: Tensor) -> None:
-    lpips = pytest.importorskip("lpips")
+def test_lpips_is_that_of_pyiqa(large: Tensor, weights_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that were measured with pyiqa stay."""
+    pyiqa = pytest.importorskip("pyiqa")
+    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(weights_home / "hub" / "pyiqa"))
+    need(weights_home, "pyiqa/LPIPS_v0.1_alex-df73285e.pth")
     (score,) = create_metrics(["LPIPS"])[0].values()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it still asks torchvision for weights by the old argument
-        original = lpips.LPIPS(net="alex", verbose=False).eval()
     noisy = (large + 0.1 * torch.randn_like(large)).clamp(0, 1)
+    values = score(noisy, large, body(large))
     with torch.no_grad():
-        wanted = original(*(image.expand(-1, 3, -1, -1) for image in (noisy, large)), normalize=True).flatten()
-    torch.testing.assert_close(score(noisy, large, body(large)), wanted, rtol=1e-4, atol=1e-5)
+        wanted = pyiqa.create_metric("lpips")(*(image.expand(-1, 3, -1, -1) for image in (noisy, large))).flatten()
+    assert (wanted > 0.05).all()
+    torch.testing.assert_close(values, wanted, rtol=0, atol=1e-6)
+    assert not values.requires_grad
+
+
+@pytest.mark.weights
+@pytest.mark.usefixtures("lpips_weights")
+def test_lpips_needs_no_pyiqa(large: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)  # an import of it fails
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None if name == "pyiqa" else find_spec(name))
+    scores, (sentence,) = create_metrics(["LPIPS", "DISTS"])
+    assert list(scores) == ["LPIPS"]
+    assert sentence.startswith("DISTS is left out: pyiqa is not installed; install it with pip install miar-monai[met")
 
 
 def test_a_metric_without_weights_is_named_with_its_file_and_the_others_go_on(
@@ -188,7 +205,7 @@ def test_a_metric_without_weights_is_named_with_its_file_and_the_others_go_on(
 
 
 def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyiqa")
+    pytest.importorskip("lpips")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for file in METRICS["LPIPS"].weights:
         path = tmp_path / "hub" / file
@@ -200,11 +217,15 @@ def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sentence.endswith("get the files again.")
 
 
-def test_without_pyiqa_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lpips_and_pyiqa_a_sentence_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    scores, (sentence,) = create_metrics(["DISTS", "SSIM"])
+    scores, missing = create_metrics(["LPIPS", "DISTS", "SSIM"])
     assert list(scores) == ["SSIM"]
-    assert "pip install miar-monai[metrics]" in sentence
+    assert missing == [
+        "LPIPS is left out: lpips is not installed; install it with pip install lpips.",
+        "DISTS is left out: pyiqa is not installed; install it with pip install miar-monai[metrics] (its license is "
+        "non-commercial).",
+    ]
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:

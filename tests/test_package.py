@@ -36,4 +36,6 @@ def test_heavy_and_optional_packages_are_loaded_only_when_they_are_used(path: Pa
 
 def test_the_version_is_the_same_everywhere() -> None:
     assert f"version: {miar_monai.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    weights = (ROOT / "bundles" / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{miar_monai.__version__}"\n' in weights
     assert f"## {miar_monai.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

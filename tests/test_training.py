@@ -118,6 +118,7 @@ def test_tokenizer_learns_four_slices_by_heart(encoder: str, gain: float) -> Non
     assert all(torch.tensor(list(parts.values())).isfinite().all() for parts in history)
 
 
+@pytest.mark.usefixtures("unbounded")
 @pytest.mark.parametrize(("encoder", "lr_encoder"), [("learned", "initialized"), ("cosine", "light")])
 def test_miar_learns_four_slices_by_heart(encoder: str, lr_encoder: str) -> None:
     options = {"encoder": encoder, "lr_encoder": lr_encoder, "self_correction": 0.0}

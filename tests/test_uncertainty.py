@@ -174,7 +174,7 @@ def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MI
     x = torch.rand(1, 1, 13, 11, 5)
     x[..., 2] = 0.25
     one, many = (inferer(uncertainty=True, error_model=MODEL, sw_batch_size=n)(x, network) for n in (1, 7))
-    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-5)  # products of another size are rounded otherwise
     assert (many[:, 0, ..., 2] == 0.25).all()
     assert (many[:, 1, ..., 2] == 0).all()
 
