@@ -33,7 +33,7 @@ from miar_monai.transforms import limits_in_units
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
-Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | MetaTensor
+Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
 """What can be super-resolved."""
 
 _IN_MEMORY = Path("the image")  # how messages call an image without a file
@@ -49,7 +49,7 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         image: one gray-value image in the units of its source (HU for CT):
 
             - a path of a NIfTI file, a folder with a DICOM series, or a zip file of either;
-            - a nibabel NIfTI image, (X, Y, Z);
+            - a nibabel NIfTI or MGH image, (X, Y, Z);
             - a `MetaTensor` (1, X, Y) or (1, X, Y, Z), whose affine says which axis is the axial one;
             - a NumPy array (X, Y) or (X, Y, Z), which has no place in millimeters: its slices lie along the last axis,
               X runs to the patient's right and Y to the front, as in a RAS+ volume.
@@ -319,13 +319,13 @@ def _setting_names(parser: ConfigParser) -> list[str]:
     return [value[1:] for value in parser["inferer"].values() if isinstance(value, str) and value.startswith("@")]
 
 
-def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
+def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> Volume:
     """Return an image in memory as a volume, checked as those from files are.
 
     Only that arrays of floating-point numbers are no label maps, so that small made-up images can be tried.
     """
     can_be_labels = True
-    if isinstance(image, nib.Nifti1Pair):
+    if isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         check_layout(_IN_MEMORY, image)
         volume = volume_of(image, _IN_MEMORY)
     elif isinstance(image, MetaTensor):
@@ -341,7 +341,8 @@ def _volume(image: np.ndarray | nib.Nifti1Image | MetaTensor) -> Volume:
         kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
         hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
         raise ImageError(
-            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI image or a MetaTensor is needed{hint}."
+            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed"
+            f"{hint}."
         )
     return checked(volume, can_be_labels)
 

@@ -86,5 +86,5 @@ def _check_labels(volume: Volume) -> Volume:
     shown = ", ".join(map(str, look.values[:5])) + (f" to {look.values[-1]}" if len(look.values) > 5 else "")
     if look.is_certain:
         raise refusal_of_labels(volume.path, f"its values are {shown}", "multiply its values by 1000")
-    remark = f"the voxels have the {len(look.values)} values {shown} in flat areas: if they are labels, {NEAREST}."
+    remark = f"the voxels have only {len(look.values)} values ({shown}), in flat areas: if they are labels, {NEAREST}."
     return volume._replace(remarks=(*volume.remarks, remark))

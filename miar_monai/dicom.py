@@ -24,7 +24,7 @@ from miar_monai.dicom_headers import (
     text,
     values,
 )
-from miar_monai.dicom_select import DIFFERENCES, check_one_volume, conditions, selected
+from miar_monai.dicom_select import DIFFERENCES, check_one_volume, conditions, selected, uncovered
 from miar_monai.errors import GeometryError, ImageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def dicom_tag(path: str | os.PathLike[str], tag: str) -> str:
 @as_they_are()
 def read_series(
     folder: Path, series: str = "", select: Sequence[str] = ()
-) -> tuple[np.ndarray, np.ndarray, np.dtype, str]:
+) -> tuple[np.ndarray, np.ndarray, np.dtype, str, tuple[str, ...]]:
     """Read the one series in a folder, or one of several, its slices sorted by position.
 
     The affine is that of the even grid that fits the positions of the slices best, so the shear of a tilted gantry is
@@ -97,8 +97,8 @@ def read_series(
 
     Returns:
         The rescaled intensities (HU for CT), (X, Y, Z), float32; the affine to millimeters in RAS+, (4, 4), float64;
-        the dtype that results in these units are stored in: int16 where it holds them, float32 for fractions; and the
-        file of one of the slices.
+        the dtype that results in these units are stored in: int16 where it holds them, float32 for fractions; the
+        file of one of the slices; and remarks for `miar_monai.io.Volume`.
 
     Raises:
         ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
@@ -106,12 +106,13 @@ def read_series(
         GeometryError: if there are several series or volumes and it is not said which, or slices have no place in
             millimeters, or are missing, duplicate or unevenly spaced.
     """
-    headers = _series_headers(folder, series, select)
+    headers, remarks = _series_headers(folder, series, select)
     _check_headers(folder, headers)
     affine, order = _series_affine(folder, headers)
     files = [str(headers[i].filename) for i in order]
     array = _read_slices(folder, files)
-    return np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32), affine, _result_dtype(array), files[0]
+    array, dtype = np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32), _result_dtype(array)
+    return array, affine, dtype, files[0], remarks
 
 
 def _read_slices(folder: Path, files: Sequence[str]) -> np.ndarray:
@@ -260,10 +261,11 @@ def series_files(folder: Path, wanted: str = "", select: Sequence[str] = ()) -> 
         SettingError: if ``select`` is of another form, or chooses nothing.
         GeometryError: if there are several series and none is wanted, or the one that is wanted is not there.
     """
-    return [str(header.filename) for header in _series_headers(folder, wanted, select)]
+    return [str(header.filename) for header in _series_headers(folder, wanted, select)[0]]
 
 
-def _series_headers(folder: Path, wanted: str, select: Sequence[str]) -> list[Dataset]:
+def _series_headers(folder: Path, wanted: str, select: Sequence[str]) -> tuple[list[Dataset], tuple[str, ...]]:
+    """Return the headers of one volume, and what is to be said of the choice."""
     found = read_folder(folder, [*DIFFERENCES, *(condition.keyword for condition in conditions(select))])
     series = found.series
     if not (series or found.unread):
@@ -284,7 +286,9 @@ def _series_headers(folder: Path, wanted: str, select: Sequence[str]) -> list[Da
             f"{folder} holds {which}: {listed}; one is needed: say which (--series UID, or series of"
             " miar_monai.io.read_volume), or move each into a folder of its own."
         )
-    return selected(folder, series[wanted] if wanted else next(iter(series.values())), select)
+    headers = series[wanted] if wanted else next(iter(series.values()))
+    chosen = selected(folder, headers, select)
+    return chosen, uncovered(headers, chosen)
 
 
 def _series_affine(folder: Path, headers: Sequence[Dataset]) -> tuple[np.ndarray, list[int]]:

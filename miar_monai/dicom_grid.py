@@ -76,7 +76,8 @@ def check_gaps(folder: Path, positions: np.ndarray) -> None:
     uneven = np.abs(gaps - spacing) > _SAME * spacing
     origin, step = even_grid(positions)
     off = positions - origin - np.arange(len(positions))[:, None] * step
-    rounded = np.allclose(positions, positions.round(1), rtol=0, atol=1e-6) and np.abs(off).max() < _ROUNDED
+    moved = positions - positions[0]  # coordinates that stay may have all their digits
+    rounded = np.allclose(moved, moved.round(1), rtol=0, atol=1e-6) and np.abs(off).max() < _ROUNDED
     astray = np.abs(off @ step) / (step @ step) if rounded else np.linalg.norm(off, axis=1) / np.linalg.norm(step)
     if astray.max() <= _OFF and (rounded or not uneven.any()):
         return
@@ -90,7 +91,8 @@ def check_gaps(folder: Path, positions: np.ndarray) -> None:
     elif uneven.any() and gaps.max() > 1.5 * spacing:
         missing = int(np.rint(gaps[uneven] / spacing - 1).clip(0).sum())
         a, b = positions[np.argmax(gaps) : np.argmax(gaps) + 2].round(2).tolist()
-        found = f"{missing} slices are missing, the widest gap is {gaps.max():.2f} mm between {a} and {b}"
+        lost = f"{missing} slice{'s are' if missing > 1 else ' is'} missing"
+        found = f"{lost}, the widest gap is {gaps.max():.2f} mm between {a} and {b}"
     elif uneven.any():
         found = f"the slices are {gaps.min():.3f} to {gaps.max():.3f} mm apart"
     else:

@@ -19,7 +19,7 @@ from miar_monai.errors import GeometryError, SettingError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["DIFFERENCES", "check_one_volume", "conditions", "selected"]
+__all__ = ["DIFFERENCES", "check_one_volume", "conditions", "selected", "uncovered"]
 
 DIFFERENCES = {
     "EchoTime": ("echoes", "ms"),
@@ -102,12 +102,13 @@ def selected(folder: Path, headers: Sequence[Dataset], select: Sequence[str]) ->
 
     Raises:
         SettingError: if a condition has another form, or holds for none of the slices.
+        GeometryError: if the n-th value is wanted where there are not equally many at all positions.
     """
     chosen = list(headers)
     for condition in conditions(select):
         found = [header for header in chosen if _matches(_values(header, condition.keyword), condition.value)]
         if condition.rank:
-            found = _of_rank(chosen, condition)
+            found = _of_rank(folder, chosen, condition)
         if not found:
             there = sorted({_values(header, condition.keyword) for header in chosen} - {""}, key=_order)
             has = f"{condition.keyword} is {_listed(there)}" if there else f"none has {condition.keyword}"
@@ -119,15 +120,38 @@ def selected(folder: Path, headers: Sequence[Dataset], select: Sequence[str]) ->
     return chosen
 
 
-def _of_rank(headers: Sequence[Dataset], condition: Condition) -> list[Dataset]:
-    """Return those whose value is, in ascending order, the n-th at their position."""
-    found = []
+def _of_rank(folder: Path, headers: Sequence[Dataset], condition: Condition) -> list[Dataset]:
+    """Return those whose value is, in ascending order, the n-th at their position.
+
+    Where a value is missing at a position, the n-th of it is that of another volume.
+    """
+    found, counts = [], set()
     for place in _places(headers):
         texts = [_values(headers[i], condition.keyword) for i in place]
         order = sorted(set(texts), key=_order)
+        counts.add(len(order))
         if condition.rank <= len(order):
             found += [headers[i] for i, text in zip(place, texts, strict=True) if text == order[condition.rank - 1]]
+    if found and len(counts) > 1:
+        raise GeometryError(
+            f"{folder}: {min(counts)} to {max(counts)} values of {condition.keyword} lie at each position, so"
+            f" {condition.keyword}={condition.value} would mix volumes; the same number at all positions is needed:"
+            " choose by another element, or leave out the unfinished volume."
+        )
     return found
+
+
+def uncovered(headers: Sequence[Dataset], chosen: Sequence[Dataset]) -> tuple[str, ...]:
+    """Return, in a sentence, that a volume covers less than the others of its series, if it does.
+
+    Args:
+        headers: of all slices of the series.
+        chosen: those of the volume.
+    """
+    places, count = _places(headers), len(_places(chosen))
+    if count == len(places) or len(places) == len(headers):  # all positions, or one of several stacks
+        return ()
+    return (f"the selected volume has slices at {count} of the {len(places)} positions of its series.",)
 
 
 def _values(header: Dataset, keyword: str) -> str:

@@ -96,14 +96,16 @@ class TrainingDomain:
 def _looks_of_ct(array: np.ndarray) -> str:
     """Return which numbers of a CT the voxels of a volume look like, or an empty text.
 
-    In HU a CT has air about -1000 and soft tissue about 0. Without a sign both are 1024 higher, where an MR may have
-    voxels too: but hardly any as bright as bone, and not nearly all others within 175 HU of water.
+    In HU a CT has air about -1000 and soft tissue about 0, and less between air and padding, where the phase of an MR
+    has as much as anywhere. Without a sign both are 1024 higher, where an MR may have voxels too: but hardly any as
+    bright as bone, and not nearly all others within 175 HU of water.
     """
 
     def share(low: float, high: float) -> float:
         return float(np.mean((array >= low) & (array <= high)))
 
-    if share(-1100, -850) >= 0.05 and share(-150, 200) >= 0.05:
+    air = share(-1100, -850)
+    if air >= 0.05 and share(-150, 200) >= 0.05 and share(-1900, -1100.5) < air:
         return " in HU"
     if array.min() < 0 or array.max() < _BONE + _OFFSET:
         return ""
@@ -172,12 +174,12 @@ def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
         >>> from pathlib import Path
         >>> metal = Volume(np.array([[[-1024.0, 40, 14000]]]), np.eye(4), np.dtype("int16"), Path("x"))
         >>> print(*clipped(metal, (-1024, 3072)))
-        1 voxels are above 3072, up to 14000, as of metal: what exceeds it is interpolated, not super-resolved.
+        1 voxel is above 3072 (up to 14000), as in metal: the excess is interpolated, not super-resolved.
     """
     above = 0 if limits is None else int(np.count_nonzero(lr.array > limits[1]))
     if limits is None or not above:
         return []
     return [
-        f"{above} voxels are above {limits[1]:g}, up to {lr.array.max():g}, as of metal: what exceeds it is"
-        " interpolated, not super-resolved."
+        f"{above} voxel{'s are' if above > 1 else ' is'} above {limits[1]:g} (up to {lr.array.max():g}), as in metal:"
+        " the excess is interpolated, not super-resolved."
     ]

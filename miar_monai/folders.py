@@ -100,7 +100,7 @@ def cases_in(root: Path, folder: Path) -> Iterator[Case]:
     names = {path.name.lower() for path in files}
     looks = {path: _problem(path, names) for path in entries if _may_be_volume(path) and not os.path.isdir(path)}
     # some scanners call slices .img
-    volumes = {path: problem for path, problem in looks.items() if not (problem and _opens_as_dicom(path, []))}
+    volumes = {path: problem for path, problem in looks.items() if not (problem and _is_dicom_file(path))}
     lost = [path for path in entries if path not in volumes and _is_lost(path)]
     slices = (path for path in files if path not in volumes)
     holds_dicom = holds_slices(path for path in slices if _opens_as_dicom(path, lost))
@@ -161,6 +161,11 @@ def _is_lost(path: Path) -> bool:
     if path.name.startswith(".") or path.suffix.lower() in _NO_IMAGES:
         return False
     return not os.path.exists(path)
+
+
+def _is_dicom_file(path: Path) -> bool:
+    """Return whether an entry is a DICOM file; a pipe, which opens only when somebody writes to it, is none."""
+    return os.path.isfile(path) and _opens_as_dicom(path, [])
 
 
 def _opens_as_dicom(path: Path, lost: list[Path]) -> bool:

@@ -45,6 +45,8 @@ _FROM_THE_START = {
     b"\x89HDF": "MINC",
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\xfd7zXZ\x00": "xz",
+    b"/annex/objects/": "pointer",
+    b"version https://git-lfs": "pointer",
 }
 
 
@@ -151,7 +153,8 @@ def format_of(path: str | os.PathLike[str]) -> str:
 
     Returns:
         ``"NIfTI-1"``, ``"NIfTI-2"``, the same with `` pair`` for .hdr and .img, ``"Analyze"``, ``"MGH"``, ``"NRRD"``,
-        ``"MetaImage"``, ``"MINC"``, ``"Zstandard"`` or ``"xz"``; an empty text for anything else.
+        ``"MetaImage"``, ``"MINC"``, ``"Zstandard"``, ``"xz"`` or ``"pointer"`` (of git-annex or Git LFS); an empty text
+        for anything else.
 
     Raises:
         OSError: if the file cannot be read; EOFError and zlib.error too, if it is compressed and damaged.

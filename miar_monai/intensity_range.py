@@ -13,14 +13,15 @@ from miar_monai.errors import SettingError
 __all__ = ["IntensityRange"]
 
 _PADDING = 0.125  # below the range: noise in air reaches less far (256 HU in a CT scaled by 2048 HU)
+_CORNERS = 0.05  # share of a slice with the lowest value: 0.21 outside of a circle, next to nothing in noise
 
 
 class IntensityRange:
     """The intensities that are super-resolved; what lies beyond them is interpolated, so that it cannot ring.
 
-    Padding, the constant far below the range that fills the corners of a CT slice, keeps its value. What lies little
-    below the range is taken for its lower limit. Of what lies above, such as metal, the network gets the upper limit,
-    and the rest is interpolated linearly and added to the result.
+    Padding, the constant below the range that fills the corners of a CT slice, keeps its value, and so does what lies
+    far below the range. The rest below is noise in air, and taken for the lower limit. Of what lies above, such as
+    metal, the network gets the upper limit, and the excess is interpolated linearly and added to the result.
 
     Args:
         low: lower limit.
@@ -51,8 +52,10 @@ class IntensityRange:
         return None if limits is None else cls(*limits)
 
     def is_padding(self, images: Tensor) -> Tensor:
-        """Return which voxels are padding."""
-        return images < self.low - _PADDING
+        """Return which voxels of slices, (N, C, H, W), are padding."""
+        lowest = images == images.amin(dim=(-2, -1), keepdim=True)
+        is_constant = lowest.float().mean(dim=(-2, -1), keepdim=True) >= _CORNERS
+        return (images < self.low - _PADDING) | (lowest & is_constant & (images < self.low))
 
     def clip(self, images: Tensor) -> Tensor:
         """Return what the network gets of images."""

@@ -80,9 +80,10 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
 
 
 def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
-    array, affine, dtype, file = read_series(path, series, select)
+    array, affine, dtype, file, remarks = read_series(path, series, select)
     modality, description = (dicom_tag(file, tag) for tag in ("0008|0060", "0008|2111"))
-    return Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
+    volume = Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
+    return volume._replace(remarks=remarks)
 
 
 def _read_file(path: Path) -> Volume:
@@ -93,6 +94,11 @@ def _read_file(path: Path) -> Volume:
         kind = "DICOM" if is_dicom(path) else format_of(header)
     if kind == "DICOM":
         raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
+    if kind == "pointer":
+        raise ImageError(
+            f"{path} is a pointer of git-annex or Git LFS to a file that is not here: the file itself is needed; fetch"
+            " it (datalad get, git annex get, git lfs pull)."
+        )
     if kind in _UNREAD:
         raise ImageError(f"{path} {_UNREAD[kind]}: a NIfTI file is needed; convert it to .nii.gz.")
     if kind in ("NRRD", "MetaImage"):

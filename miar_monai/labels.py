@@ -11,7 +11,7 @@ from miar_monai.errors import ImageError
 
 __all__ = ["NEAREST", "LabelLook", "label_look", "refusal_of_labels"]
 
-NEAREST = "a result between two labels is none: resample it by nearest neighbor to the grid of the finer image"
+NEAREST = "values between two labels are no labels: use nearest-neighbor resampling to the grid of the finer image"
 """What is said of labels in all messages."""
 
 _MOST_LABELS = 512
@@ -38,7 +38,7 @@ def refusal_of_labels(path: Path, why: str, if_image: str) -> ImageError:
         why: how it is known as such.
         if_image: what to do if it is an image nonetheless.
     """
-    return ImageError(f"{path} is a label map ({why}), and {NEAREST}; if it is an image nonetheless, {if_image}.")
+    return ImageError(f"{path} is a label map ({why}), and {NEAREST}; if it is an image after all, {if_image}.")
 
 
 def label_look(array: np.ndarray) -> LabelLook | None:

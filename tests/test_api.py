@@ -45,6 +45,14 @@ def resolver(bundle: Path) -> SuperResolver:
     return SuperResolver(bundle, "cpu", lookahead_tokens=1)
 
 
+def test_an_mgh_image_in_memory_is_that_of_its_file(resolver: SuperResolver, tmp_path: Path) -> None:
+    scan = nib.load(write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE))
+    nib.save(nib.MGHImage(np.asarray(scan.dataobj), scan.affine), tmp_path / "scan.mgz")
+    result, expected = (resolver(image) for image in (nib.load(tmp_path / "scan.mgz"), tmp_path / "scan.mgz"))
+    np.testing.assert_array_equal(result.get_fdata(), expected.get_fdata())
+    np.testing.assert_array_equal(result.affine, expected.affine)
+
+
 @pytest.mark.parametrize("name", ["miar_brats", "miar_lidc"])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_a_path_gives_what_the_bundle_writes_voxel_by_voxel(name: str, dtype: type, tmp_path: Path) -> None:

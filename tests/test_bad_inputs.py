@@ -88,7 +88,7 @@ VOLUMES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tiny": (partial(as_large_as, 1e-38), "the voxels reach from 0 to 1e-38, beyond what can be computed with"),
     "truncated": (truncated, "cut.nii.gz is truncated or damaged"),
     "several series": (several_series, "holds 2 DICOM series"),
-    "missing slices": (missing_slices, "1 slices are missing"),
+    "missing slices": (missing_slices, "1 slice is missing"),
 }
 
 

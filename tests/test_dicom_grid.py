@@ -47,6 +47,13 @@ def test_rounded_positions_are_even(
     check_gaps(HERE, np.floor(10 * exact) / 10)  # as those who cut digits do
 
 
+def test_positions_rounded_along_the_normal_alone_are_even() -> None:
+    positions = along((0.625 * np.arange(9)).round(1))
+    positions[:, :2] = [-249.51171875, -374.0234]
+    check_gaps(HERE, positions)
+    refusal(np.delete(positions, 4, axis=0))
+
+
 @pytest.mark.parametrize("count", [4, 5, 9, 100])
 @pytest.mark.parametrize("spacing", [0.3, 0.5, 0.625, 1, 5])
 @pytest.mark.parametrize("decimals", [1, 6])
@@ -55,7 +62,7 @@ def test_a_missing_slice_is_found_wherever_it_is(decimals: int, spacing: float, 
     for k in {1, 2, count // 2, count - 2}:
         found = refusal(np.delete(whole, k, axis=0))
         if count > 4:
-            assert "here: 1 slices are missing, the widest gap is" in found
+            assert "here: 1 slice is missing, the widest gap is" in found
 
 
 def test_some_missing_slices_are_counted() -> None:
@@ -83,8 +90,8 @@ def test_two_spacings_are_no_missing_slices(gaps: list[float], said: str, direct
 
 
 def test_one_wide_gap_is_a_missing_slice() -> None:
-    assert "1 slices are missing" in refusal(along(np.cumsum([0, *[5] * 10, 10])))
-    assert "1 slices are missing" in refusal(along(np.cumsum([0, *[5] * 10, 10, *[5] * 10])))
+    assert "1 slice is missing" in refusal(along(np.cumsum([0, *[5] * 10, 10])))
+    assert "1 slice is missing" in refusal(along(np.cumsum([0, *[5] * 10, 10, *[5] * 10])))
 
 
 def test_uneven_slices_are_refused() -> None:

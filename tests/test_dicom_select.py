@@ -172,6 +172,25 @@ def test_an_unfinished_time_point_is_not_proposed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(folder, select=["TemporalPositionIdentifier=2"]).array, expected(1))
 
 
+def test_the_nth_value_of_unfinished_volumes_is_refused(tmp_path: Path) -> None:
+    folder = write_volumes(
+        tmp_path / "series", 3, lambda image, volume, k: setattr(image, "TriggerTime", 100 * volume + 3 * k + 9)
+    )
+    min(folder.glob("v0_*")).unlink()  # the second trigger time is the third volume's at this position
+    with pytest.raises(GeometryError, match=r"2 to 3 values of TriggerTime .* TriggerTime=#2 would mix volumes"):
+        read_volume(folder, select=["TriggerTime=#2"])
+
+
+def test_a_volume_with_fewer_slices_than_the_others_is_said(tmp_path: Path) -> None:
+    folder = write_volumes(tmp_path / "series", 2, set_to("EchoTime", [10, 80]))
+    last = max(folder.glob("v1_*"), key=lambda path: dcmread(path).ImagePositionPatient[2])
+    last.unlink()
+    volume = read_volume(folder, select=["EchoTime=80"])
+    assert volume.array.shape == (11, 9, 3)
+    assert volume.remarks == ("the selected volume has slices at 3 of the 4 positions of its series.",)
+    assert read_volume(folder, select=["EchoTime=10"]).remarks == ()
+
+
 def test_where_nothing_else_differs_the_instances_are_counted(tmp_path: Path) -> None:
     folder = write_volumes(tmp_path / "series", 2, lambda *_: None)
     said = sentence(folder)

@@ -66,6 +66,10 @@ def test_an_mr_is_one_for_the_model_of_the_brain(scale: float, modality: str) ->
         assert BRAIN.warnings(volume(array, modality)) == []
 
 
+def test_the_phase_of_an_mr_is_no_ct(rng: np.random.Generator) -> None:
+    assert BRAIN.warnings(volume(rng.integers(-2048, 2048, (40, 36, 3)))) == []
+
+
 HU, OFFSET, NO_HU = (
     "the intensities are those of a CT in HU, but the model was trained on MR.",
     "the intensities are those of a CT in HU + 1024, but the model was trained on MR.",

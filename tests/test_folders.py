@@ -182,6 +182,12 @@ def test_a_series_that_lacks_slices_is_named(bundle: Path, root: Path) -> None:
     assert "slice999.dcm cannot be opened" in alone.stderr
 
 
+def test_a_pipe_is_named_and_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "pipe.nii.gz")
+    (case,) = (case for case in find_cases(root) if case.source.name == "pipe.nii.gz")
+    assert "it is no plain file" in case.problem
+
+
 def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(root / "open" / "a.nii", root / "closed" / "b.nii")
     scandir, iterdir = os.scandir, Path.iterdir

@@ -155,3 +155,10 @@ def test_a_damaged_checksum_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ImageError, match=r"a\.nii\.gz is truncated or damaged \(CRC"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("content", [b"/annex/objects/MD5E-s1--0.nii.gz\n", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_pointers_to_files_elsewhere_are_called_so(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a.nii.gz is a pointer of git-annex or Git LFS .*; fetch it"):
+        read_volume(tmp_path / "a.nii.gz")

@@ -187,6 +187,19 @@ def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
     assert (both[:, 1, 8:, :-4] == 1).all()
 
 
+def test_padding_little_below_the_range_is_known_by_its_one_value() -> None:
+    network, lr = started(tiny_miar()).eval(), torch.full((1, 1, 17, 13, 1), 0.02)
+    lr[:, :, 4:12, 3:9] = 0.5
+    lr[:, :, :2] = -0.1  # as of a CT cut off at -1200 HU, its corners too
+    lr[:, :, 14, 5:7] = -0.05  # noise
+    result = inferer(intensity_range=(0, 2))(lr, network)
+    assert (result[:, :, :8] == -0.1).all()
+    assert result[:, :, 8:].min() >= 0
+    lr[:, :, :2] = 0.02
+    lr[:, :, 2, 2] = -0.1
+    assert inferer(intensity_range=(0, 2))(lr, network).min() >= 0
+
+
 @pytest.mark.parametrize("limits", [(1, 0), (0, 0), (float("nan"), 1)])
 def test_an_intensity_range_has_a_low_and_a_high_limit(limits: tuple[float, float]) -> None:
     with pytest.raises(SettingError, match=r"^intensity_range is .* a lower and a higher limit are needed"):

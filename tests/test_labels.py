@@ -57,7 +57,8 @@ def test_label_maps_are_refused(name: str, dtype: type, tmp_path: Path) -> None:
     image = nib.Nifti1Image(LABELS[name].astype(dtype), np.eye(4))
     nib.save(image, tmp_path / "seg.nii.gz")
     sentence = (
-        r"seg\.nii\.gz is a label map \(its values are 0, .*\), and .*nearest neighbor.*multiply its values by 1000"
+        r"seg\.nii\.gz is a label map \(its values are 0, .*\), and .*nearest-neighbor resampling.*"
+        r"multiply its values by 1000"
     )
     with pytest.raises(ImageError, match=sentence):
         read_volume(tmp_path / "seg.nii.gz")
@@ -90,8 +91,8 @@ def test_phantoms_without_noise_are_read_with_a_remark(values: tuple[int, ...], 
     array = np.array(values, dtype=np.int16)[TISSUE.clip(0, len(values) - 1)]
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
     (remark,) = read_volume(tmp_path / "a.nii").remarks
-    assert remark.startswith(f"the voxels have the {len(values)} values {values[0]}, {values[1]}")
-    assert "if they are labels, a result between two labels is none" in remark
+    assert remark.startswith(f"the voxels have only {len(values)} values ({values[0]}, {values[1]}")
+    assert "if they are labels, values between two labels are no labels: use nearest-neighbor resampling" in remark
 
 
 def test_small_arrays_of_floating_point_numbers_can_be_tried() -> None:
