@@ -114,7 +114,7 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
     with watch("write"):
         write_volume(target, result, overwrite=True)
     with watch("report"):
-        case_report(str(source), target, volume, result, prepared.told, 0.0, resolver.device, limits=prepared.limits)
+        case_report(str(source), target, volume, result, prepared.assumed, 0.0, resolver.device, limits=prepared.limits)
     return dict(watch.seconds)
 
 

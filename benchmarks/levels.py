@@ -73,7 +73,7 @@ def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     result = resolver.volume(volume, prepared)
     axis = axial_axis(volume.affine)
     lr, sr = (torch.from_numpy(np.moveaxis(x.array, axis, 0).astype(np.float64)) for x in (volume, result))
-    degradation: Degradation = prepared.told
+    degradation: Degradation = prepared.assumed
     span = float(lr.max() - lr.min())
     noise = float(degradation.noise_level(lr).median()) / span
     before, degraded, after = (block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, degradation.scale)))

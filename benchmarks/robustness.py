@@ -4,7 +4,7 @@
         --output_dir robustness_output [--contrasts t1,t2] [--peers_dir runs/peers] [--num_slices 8] ...
 
 The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred otherwise; MIAR measures their blur, as
-it does for users, and is told the truth where the blur is another one than the training's. The HR slices are softened
+it does for users, and is given the truth where the blur is another one than the training's. The HR slices are softened
 and sharpened too, as another reconstruction kernel of a CT scanner would. With these and with the slices as they should
 be, MIAR is measured without its tokens too, whose latents are then zero: the difference is what predicting them is
 worth. It writes ``robustness.md``. The patients are those of the validation section unless ``section`` says otherwise.
@@ -78,7 +78,7 @@ def with_kernel(kernel: Callable[[Tensor], Tensor], degradation: Degradation, vo
 
 
 def with_blur(inferer: BeamSearchInferer, network: MIAR, blur: float | str) -> Method:
-    """Return the method of an inferer that is told the blur of its input, or measures it."""
+    """Return the method of an inferer that is given the blur of its input, or measures it."""
     other = copy(inferer)
     other.blur = blur
     return partial(other, network=network)
@@ -151,7 +151,7 @@ def main(
     for title, fault in FAULTS.items():
         parts.append(measured(title, lambda volume, fault=fault: volume._replace(lr=fault(volume.lr)), {}))
     for blur in with_blurs(own, BLURS)[1:]:
-        more = {"MIAR, told the blur": with_blur(inferer, network, blur.lr_sigma)}
+        more = {"MIAR, given the blur": with_blur(inferer, network, blur.lr_sigma)}
         title = f"Blur {blur.sigma:g} instead of {own.sigma:g}"
         parts.append(measured(title, lambda volume, blur=blur: volume._replace(lr=blur(volume.hr)), more))
     notes = provenance(bundle, config, volumes, batch_size)[:2]

@@ -84,13 +84,13 @@ class Prepared(NamedTuple):
 
     Attributes:
         image: what the inferer gets, (1, X, Y, Z), after the bundle's preprocessing.
-        told: what the network is told about how the volume came about.
+        assumed: the degradation that is assumed of the volume, given to the network.
         limits: intensities beyond which the result is interpolated, in units of the volume; None if there are none.
         warnings: in which respects it is unlike those of the training, and what else makes its result doubtful.
     """
 
     image: MetaTensor
-    told: Degradation
+    assumed: Degradation
     limits: tuple[float, float] | None
     warnings: list[str]
 
@@ -192,8 +192,8 @@ class SuperResolver:
             The finer volume over the same field of view, in the same units, axes and dtype for storage; with the
             setting ``uncertainty`` it has one.
         """
-        image, told = (prepared.image, prepared.told) if prepared else (self._preprocessed(volume), None)
-        data = {"image": image, "pred": self.infer(image, told)}
+        image, assumed = (prepared.image, prepared.assumed) if prepared else (self._preprocessed(volume), None)
+        data = {"image": image, "pred": self.infer(image, assumed)}
         with self._usable():
             data = self.postprocessing(data)
         arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
@@ -217,15 +217,15 @@ class SuperResolver:
             image: MetaTensor = self.preprocessing({"image": volume})["image"]
         return image
 
-    def infer(self, image: MetaTensor, told: Degradation | None = None) -> Tensor:
+    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
         # recording a CUDA graph synchronizes the current device, which must not be another process's
         here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with torch.inference_mode(), here:
-            return self.inferer(image[None], self.network, told=told)[0]
+            return self.inferer(image[None], self.network, assumed=assumed)[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
-        """Return what the network is told about how a preprocessed volume came about: ``blur``, measured if "auto"."""
+        """Return the degradation that is assumed of a preprocessed volume: ``blur``, measured if "auto"."""
         return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
 
     def num_tiles(self, volume: Volume) -> int:

@@ -1,4 +1,4 @@
-"""How blurred the slices of an input are: measured in their spectrum, to tell the network."""
+"""How blurred the slices of an input are, measured in their spectrum."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def estimate_blur(lr: Tensor, scale: int = 4) -> float | None:
 
 
 def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
-    """Return how low-resolution slices came about, as far as their spectrum says, to tell a network.
+    """Return how low-resolution slices came about, as far as their spectrum says.
 
     A blur that was not there costs more than one that goes unnoticed: what is close to ``own`` is taken for it, what a
     sharp scanner may have made is taken for unblurred, and anything else for a little sharper than it looks. What holds

@@ -1,4 +1,4 @@
-"""Results appear on disk whole or not at all, and replace nothing unless they are told to."""
+"""Results appear on disk whole or not at all, and replace nothing unless that is asked for."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class CaseReporter:
         image, name = data["image"], engine.state.batch[0].get("name", "")
         source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
         lr, sr = read_case(source), _volume(data["pred"])  # preprocessing has changed what was read
-        told = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
+        assumed = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
         path, beside = result_path(source, self.output_dir, name=name), {}
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=_volume(data["uncertainty"]).array)
@@ -79,7 +79,7 @@ class CaseReporter:
         limits = limits_in_units(image, self.inferer.intensity_range)
         warnings = [*input_warnings(lr, self._domain, self.inferer.blur, image.shape[1:3], limits), *self._said]
         device = engine.state.device
-        report = case_report(source, path, lr, sr, told, self._seconds, device, warnings, beside, limits)
+        report = case_report(source, path, lr, sr, assumed, self._seconds, device, warnings, beside, limits)
         print(what_is_said(report, warnings), path, sep="\n", file=sys.stderr, flush=True)
 
 

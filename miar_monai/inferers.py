@@ -184,7 +184,7 @@ class BeamSearchInferer(Inferer):
         inputs: Tensor,
         network: Callable[..., Tensor],
         *args: Any,
-        told: Degradation | None = None,
+        assumed: Degradation | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
@@ -193,7 +193,7 @@ class BeamSearchInferer(Inferer):
             inputs: LR images in about [0, 1].
             network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile).
             *args: for a network that is not a `MIAR`.
-            told: of `input_degradation`, for a `MIAR`, where a caller asked for it before; measured here otherwise.
+            assumed: degradation of the inputs, of `input_degradation`, for a `MIAR`; by default it is measured here.
             **kwargs: as ``args``.
 
         Returns:
@@ -213,7 +213,7 @@ class BeamSearchInferer(Inferer):
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
         device = _device(network, plain)
-        super_resolve = self._slicewise(network, args, kwargs, slices, trusted, told, device)
+        super_resolve = self._slicewise(network, args, kwargs, slices, trusted, assumed, device)
         parts = self._stream(slices, super_resolve, self.sw_batch_size or (16 if device.type == "cuda" else 2))
         result = self._filled(len(slices), plain.device, parts)  # (B * D, C, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
@@ -257,7 +257,7 @@ class BeamSearchInferer(Inferer):
         kwargs: dict,
         slices: Tensor,
         trusted: list[Tensor],
-        told: Degradation | None,
+        assumed: Degradation | None,
         device: torch.device,
     ) -> Callable[[Tensor, int], Tensor]:
         """Return a function of LR slices and of how many tiles go through the network at once, on its device.
@@ -271,7 +271,7 @@ class BeamSearchInferer(Inferer):
                     f"uncertainty is asked of a {type(module).__name__}, but only a MIAR network has it; leave it out."
                 )
             return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
-        degradation = told or self.input_degradation(slices, module)
+        degradation = assumed or self.input_degradation(slices, module)
         functions = self._functions(module)
 
         def super_resolve(chunk: Tensor, size: int) -> Tensor:

@@ -91,7 +91,7 @@ def data_consistency_rms(
     Args:
         lr: the input, (X, Y, Z).
         sr: its result, on a finer grid in the axial plane.
-        degradation: what the network was told; that of the paper's Section 4.1 by default.
+        degradation: the one that was assumed; that of the paper's Section 4.1 by default.
         device: where it is computed, a few slices at a time.
         limits: intensities beyond which SR is interpolated; both are clipped to them. None if there are none.
     """
@@ -125,7 +125,7 @@ def case_report(
         output: file of the result.
         lr: the input.
         sr: its result.
-        degradation: what the network was told about the input.
+        degradation: the one that was assumed of the input.
         seconds: that inference took.
         device: where the residual is computed.
         warnings: in which respects the input is unlike those of the training, and what was said during inference.
@@ -135,7 +135,7 @@ def case_report(
     Returns:
         What was chosen of a DICOM folder (``series``, ``select``), modality (null where no header says it), sizes in
         voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units of the
-        input; ``told_blur_voxels`` is the standard deviation of the blur that the network was told, in voxels of the
+        input; ``assumed_blur_voxels`` is the standard deviation of the blur that was assumed, in voxels of the
         input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved. Of the expected
         error, if it was asked for, there are the mean and the maximum.
     """
@@ -151,7 +151,7 @@ def case_report(
         "before": _description(lr),
         "after": _description(sr),
         "largest_corner_shift_mm": float(np.linalg.norm(shift, axis=1).max()),
-        "told_blur_voxels": round(degradation.lr_sigma, 2),
+        "assumed_blur_voxels": round(degradation.lr_sigma, 2),
         "data_consistency_rms": data_consistency_rms(lr, sr, degradation, device, limits),
         "expected_absolute_error": None if uncertainty is None else _mean_and_maximum(uncertainty),
         "seconds": round(seconds, 3),
@@ -214,7 +214,7 @@ def summary(report: dict[str, Any]) -> str:
     Example:
         >>> side = {"shape": [60, 50, 4], "spacing_mm": [4.0, 4.0, 1.0]}
         >>> report = {"before": side, "after": {"shape": [240, 200, 4], "spacing_mm": [1.0, 1.0, 1.0]},
-        ...     "told_blur_voxels": 0.0, "data_consistency_rms": 1.234, "seconds": 9.87, "modality": "CT"}
+        ...     "assumed_blur_voxels": 0.0, "data_consistency_rms": 1.234, "seconds": 9.87, "modality": "CT"}
         >>> for part in summary(report).split("; "): print(part)
         60x50x4 at 4x4x1 mm -> 240x200x4 at 1x1x1 mm in 9.9 s
         assumed blur 0 voxels
@@ -224,7 +224,7 @@ def summary(report: dict[str, Any]) -> str:
         f"{'x'.join(map(str, side['shape']))} at {'x'.join(f'{mm:.3g}' for mm in side['spacing_mm'])} mm"
         for side in (report["before"], report["after"])
     )
-    blur = f"assumed blur {report['told_blur_voxels']:.2g} voxels"
+    blur = f"assumed blur {report['assumed_blur_voxels']:.2g} voxels"
     unit = "HU" if report["modality"] == "CT" else "in units of the input"
     residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g} {unit}"
     return f"{before} -> {after} in {report['seconds']:.1f} s; {blur}; {residual}"

@@ -165,8 +165,9 @@ class Work:
         self._write(result, target, headers, redo)
         beside = {what: path for what, paths in (("preview", pictures), ("uncertainty", maps)) for path in paths}
         device, warnings = self.resolver.device, [*prepared.warnings, *said]
+        source, limits = str(case.source), prepared.limits
         report = case_report(
-            str(case.source), target, volume, result, prepared.told, seconds, device, warnings, beside, prepared.limits
+            source, target, volume, result, prepared.assumed, seconds, device, warnings, beside, limits
         )
         self.say(what_is_said(report, prepared.warnings))
         if not self.quiet:

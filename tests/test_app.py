@@ -231,7 +231,7 @@ def test_the_report_says_what_was_done(bundle: Path, scan: Path) -> None:
     assert case["before"]["field_of_view_mm"] == case["after"]["field_of_view_mm"] == [19, 13, 4.5]
     assert case["largest_corner_shift_mm"] < 1e-6
     assert case["before"]["range"] == [0, float(voxels(scan).max())]
-    assert case["told_blur_voxels"] == 1.0  # the training's: the scan is too small to be measured
+    assert case["assumed_blur_voxels"] == 1.0  # the training's: the scan is too small to be measured
     written = read_volume("scan_sr.nii.gz")
     assert case["data_consistency_rms"] == pytest.approx(data_consistency_rms(read_volume(scan), written), abs=0.5)
 
@@ -249,7 +249,7 @@ def test_the_blur_of_the_input_can_be_given(bundle: Path, scan: Path) -> None:
     assert sr(bundle, scan, "--blur", 0.5, "--report", "run.json", "--quiet").exit_code == 0
     report = json.loads(Path("run.json").read_text())
     assert report["settings"]["blur"] == 0.5
-    assert report["cases"][0]["told_blur_voxels"] == 0.5
+    assert report["cases"][0]["assumed_blur_voxels"] == 0.5
     told = voxels("scan_sr.nii.gz")
     assert sr(bundle, scan, "--blur", "auto", "--overwrite", "--quiet").exit_code == 0
     assert not np.array_equal(voxels("scan_sr.nii.gz"), told)

@@ -48,15 +48,15 @@ def test_slices_that_say_nothing_are_taken_for_those_of_the_training(lr: Tensor)
 
 
 @pytest.mark.parametrize(
-    ("measured", "told"),
+    ("measured", "assumed"),
     [(0.0, 0.0), (0.6, 0.0), (0.7, 0.66), (0.96, 0.92), (0.98, 1.0), (1.12, 1.0), (1.14, 1.1), (1.38, 1.25)],
 )
-def test_the_network_is_rather_told_too_little(measured: float, told: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rather_too_little_blur_is_assumed(measured: float, assumed: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miar_monai.blur.estimate_blur", lambda lr, scale: measured)
     lr = torch.zeros(2, 1, 32, 32)
-    assert infer_degradation(lr, Degradation()).sigma == pytest.approx(told)
+    assert infer_degradation(lr, Degradation()).sigma == pytest.approx(assumed)
     noisy = lr + 3e-4 * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))
-    assert infer_degradation(noisy, Degradation()).sigma == pytest.approx(min(told, 1.0))  # noise looks like a blur
+    assert infer_degradation(noisy, Degradation()).sigma == pytest.approx(min(assumed, 1.0))  # noise looks like a blur
 
 
 def test_empty_slices_and_a_large_volume_change_nothing() -> None:

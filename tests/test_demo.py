@@ -28,7 +28,7 @@ AFFINE = np.array([[1.5, 0, 0, -30], [0, 1.25, 0, 10], [0, 0, 3, -7], [0, 0, 0, 
 class Repeat(BeamSearchInferer):
     """Super-resolve volumes by repeating voxels; built from a bundle's config as the real inferer is."""
 
-    def __call__(self, inputs: Tensor, network: nn.Module, told: None = None) -> Tensor:  # type: ignore[override]
+    def __call__(self, inputs: Tensor, network: nn.Module, assumed: None = None) -> Tensor:  # type: ignore[override]
         return network(inputs).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 

@@ -328,7 +328,7 @@ def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) ->
     for title in ("As in training", *robustness.KERNELS):
         assert list(rows[title]) == ["| bicubic", "| MIAR", "| MIAR without tokens"]
     assert rows["As in training"]["| MIAR"] != rows["As in training"]["| MIAR without tokens"]
-    assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, told the blur"]
+    assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, given the blur"]
     for harder_first in (("noise 0.01", "As in training", blurs[0]), [*reversed(robustness.KERNELS)]):
         psnr = [float(rows[title]["| bicubic"].split()[0]) for title in harder_first]
         assert psnr == sorted(psnr)

@@ -116,7 +116,7 @@ class SuperResolutionTask(InferTask):
         file = Path(tempfile.gettempdir(), f"miar-{uuid4().hex}{extension}")
         seconds, warnings = inferred - waited, [*prepared.warnings, *said]
         report = case_report(
-            source.name, file, lr, sr, prepared.told, seconds, resolver.device, warnings, limits=prepared.limits
+            source.name, file, lr, sr, prepared.assumed, seconds, resolver.device, warnings, limits=prepared.limits
         )
         _WRITERS[extension](file, as_float(sr))  # at the end: who serves it removes it, and nobody else
         file.chmod(0o600)  # the folder is everybody's

@@ -88,7 +88,7 @@ class MIAR(nn.Module):
         context_channels: channels of f_LR (32 with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
         dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
-        degradation: what makes LR images of HR images, unless `observe` is told otherwise; its scale is the network's.
+        degradation: what makes LR images of HR images, unless `observe` is given another; its scale is the network's.
             The paper's by default.
         damping: of its inverse, at least; see `Degradation.enforce`.
         detail: standard deviation of the detail that is sought, in units of the intensities: the damping is the noise
