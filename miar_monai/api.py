@@ -232,9 +232,7 @@ class SuperResolver:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
         sides = list(volume.array.shape)
         slices = sides.pop(axial_axis(volume.affine))
-        step = max(int(self.inferer.tile_size * (1 - self.inferer.overlap)), 1)
-        columns, rows = (max(-(-(side - self.inferer.tile_size) // step), 0) + 1 for side in sides)
-        return columns * rows * slices
+        return slices * self.inferer.num_tiles(*sides)
 
     def seconds_per_tile(self) -> float:
         """Return how long one tile takes now on this machine, but for the first one, which takes longer."""

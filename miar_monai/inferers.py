@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -213,9 +214,12 @@ class BeamSearchInferer(Inferer):
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
         trusted: list[Tensor] = []
         device = _device(network, plain)
-        super_resolve = self._slicewise(network, args, kwargs, slices, trusted, assumed, device)
-        parts = self._stream(slices, super_resolve, self.sw_batch_size or (16 if device.type == "cuda" else 2))
-        result = self._filled(len(slices), plain.device, parts)  # (B * D, C, H, W)
+        size = self.sw_batch_size or (16 if device.type == "cuda" else 2)
+        total = len(slices) * self.num_tiles(*slices.shape[2:])
+        with tqdm(total=total, desc="super-resolving", unit="tile", disable=not self.progress) as bar:
+            super_resolve = self._slicewise(network, args, kwargs, slices, trusted, assumed, device, bar)
+            parts = self._stream(slices, super_resolve, size, bar)
+            result = self._filled(len(slices), plain.device, parts)  # (B * D, C, H, W)
         if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
             logger.warning(
                 "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
@@ -225,6 +229,11 @@ class BeamSearchInferer(Inferer):
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
         return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
+
+    def num_tiles(self, height: int, width: int) -> int:
+        """Return how many tiles an LR slice is cut into; the time that it takes is proportional to it."""
+        step = max(int(self.tile_size * (1 - self.overlap)), 1)
+        return prod(max(-(-(side - self.tile_size) // step), 0) + 1 for side in (height, width))
 
     @staticmethod
     def _filled(length: int, device: torch.device, parts: Iterator[Tensor]) -> Tensor:
@@ -259,6 +268,7 @@ class BeamSearchInferer(Inferer):
         trusted: list[Tensor],
         assumed: Degradation | None,
         device: torch.device,
+        bar: tqdm,
     ) -> Callable[[Tensor, int], Tensor]:
         """Return a function of LR slices and of how many tiles go through the network at once, on its device.
 
@@ -270,7 +280,9 @@ class BeamSearchInferer(Inferer):
                 raise ConfigurationError(
                     f"uncertainty is asked of a {type(module).__name__}, but only a MIAR network has it; leave it out."
                 )
-            return lambda chunk, size: self._tiled(chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs))
+            return lambda chunk, size: self._tiled(
+                chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs), bar
+            )
         degradation = assumed or self.input_degradation(slices, module)
         functions = self._functions(module)
 
@@ -281,7 +293,7 @@ class BeamSearchInferer(Inferer):
                 matrices = Matrices.of(degradation, self.tile_size * module.scale, padded)
                 found = functions.of_slices(padded, *matrices)
             else:
-                found = self._in_tiles(module, module.observe(padded, degradation), size, functions.of_tiles)
+                found = self._in_tiles(module, module.observe(padded, degradation), size, functions.of_tiles, bar)
             sr, trust = module.mix(found["estimates"], self.fidelity), found["trust"]
             if self.uncertainty and self.error_model is not None:
                 share, damping = partial(degradation.share_lost, sr.shape[2], sr.shape[3]), found["damping"]
@@ -295,13 +307,13 @@ class BeamSearchInferer(Inferer):
         return super_resolve
 
     def _in_tiles(
-        self, network: MIAR, observed: Observation, size: int, function: Callable[..., dict[str, Tensor]]
+        self, network: MIAR, observed: Observation, size: int, function: Callable[..., dict[str, Tensor]], bar: tqdm
     ) -> dict[str, Tensor]:
         """Return what `_Functions.of_slices` does, of slices that the network sees in tiles."""
         condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
         inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
         maps = self._tiled(
-            inputs, network.scale, size, lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"]
+            inputs, network.scale, size, lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"], bar
         )
         return self._results(network, maps, observed)
 
@@ -351,8 +363,14 @@ class BeamSearchInferer(Inferer):
         missing = [max(self.tile_size - size, 0) for size in (slices.shape[3], slices.shape[2])]
         return F.pad(slices, [part for size in missing for part in (size // 2, size - size // 2)], mode="replicate")
 
-    def _tiled(self, images: Tensor, scale: int, size: int, predictor: Callable[[Tensor], Tensor]) -> Tensor:
+    def _tiled(self, images: Tensor, scale: int, size: int, predictor: Callable[[Tensor], Tensor], bar: tqdm) -> Tensor:
         """Return what a function of ``size`` tiles, ``scale`` times as large as those of LR, makes of images."""
+
+        def counted(tiles: Tensor) -> Tensor:
+            result = predictor(tiles)
+            bar.update(len(tiles))
+            return result
+
         side = self.tile_size * scale
         if images.shape[2:] == (side, side):
             return predictor(images)  # one tile each, and no more of them than fit, which `_stream` sees to
@@ -362,7 +380,7 @@ class BeamSearchInferer(Inferer):
             images,
             roi_size=(side, side),
             sw_batch_size=size,
-            predictor=predictor,
+            predictor=counted,
             overlap=self.overlap,
             roi_weight_map=torch.outer(weight, weight).to(images),
             padding_mode="replicate",
@@ -371,36 +389,38 @@ class BeamSearchInferer(Inferer):
         return result
 
     @torch.no_grad()
-    def _stream(self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor], size: int) -> Iterator[Tensor]:
+    def _stream(
+        self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor], size: int, bar: tqdm
+    ) -> Iterator[Tensor]:
         """Yield the results of ``size`` slices at a time, so that memory does not grow with their number."""
-        start, known = 0, self.intensity_range
-        with tqdm(total=len(slices), desc="super-resolving", unit="slice", disable=not self.progress) as bar:
-            while start < len(slices):
-                chunk = slices[start : start + size]
-                clipped = self._clipped(chunk)
-                try:
-                    sr = super_resolve(clipped, size)
-                except torch.OutOfMemoryError as error:
-                    if size == 1:
-                        raise ImageError(
-                            "the memory of the GPU does not hold one slice of this size: a larger one is needed, or"
-                            " the CPU; close what else runs on it, or choose another device."
-                        ) from error
-                    if self._graphs is not None:
-                        self._graphs[1].clear()
-                    size //= 2
-                    logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
-                    continue
-                if self.degradation is not None:
-                    consistent = self.degradation.enforce(sr[:, :1], clipped.to(sr), self.damping)
-                    sr = torch.cat([consistent, sr[:, 1:]], dim=1)
-                if known is not None:
-                    sr = known.restore(sr, chunk)
-                low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
-                constant = F.pad(low.to(sr), (0, 0, 0, 0, 0, sr.shape[1] - 1))  # without an error
-                yield torch.where((low == high).to(sr.device), constant, sr)
-                start += len(chunk)
-                bar.update(len(chunk))
+        start, known, tiles = 0, self.intensity_range, self.num_tiles(*slices.shape[2:])
+        while start < len(slices):
+            chunk = slices[start : start + size]
+            clipped = self._clipped(chunk)
+            try:
+                sr = super_resolve(clipped, size)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise ImageError(
+                        "the memory of the GPU does not hold one slice of this size: a larger one is needed, or the"
+                        " CPU; close what else runs on it, or choose another device."
+                    ) from error
+                if self._graphs is not None:
+                    self._graphs[1].clear()
+                size //= 2
+                bar.update(start * tiles - bar.n)  # back to the slices that are done
+                logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
+                continue
+            if self.degradation is not None:
+                consistent = self.degradation.enforce(sr[:, :1], clipped.to(sr), self.damping)
+                sr = torch.cat([consistent, sr[:, 1:]], dim=1)
+            if known is not None:
+                sr = known.restore(sr, chunk)
+            low, high = chunk.amin(dim=(1, 2, 3), keepdim=True), chunk.amax(dim=(1, 2, 3), keepdim=True)
+            constant = F.pad(low.to(sr), (0, 0, 0, 0, 0, sr.shape[1] - 1))  # without an error
+            yield torch.where((low == high).to(sr.device), constant, sr)
+            start += len(chunk)
+            bar.update(start * tiles - bar.n)
 
     @staticmethod
     def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:

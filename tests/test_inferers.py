@@ -363,6 +363,25 @@ def test_progress_is_shown_on_stderr_only_if_asked(capsys: pytest.CaptureFixture
     out, err = capsys.readouterr()
     assert out == ""
     assert "super-resolving" in err
+    assert "2/2" in err
+
+
+@pytest.mark.parametrize("size", [(10, 10), (25, 10), (37, 26)])
+def test_progress_counts_tiles(size: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+
+    class Counting(Nearest):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    x = torch.rand(1, 1, *size, 3)
+    tiles = inferer().num_tiles(*size)
+    inferer(progress=True, sw_batch_size=1)(x, Counting())
+    assert sum(seen) == 3 * tiles
+    assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
+    inferer(progress=True, sw_batch_size=2)(x, Limited(most=1))  # which starts batches anew
+    assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
 
 
 def test_sampling_draws_anew_for_each_batch_of_tiles() -> None:
