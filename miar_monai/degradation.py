@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-_LEVEL_SIGMA, _LEVEL_STEPS = 1.5, 8  # LR voxels; no more noise gets in, and a block of 8 × 8 keeps its mean to 0.1 %
+_LEVEL_SIGMA, _LEVEL_STEPS = 1.5, 8  # LR voxels; so that blocks of 8 × 8 keep their mean to about 0.1 %
 _MOST = 64  # of scale and blur: beyond, nothing is left of an image, and matrices need any amount of memory
 
 
@@ -237,29 +237,29 @@ class SeparableDegradation(ABC):
             start = resample(lr, rows, columns)
         return self.enforce(start, lr, damping)
 
-    def bounded(self, sr: Tensor, lr: Tensor, floor: float | Tensor) -> Tensor:
-        """Return estimates none of whose voxels is below a floor, and whose level is still that of ``lr``.
+    def bounded(self, sr: Tensor, floor: float | Tensor) -> Tensor:
+        """Return images none of whose voxels is below a floor, and whose low-resolution images are about the same.
 
-        Voxels that are only clipped leave their surroundings too bright, so that the low frequencies of the residual
-        are put back, and the result is clipped again: projected Landweber iterations, accelerated by momentum (Beck and
-        Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems, 2009).
+        Voxels that are only clipped leave their surroundings too bright, so that the low frequencies of what clipping
+        adds are taken off, and the result is clipped again: projected Landweber iterations, accelerated by momentum
+        (Beck and Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems, 2009).
 
         Args:
-            sr: estimates, (..., H, W).
-            lr: low-resolution images, (..., H / scale, W / scale).
+            sr: images, (..., H, W); those that are nowhere below the floor stay as they are.
             floor: such as 0 for magnitudes; one for all, or (..., 1, 1).
 
         Example:
             >>> line = torch.arange(-31.5, 32)
             >>> lr = Degradation()((torch.hypot(line[:, None], line) < 20).float())
             >>> linear = Degradation().restore(lr, 1e-3)
-            >>> clipped, bounded = linear.clamp(min=0), Degradation().bounded(linear, lr, 0)
+            >>> clipped, bounded = linear.clamp(min=0), Degradation().bounded(linear, 0)
             >>> [round((x.mean() / lr.mean()).item(), 3) for x in (linear, clipped, bounded)], bounded.min().item() >= 0
             ([1.0, 1.029, 1.003], True)
         """
         operators = [self._operator(size, sr) for size in sr.shape[-2:]]
-        smooth = [self._smooth(size, sr) for size in lr.shape[-2:]]
+        smooth = [self._smooth(size // self.scale, sr) for size in sr.shape[-2:]]
         with torch.autocast(sr.device.type, enabled=False):
+            lr = resample(sr, *operators)
             sr = ahead = sr.clamp(min=floor)
             for step in range(_LEVEL_STEPS):
                 before = sr

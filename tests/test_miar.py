@@ -46,7 +46,7 @@ def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> Non
         skips = {0: torch.nn.functional.pixel_unshuffle(linear, 2), 1: skip}
         maps = network.decoder(network.quantizer.decode(decoded.tokens), skips)
         maps = network.degradation.enforce(maps, lr, 1e-3)
-        maps = network.degradation.bounded(maps, lr, lr.amin(dim=(2, 3), keepdim=True))
+        maps = network.degradation.bounded(maps, lr.amin(dim=(2, 3), keepdim=True))
     result = network.super_resolve(lr)
     assert torch.equal(network(lr), result.sr)
     assert torch.equal(result.tokens, decoded.tokens)

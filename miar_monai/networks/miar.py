@@ -270,11 +270,11 @@ class MIAR(nn.Module):
 
     @staticmethod
     def bounded(estimates: Tensor, observed: Observation) -> Tensor:
-        """Return estimates (B, C, H, W) that are nowhere darker than their LR slices, whose level they keep.
+        """Return estimates (B, C, H, W) that are nowhere darker than their LR slices, with the level that they had.
 
         For inference: a loss that learns nothing from dark voxels would let them drift.
         """
-        return observed.degradation.bounded(estimates, observed.lr, observed.lr.amin(dim=(2, 3), keepdim=True))
+        return observed.degradation.bounded(estimates, observed.lr.amin(dim=(2, 3), keepdim=True))
 
     def render(self, maps: Tensor, observed: Observation, fidelity: float) -> Tensor:
         """Return the images (B, 1, H, W) of output maps (B, 2, H, W): corrected, bounded, and mixed by `mix`."""
