@@ -161,7 +161,7 @@ def test_eight_requests_at_once_are_not_mixed_up(server: Server, studies: Path) 
         ("miar_brats", "head0", {"save_image": "maybe"}, 400, "save_image is 'maybe', but it must be true or false"),
         ("miar_brats", "head0", {"uncertainty": "true"}, 400, "uncertainty is 'true', but it must be true or false"),
         ("miar_brats", "head0", {"uncertainty": 1}, 400, "uncertainty is 1, but it must be true or false"),
-        ("miar_brats", __file__, {}, 400, "cannot be read as NIfTI"),
+        ("miar_brats", __file__, {}, 400, "cannot be read as an image"),
     ],
 )
 def test_a_bad_request_is_answered_in_one_sentence(
