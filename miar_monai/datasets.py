@@ -22,6 +22,7 @@ from miar_monai.cases import find_cases
 from miar_monai.dicom import dicom_tag, slice_files
 from miar_monai.errors import DatasetError
 from miar_monai.io import is_volume_file, volume_stem
+from miar_monai.transforms import result_path
 
 __all__ = ["SliceDataset", "brats_datalist", "lidc_datalist", "split_by_patient", "volume_datalist"]
 
@@ -144,8 +145,11 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
     items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
     if output_dir is None:
         return items
-    endings = ("_sr.nii.gz", "_sr_uncertainty.nii.gz")
-    results = {os.path.realpath(Path(output_dir, item["name"] + ending)) for item in items for ending in endings}
+    results = {
+        os.path.realpath(result_path(item["image"], output_dir, ending, item["name"]))
+        for item in items
+        for ending in ("sr", "sr_uncertainty")
+    }
     return [item for item in items if os.path.realpath(item["image"]) not in results]
 
 

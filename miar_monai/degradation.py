@@ -58,7 +58,8 @@ def _bicubic_up(lr_size: int, size: int, dtype: torch.dtype, device: torch.devic
 @lru_cache(maxsize=64)
 def _smooth_up(lr_size: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return (interpolation_matrix(lr_size, size, "bicubic") @ blur_matrix(lr_size, _LEVEL_SIGMA)).to(device, dtype)
+        up = _bicubic_up(lr_size, size, torch.float64, torch.device("cpu"))
+        return (up @ blur_matrix(lr_size, _LEVEL_SIGMA)).to(device, dtype)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from miar_monai.errors import ImageError, OutputError, SettingError, in_one_sent
 from miar_monai.files import check_name
 from miar_monai.formats import expected_format, format_of, header_of, is_nifti, is_volume_file, volume_stem
 from miar_monai.itk_images import read_with_itk
-from miar_monai.nifti import read_nifti, write_nifti
+from miar_monai.nifti import read_nifti, write_nifti, write_volume
 from miar_monai.volume import SOFTWARE, Volume, as_float, as_stored, parts_to_save, uncertainty_of, what_it_is
 
 __all__ = [
@@ -111,20 +111,6 @@ def _read_file(path: Path) -> Volume:
     raise ImageError(
         f"{path} cannot be read as {expected_format(path)} ({found}): a complete NIfTI, MGH, NRRD or MetaImage file is "
         "needed; copy it again, or convert it to .nii.gz."
-    )
-
-
-def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
-    """Write a volume as NIfTI with what is known of it; see `write_nifti`."""
-    return write_nifti(
-        path,
-        volume.array,
-        volume.affine,
-        volume.dtype,
-        overwrite,
-        space=volume.space,
-        description=volume.description,
-        qform=volume.qform,
     )
 
 

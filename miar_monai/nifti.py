@@ -22,7 +22,7 @@ from miar_monai.geometry import corner_distance, is_singular, nearest_rotation
 from miar_monai.labels import refusal_of_labels
 from miar_monai.volume import Volume, as_stored
 
-__all__ = ["check_layout", "nifti_image", "read_nifti", "volume_of", "write_nifti"]
+__all__ = ["check_layout", "nifti_image", "read_nifti", "volume_of", "write_nifti", "write_volume"]
 
 _LABEL_INTENTS = (1002, 1003)  # LABEL and NEURONAME
 _CLASSES: dict[str, Any] = {
@@ -246,9 +246,13 @@ def write_nifti(
         ...     nib.load(path).get_data_dtype().name
         'int16'
     """
-    path = Path(path)
-    volume = Volume(array, affine, np.dtype(dtype), path, space=space, description=description, qform=qform)
-    image = nifti_image(volume)
+    volume = Volume(array, affine, np.dtype(dtype), Path(path), space=space, description=description, qform=qform)
+    return write_volume(path, volume, overwrite)
+
+
+def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
+    """Write a volume as NIfTI with what is known of it; see `write_nifti`."""
+    path, image = Path(path), nifti_image(volume)
     with whole_file(path, overwrite) as part:
         nib.save(image, part)
     return path

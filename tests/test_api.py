@@ -36,11 +36,6 @@ SAGITTAL = np.array([[0.0, 0, 2, 0], [1.5, 0, 0, 3], [0, -1.25, 0, 7], [0, 0, 0,
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def resolver(bundle: Path) -> SuperResolver:
     return SuperResolver(bundle, "cpu", lookahead_tokens=1)
 

@@ -20,7 +20,6 @@ import pytest
 from bundle_runs import workflow
 from click.testing import CliRunner, Result
 from phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
-from tiny_bundle import write_tiny_bundle
 
 from miar_monai import cases
 from miar_monai.api import super_resolve
@@ -35,27 +34,15 @@ from miar_monai.report import data_consistency_rms
 pytestmark = [
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    pytest.mark.usefixtures("elsewhere"),
 ]
 
 SHAPE = (19, 13, 3)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     return write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE)
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty folder, and leave the hook for errors as it is."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 def miar(*parts: object) -> Result:

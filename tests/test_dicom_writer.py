@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from pydicom.uid import (
     MRImageStorage,
     SecondaryCaptureImageStorage,
 )
-from tiny_bundle import write_tiny_bundle
 
 import miar_monai
 from miar_monai.app import main
@@ -473,18 +471,6 @@ def test_only_folders_of_slices_are_replaced(series: Path, tmp_path: Path) -> No
     assert contents(series) == before
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-
 def miar_sr(bundle: Path, *parts: object) -> Result:
     options = ["sr", "--out-format", "dicom", "--model", bundle, "--device", "cpu", "--quiet", *parts]
     return CliRunner().invoke(main, [str(option) for option in options])
@@ -494,7 +480,7 @@ def names(folder: Path) -> list[str]:
     return sorted(contents(folder))
 
 
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("elsewhere")
 class TestCommand:
     def test_it_writes_what_nifti_would_hold(self, bundle: Path, series: Path) -> None:
         done = miar_sr(bundle, series, "-o", "out", "--fidelity", 0.75, "--preview", "--report", "run.json")

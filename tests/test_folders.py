@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from phantoms import head, write_dicom_series, write_nifti_phantom
-from tiny_bundle import write_tiny_bundle
 
 from miar_monai.app import main
 from miar_monai.cases import find_cases, opened
@@ -29,17 +27,9 @@ pytestmark = [
 SHAPE = (11, 9, 2)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(elsewhere: None, tmp_path: Path) -> Path:
     """Return an empty folder of cases; what is written goes to another one."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     (tmp_path / "in").mkdir()
     return tmp_path / "in"
 

@@ -14,7 +14,6 @@ import torch
 from bundle_runs import Finished, command
 from click.testing import CliRunner, Result
 from phantoms import write_nifti_phantom
-from tiny_bundle import write_tiny_bundle
 
 from miar_monai.api import choose_device
 from miar_monai.app import main
@@ -25,15 +24,8 @@ SHAPE = (19, 13, 2)
 TWO = ("--standalone", "--nnodes=1", "--nproc_per_node=2", "-m", "miar_monai.app")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
+def _loopback(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 

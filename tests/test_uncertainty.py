@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from miar_monai.uncertainty import ErrorModel, signs
 pytestmark = [
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    pytest.mark.usefixtures("elsewhere"),
 ]
 
 MODEL = ErrorModel(offset=-0.5, disagreement=0.6, edges=0.3, entropy=1.5, noise=0.1)
@@ -267,13 +267,6 @@ def miar(*parts: object) -> Result:
     result = CliRunner().invoke(main, [str(part) for part in parts])
     assert "Traceback" not in result.output
     return result
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 def test_command_and_bundle_write_the_same_map(bundles: dict[str, Path], tmp_path: Path) -> None:
