@@ -48,7 +48,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m miar_monai.demo
+	@$(BIN)/python -m miar_monai.cli.demo
 
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
@@ -64,7 +64,7 @@ docs: $(INSTALLED)
 	@echo docs/_build/html/index.html
 
 bundles: $(INSTALLED)
-	@$(BIN)/python -m miar_monai.bundles build
+	@$(BIN)/python -m miar_monai.cli.build_bundles build
 
 dist: $(INSTALLED)
 	@for project in . bundles; do $(BIN)/python -m build --no-isolation --outdir dist $$project || exit 1; done
@@ -87,7 +87,7 @@ $(LABEL_INSTALLED): setup.cfg pyproject.toml constraints-label.txt
 	@touch $@
 
 $(LABEL_DIR)/studies/icbm152.nii.gz: | $(LABEL_INSTALLED)
-	@$(LABEL_BIN)/python -c "from miar_monai.demo import *; degrade(template(), '$(LABEL_DIR)', num_slices=8)"
+	@$(LABEL_BIN)/python -c "from miar_monai.cli.demo import *; degrade(template(), '$(LABEL_DIR)', num_slices=8)"
 	@mkdir -p $(@D) && mv $(LABEL_DIR)/lr.nii.gz $@ && rm $(LABEL_DIR)/hr.nii.gz
 
 label-server: $(LABEL_DIR)/studies/icbm152.nii.gz
@@ -98,7 +98,7 @@ label-server: $(LABEL_DIR)/studies/icbm152.nii.gz
 
 test-label: export OMP_NUM_THREADS = 1
 test-label: $(LABEL_INSTALLED)
-	$(LABEL_BIN)/python -m pytest -q tests/label tests/test_dicom_writer.py
+	$(LABEL_BIN)/python -m pytest -q tests/label tests/data/test_dicom_writer.py
 
 clean:
 	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output docs/_build docs/reference/generated .pytest_cache .mypy_cache \

@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.robustness import METRICS, section, without_tokens
 from benchmarks.table import Method, load_volumes, open_run, provenance, publish, read_config
-from miar_monai.checkpoints import load_weights
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
+from miar_monai.networks.weights import load_weights
 
 RESULT = "ablations.md"
 SETTINGS: dict[str, dict[str, Any]] = {"no-rope": {"positions": "learned"}}

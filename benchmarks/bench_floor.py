@@ -29,11 +29,11 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.bench_inference import Row, brain_slices, table
 from benchmarks.bench_training import WARM_UP, Work, median_ms, product_ceiling
 from benchmarks.table import commit, machine, publish, result_files
-from miar_monai import fused
-from miar_monai.api import SuperResolver, choose_device
-from miar_monai.decoding import Decoding
+from miar_monai.acceleration import layers as fused
+from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.graphs import CUDAGraphed
+from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.networks.decoding import Decoding
 
 KINDS = {
     "attention": ("fmha", "flash", "attention", "softmax"),

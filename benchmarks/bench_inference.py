@@ -27,12 +27,12 @@ from torch import Tensor
 
 from benchmarks.bench_training import WARM_UP, median_ms
 from benchmarks.table import PEERS, commit, machine, peer_network, publish, result_files
-from miar_monai.api import SuperResolver, choose_device
-from miar_monai.decoding import Decoding
-from miar_monai.demo import template
+from miar_monai.acceleration.cuda_graphs import CUDAGraphed
+from miar_monai.cli.demo import template
+from miar_monai.data.atomic_write import whole_file
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.files import whole_file
-from miar_monai.graphs import CUDAGraphed
+from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.miar import MIAR, MIARResult
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 

@@ -31,10 +31,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.table import machine
-from miar_monai.demo import template
-from miar_monai.graphs import CUDAGraphed
-from miar_monai.losses import MIARObjective, ReconstructionLoss
+from miar_monai.acceleration.cuda_graphs import CUDAGraphed
+from miar_monai.cli.demo import template
 from miar_monai.training import compile_networks
+from miar_monai.training.losses import MIARObjective, ReconstructionLoss
 
 Losses = dict[str, Tensor]
 WARM_UP = 8

@@ -32,13 +32,13 @@ from monai.utils import ensure_tuple
 
 from benchmarks.bench_inference import Peak, Row, table, write_csv
 from benchmarks.table import commit, machine, publish, result_files
-from miar_monai.api import SuperResolver, choose_device
-from miar_monai.cases import find_cases
+from miar_monai.cli.demo import template
+from miar_monai.data.cases import find_cases
+from miar_monai.data.io import read_volume, write_nifti, write_volume
 from miar_monai.degradation import Degradation
-from miar_monai.demo import template
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.io import read_volume, write_nifti, write_volume
-from miar_monai.report import case_report
+from miar_monai.inference.report import case_report
+from miar_monai.inference.resolver import SuperResolver, choose_device
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 MIB = 2**20
@@ -169,12 +169,20 @@ def measure_processes(processes: int, volumes: int, slices: int, device: str) ->
         for i in range(1, volumes):
             source.with_name(f"{i}.nii.gz").write_bytes(source.read_bytes())
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = ["-m", "miar_monai.app", "sr", f"{name}/in", "-o", f"{name}/out", "--quiet", "--model", BRAIN.bundle]
+        command = [
+            "-m",
+            "miar_monai",
+            "sr",
+            f"{name}/in",
+            "-o",
+            f"{name}/out",
+            "--quiet",
+            "--model",
+            BRAIN.bundle,
+        ]
         threads = {"OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // processes, 1))}
         start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, *launcher, *command, "--device", device], check=True, env=os.environ | threads
-        )
+        subprocess.run([sys.executable, *launcher, *command, "--device", device], check=True, env=os.environ | threads)
         seconds = time.perf_counter() - start
         assert len(list(Path(name, "out").iterdir())) == volumes
     return {

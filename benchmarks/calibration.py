@@ -31,15 +31,15 @@ from tqdm import tqdm
 
 from benchmarks.robustness import FAULTS, noisy
 from benchmarks.table import Volume, load_volumes, open_run, provenance, publish, read_config
-from miar_monai.checkpoints import load_weights
-from miar_monai.decoding import Decoding
+from miar_monai.data.atomic_write import whole_file
 from miar_monai.degradation import with_blurs
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
-from miar_monai.files import whole_file
-from miar_monai.inferers import BeamSearchInferer
-from miar_monai.metrics import body_mask
-from miar_monai.uncertainty import SIGNS, ErrorModel, signs, smoothed
+from miar_monai.evaluation.metrics import body_mask
+from miar_monai.inference.error_model import SIGNS, ErrorModel, signs, smoothed
+from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.networks.decoding import Decoding
+from miar_monai.networks.weights import load_weights
 
 FIT, MEASURED = "fit.md", "calibration.md"
 BINS = 10
@@ -237,7 +237,7 @@ class Calibration:
         weights = np.array([getattr(model, name) for name in SIGNS])
         together = [one._replace(values=(one.values @ weights)[:, None]) for one in found]
         lines.append(f"| all signs but the spread, fitted | {_cell(rank_correlations(together))} |")
-        numbers = json.dumps({"_target_": "miar_monai.uncertainty.ErrorModel", **vars(model)}, indent=4)
+        numbers = json.dumps({"_target_": "miar_monai.inference.error_model.ErrorModel", **vars(model)}, indent=4)
         text = ["# Signs of errors", "", *run.notes, "", *lines, "", "```json", numbers, "```", ""]
         publish("\n".join(text), self._output / FIT, run.config.get_parsed_content("overwrite"))
 
@@ -270,9 +270,7 @@ class Calibration:
     def _open(self, section: str, *results: str) -> Run:
         """Load what is needed; mistakes are found before the work."""
         settings = {"section": section, "metrics": ["PSNR"], **self._settings}
-        config, _ = open_run(
-            self._bundle, self._dataset_dir, str(self._output), self._contrasts, settings, results
-        )
+        config, _ = open_run(self._bundle, self._dataset_dir, str(self._output), self._contrasts, settings, results)
         get = config.get_parsed_content
         evaluation, network = get("evaluation"), get("network")
         load_weights(network, get("checkpoint"), "train the bundle first.").to(evaluation.device).eval()

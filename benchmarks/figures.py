@@ -26,15 +26,15 @@ from monai.transforms import CropForeground
 from torch import Tensor, nn
 
 from benchmarks.table import read_config
-from miar_monai import figures
-from miar_monai.bundles import check_switches
-from miar_monai.checkpoints import load_weights
+from miar_monai.data.atomic_write import refuse_to_overwrite
 from miar_monai.errors import ConfigurationError, DatasetError, find_miar_error, report_errors_in_one_sentence
-from miar_monai.files import refuse_to_overwrite
-from miar_monai.metrics import psnr
+from miar_monai.evaluation.metrics import psnr
+from miar_monai.inference.bundle import check_switches
 from miar_monai.networks import MSVQVAE
+from miar_monai.networks.weights import load_weights
 from miar_monai.training import TokenizerEvaluator
 from miar_monai.transforms import ScaleIntensityHUd
+from miar_monai.visualize import figures
 
 logger = logging.getLogger(__name__)
 

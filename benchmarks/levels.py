@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.table import commit, machine, publish, result_files
-from miar_monai.api import SuperResolver, choose_device
+from miar_monai.data.geometry import axial_axis
+from miar_monai.data.io import Volume, read_volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.geometry import axial_axis
-from miar_monai.io import Volume, read_volume
+from miar_monai.inference.resolver import SuperResolver, choose_device
 
 RESULT = "levels.md"
 BLOCK = 8  # LR voxels

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from miar_monai.evaluation import Row
-from miar_monai.metrics import METRICS
+from miar_monai.evaluation.metrics import METRICS
 
 __all__ = ["EXPLANATION", "Paired", "difference", "differences_table", "headline_table", "log_ratio", "paired", "pairs"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from miar_monai.data.atomic_write import whole_file
 from miar_monai.evaluation import Row, by_contrast
-from miar_monai.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

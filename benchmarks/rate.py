@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.metrics import body_mask
+from miar_monai.evaluation.metrics import body_mask
 from miar_monai.networks import MSVQVAE
 
 

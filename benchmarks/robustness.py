@@ -25,12 +25,12 @@ from monai.transforms import GaussianSharpen, GaussianSmooth
 from torch import Tensor
 
 from benchmarks.table import Method, Volume, batches, load_peers, load_volumes, open_run, provenance, publish
-from miar_monai.checkpoints import load_weights
 from miar_monai.degradation import Degradation, with_blurs
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
-from miar_monai.inferers import BeamSearchInferer
+from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MIAR
+from miar_monai.networks.weights import load_weights
 
 RESULT = "robustness.md"
 METRICS = ("PSNR", "SSIM", "LPIPS")

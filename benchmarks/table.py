@@ -30,14 +30,14 @@ from tqdm import tqdm
 
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
 from benchmarks.plane import perception_distortion
-from miar_monai.bundles import check_switches
-from miar_monai.checkpoints import load_weights
+from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file
+from miar_monai.data.io import check_output_folder
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation, by_contrast
-from miar_monai.files import refuse_to_overwrite, whole_file
-from miar_monai.inferers import BeamSearchInferer
-from miar_monai.io import check_output_folder
+from miar_monai.inference.bundle import check_switches
+from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MSVQVAE
+from miar_monai.networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from monai.transforms import Orientation
 from tqdm import tqdm
 
 from benchmarks.table import read_config, with_contrasts
+from miar_monai.data.io import Volume
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.io import Volume
 from miar_monai.transforms import LoadVolume, SimulateLowResolution
 
 

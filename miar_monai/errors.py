@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from types import TracebackType
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "MissingWeightsError",
     "OutputError",
     "SettingError",
+    "check_range",
+    "check_whole",
     "find_miar_error",
     "in_one_sentence",
     "report_errors_in_one_sentence",
@@ -152,3 +155,23 @@ def report_errors_in_one_sentence() -> None:
             print(f"error: {sentence_for_user(error, '--overwrite True')}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Check a setting.
+
+    Raises:
+        ConfigurationError: if ``value`` is no number, or not within [low, high].
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise SettingError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
+
+
+def check_whole(name: str, value: float) -> None:
+    """Check that a setting is a whole number, of whatever type.
+
+    Raises:
+        ConfigurationError: if it is not; infinity is none.
+    """
+    if not isinstance(value, Real) or value % 1:
+        raise SettingError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")

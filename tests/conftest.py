@@ -102,7 +102,7 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bundle for brain MRI with a tiny network."""
-    from tiny_bundle import write_tiny_bundle
+    from helpers.tiny_bundle import write_tiny_bundle
 
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 

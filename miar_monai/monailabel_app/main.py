@@ -11,8 +11,8 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
 import miar_monai
-from miar_monai.bundles import MODELS, find_bundle
 from miar_monai.errors import MiarError
+from miar_monai.inference.bundle import MODELS, find_bundle
 from miar_monai.monailabel_app.store import ResultStore, is_result, source_of
 from miar_monai.monailabel_app.task import Result, SuperResolutionTask, switch
 

@@ -17,12 +17,12 @@ from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
-from miar_monai.cases import opened, temporary_folder
-from miar_monai.dicom_writer import is_own, source_headers, write_series
+from miar_monai.data.cases import opened, temporary_folder
+from miar_monai.data.dicom_writer import is_own, source_headers, write_series
+from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
 from miar_monai.errors import OutputError
-from miar_monai.io import as_float, parts_to_save, volume_stem, write_volume
+from miar_monai.inference.report import derivation
 from miar_monai.monailabel_app.task import Result
-from miar_monai.report import derivation
 
 __all__ = ["ResultStore", "is_result", "source_of"]
 

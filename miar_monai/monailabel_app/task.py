@@ -14,12 +14,12 @@ from uuid import uuid4
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
-from miar_monai.api import SuperResolver
-from miar_monai.bundles import metadata, number_or_text, weights_path
+from miar_monai.data.io import Volume, as_float, as_stored, read_volume, write_volume
+from miar_monai.data.nrrd import write_nrrd
 from miar_monai.errors import ConfigurationError
-from miar_monai.io import Volume, as_float, as_stored, read_volume, write_volume
-from miar_monai.monailabel_app.nrrd import write_nrrd
-from miar_monai.report import case_report, warnings_said
+from miar_monai.inference.bundle import metadata, number_or_text, weights_path
+from miar_monai.inference.report import case_report, warnings_said
+from miar_monai.inference.resolver import SuperResolver
 
 __all__ = ["Result", "SuperResolutionTask", "switch"]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miar_monai.fused import Turn, join
+from miar_monai.acceleration.layers import Turn, join
 
 __all__ = ["CrossAttention", "KeyValue", "SelfAttention", "rotary_table"]
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from scipy.fft import idct
 from torch import Tensor, nn
 
-from miar_monai.fused import NormByEight, NormSiLU
+from miar_monai.acceleration.layers import NormByEight, NormSiLU
 
 __all__ = ["AttentionBlock", "CosineEncoder", "Decoder", "Encoder", "ResidualBlock", "cosine_patches"]
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miar_monai.acceleration.layers import NormSiLU
 from miar_monai.errors import ConfigurationError
-from miar_monai.fused import NormSiLU
 from miar_monai.networks.autoencoder import Encoder, ResidualBlock, middle, zero_conv
 
 __all__ = ["LightLREncoder", "TokenizerLREncoder"]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miar_monai.decoding import Decoded, Decoding, decode_tokens
-from miar_monai.degradation import Degradation, SeparableDegradation
+from miar_monai.degradation.operators import Degradation, SeparableDegradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Decoder, Encoder
+from miar_monai.networks.decoding import Decoded, Decoding, decode_tokens
 from miar_monai.networks.lr_encoder import LightLREncoder, TokenizerLREncoder, level_of_lr
 from miar_monai.networks.msvqvae import MSVQVAE
 from miar_monai.networks.quantizer import MultiScaleQuantizer
@@ -75,7 +75,7 @@ class MIAR(nn.Module):
     their output maps are corrected to explain the LR image. What is left to learn is what the LR image does not say.
 
     The closed forms work on whole slices, the networks on tiles of them. `super_resolve` is all of it for slices of one
-    tile; `miar_monai.inferers.BeamSearchInferer` cuts larger ones.
+    tile; `miar_monai.inference.inferer.BeamSearchInferer` cuts larger ones.
 
     The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
     faithful estimate; ``fidelity`` mixes them.
@@ -310,7 +310,7 @@ class MIAR(nn.Module):
             got = (linear.shape[1], *(size // self.scale for size in linear.shape[2:]))
             raise ConfigurationError(
                 f"the network got images of shape {got}, but it takes (1, {self.lr_side}, {self.lr_side}); call it"
-                " through miar_monai.inferers.BeamSearchInferer, which cuts other sizes into tiles."
+                " through miar_monai.inference.inferer.BeamSearchInferer, which cuts other sizes into tiles."
             )
         features = self.features(linear, condition)
         context = self.transformer.context(features.f_lr)

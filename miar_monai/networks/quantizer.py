@@ -16,9 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miar_monai.degradation.resampling import interpolation_matrix
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.schedule import ScaleSchedule
-from miar_monai.resampling import interpolation_matrix
 
 __all__ = ["MultiScaleQuantizer", "QuantizerOutput"]
 

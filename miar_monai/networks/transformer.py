@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from miar_monai.acceleration.layers import AddNorm, LinearGELU
 from miar_monai.errors import ConfigurationError
-from miar_monai.fused import AddNorm, LinearGELU
 from miar_monai.networks.attention import CrossAttention, KeyValue, SelfAttention, rotary_table
 from miar_monai.networks.schedule import ScaleSchedule
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from phantoms import write_nifti_phantom
+from helpers.phantoms import write_nifti_phantom
 from scipy.spatial.transform import Rotation
 from servers import Server, label_server, miar
 

@@ -132,6 +132,6 @@ def orthanc_server(program: str, folder: Path) -> Server:
 
 def miar(*arguments: str | Path) -> str:
     """Run the command ``miar`` and return what it prints."""
-    command = [sys.executable, "-m", "miar_monai.app", *map(str, arguments)]
+    command = [sys.executable, "-m", "miar_monai.cli.main", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=env, timeout=300).stdout.strip()

@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from phantoms import write_dicom_series
+from helpers.phantoms import write_dicom_series
 from servers import Server, label_server, miar, orthanc_server
 
 SHAPE = (48, 40, 2)

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import requests
 from conftest import IMAGES, SHAPE, fill_studies
-from phantoms import write_dicom_series, write_nifti_phantom
+from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from servers import Server, label_server, miar
 
-from miar_monai.api import SuperResolver
-from miar_monai.bundles import find_bundle
-from miar_monai.dicom import LPS_TO_RAS
-from miar_monai.geometry import fov_corners
-from miar_monai.io import read_volume
+from miar_monai.data.dicom_reader import LPS_TO_RAS
+from miar_monai.data.geometry import fov_corners
+from miar_monai.data.io import read_volume
+from miar_monai.inference.bundle import find_bundle
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.monailabel_app.task import SuperResolutionTask
 
 GREEDY = {"lookahead_tokens": 0}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from servers import ROOT, Server, label_server
 
-from miar_monai.api import SuperResolver
-from miar_monai.io import read_volume
+from miar_monai.data.io import read_volume
+from miar_monai.inference.resolver import SuperResolver
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,3 @@
+"""The former name of `miar_monai.inference.inferer`."""
+
+from miar_monai.inference.inferer import *  # noqa: F403

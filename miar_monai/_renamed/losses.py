@@ -1,0 +1,3 @@
+"""The former name of `miar_monai.training.losses`."""
+
+from miar_monai.training.losses import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""The former name of `miar_monai.inference.processes`."""
+
+from miar_monai.inference.processes import *  # noqa: F403

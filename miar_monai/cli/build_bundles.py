@@ -1,0 +1,93 @@
+"""The zip files of the bundles, as in MONAI's model zoo: ``python -m miar_monai.cli.build_bundles build``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from miar_monai.data.atomic_write import whole_file
+from miar_monai.errors import CheckpointError, ConfigurationError, report_errors_in_one_sentence
+from miar_monai.inference.bundle import metadata, weights_path
+
+__all__ = ["build", "build_zip", "bundle_files"]
+
+logger = logging.getLogger(__name__)
+
+_TIMESTAMP = (2022, 5, 20, 0, 0, 0)  # the model zoo's: equal contents give equal bytes
+_SHIPPED = ("LICENSE", "configs/*", "docs/*", "models/model.pt")
+
+
+def bundle_files(bundle: str | os.PathLike[str]) -> list[Path]:
+    """Return what belongs to a bundle, sorted: license, configs, documents and the weights.
+
+    Raises:
+        ConfigurationError: if the folder is not a bundle.
+        CheckpointError: if the weights are missing.
+    """
+    bundle = Path(bundle)
+    if not (bundle / "configs" / "metadata.json").is_file():
+        raise ConfigurationError(
+            f"{bundle} holds no configs/metadata.json: the folder of a bundle is needed; "
+            "call from the repository's folder, or give --bundles."
+        )
+    if not weights_path(bundle).is_file():
+        raise CheckpointError(
+            f"{bundle} has no models/model.pt: a bundle is given away with its weights; train it (see its "
+            "docs/README.md) and copy model.pt from the output folder to models/."
+        )
+    return sorted(path for pattern in _SHIPPED for path in bundle.glob(pattern) if path.is_file())
+
+
+def build_zip(bundle: str | os.PathLike[str], output: str | os.PathLike[str] = "dist", overwrite: bool = False) -> Path:
+    """Write ``<name>_v<version>.zip`` with one top folder ``<name>``; equal contents give equal bytes.
+
+    Args:
+        bundle: folder of the bundle.
+        output: folder of the zip file; made if needed.
+        overwrite: replace an existing file.
+
+    Returns:
+        The path of the zip file.
+
+    Raises:
+        ConfigurationError: if the folder is not a bundle.
+        CheckpointError: if the weights are missing.
+        OutputError: if the file exists or cannot be written.
+    """
+    bundle = Path(bundle).resolve()
+    files = bundle_files(bundle)
+    path = Path(output, f"{bundle.name}_v{metadata(bundle)['version']}.zip")
+    with whole_file(path, overwrite) as part, zipfile.ZipFile(part, "w") as archive:
+        for file in files:
+            info = zipfile.ZipInfo(f"{bundle.name}/{file.relative_to(bundle).as_posix()}", _TIMESTAMP)
+            info.external_attr = 0o644 << 16
+            info.create_system = 3  # Unix, wherever it is built
+            archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    return path
+
+
+def build(output: str = "dist", bundles: Iterable[str] = ("bundles/miar_brats", "bundles/miar_lidc")) -> None:
+    """Build the zip files of the bundles; earlier ones of the same version are replaced.
+
+    A bundle that has no weights yet is named and left out.
+
+    Args:
+        output: folder of the zip files.
+        bundles: folders of the bundles.
+    """
+    for bundle in bundles:
+        try:
+            print(build_zip(bundle, output, overwrite=True))
+        except CheckpointError as error:
+            logger.warning("left out: %s", error)
+
+
+if __name__ == "__main__":
+    import fire
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
+    report_errors_in_one_sentence()
+    fire.Fire({"build": build})

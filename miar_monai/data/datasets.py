@@ -1,0 +1,295 @@
+"""Which volumes there are, who belongs to training, validation and test, and their slices in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import Dataset, PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.utils import convert_to_tensor, ensure_tuple
+from torch import Tensor
+
+from miar_monai.data.cases import find_cases
+from miar_monai.data.dicom_reader import dicom_tag, slice_files
+from miar_monai.data.io import is_volume_file, volume_stem
+from miar_monai.data.outputs import result_path
+from miar_monai.errors import DatasetError
+
+__all__ = ["SliceDataset", "brats_datalist", "lidc_datalist", "split_by_patient", "volume_datalist"]
+
+logger = logging.getLogger(__name__)
+
+Item = dict[str, str]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_SECTIONS = ("training", "validation", "test")
+_NAMES_OF_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
+_BRATS_LAYOUT = "<dataset_dir>/<subject>/<subject>_{0}.nii.gz (or BraTS 2023's <subject>-{1}.nii.gz)"
+_LIDC_LAYOUT = "NIfTI files, or folders with one DICOM series each, at any depth"
+
+
+def _folders(dataset_dir: Paths, layout: str) -> list[Path]:
+    folders = [Path(folder) for folder in ensure_tuple(dataset_dir)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise DatasetError(f"{folder} is not a folder: a dataset folder with {layout} is needed; set dataset_dir.")
+    return folders
+
+
+def brats_datalist(dataset_dir: Paths, contrasts: Sequence[str] = ("t2",)) -> list[Item]:
+    """List the volumes of a BraTS folder: one folder a subject, one NIfTI file a contrast.
+
+    Both ``<subject>/<subject>_t2.nii.gz`` and the names of BraTS 2023 (``<subject>/<subject>-t2w.nii.gz``) are found.
+
+    Args:
+        dataset_dir: the folder of the subjects, or several such folders.
+        contrasts: among ``"t1"``, ``"t1ce"``, ``"t2"``, ``"flair"``.
+
+    Returns:
+        Dictionaries with ``"image"`` (path), ``"subject"`` and ``"contrast"``, sorted by path.
+
+    Raises:
+        DatasetError: if a folder is missing or holds no volume of these contrasts.
+    """
+    contrasts = ensure_tuple(contrasts)
+    layout = _BRATS_LAYOUT.format(contrasts[0], _NAMES_OF_2023.get(contrasts[0], contrasts[0]))
+    items = []
+    for folder in _folders(dataset_dir, layout):
+        subjects = sorted(path for path in folder.iterdir() if path.is_dir())
+        found = [item for subject in subjects for item in _brats_subject(subject, contrasts)]
+        if not found:
+            raise DatasetError(
+                f"{folder} holds {len(subjects)} folders but no volume of the contrasts {', '.join(contrasts)}: "
+                f"{layout} is needed; set dataset_dir to the folder of the subjects."
+            )
+        missing = len(subjects) * len(contrasts) - len(found)
+        if missing:
+            logger.warning("%s: %d volumes of the contrasts %s are missing", folder, missing, ", ".join(contrasts))
+        items += found
+    return items
+
+
+def _brats_subject(folder: Path, contrasts: Sequence[str]) -> Iterator[Item]:
+    for contrast in contrasts:
+        stems = (f"{folder.name}_{contrast}", f"{folder.name}-{_NAMES_OF_2023.get(contrast, contrast)}")
+        for path in (folder / (stem + suffix) for stem in stems for suffix in (".nii.gz", ".nii")):
+            if path.is_file():
+                yield {"image": str(path), "subject": folder.name, "contrast": contrast}
+                break
+
+
+def lidc_datalist(dataset_dir: Paths) -> list[Item]:
+    """List the CT volumes of a LIDC-IDRI folder: NIfTI files, and folders with one DICOM series each, at any depth.
+
+    DICOM series of another modality than CT (LIDC-IDRI has chest radiographs and segmentations too) are left out.
+
+    Args:
+        dataset_dir: the folder, or several folders.
+
+    Returns:
+        Dictionaries with ``"image"`` (path of the file or of the series folder) and ``"subject"``: the PatientID of a
+        DICOM series, else the name of the uppermost folder, else the stem of a NIfTI file that lies in no folder.
+
+    Raises:
+        DatasetError: if a folder is missing or holds no volume.
+    """
+    items = []
+    for root in _folders(dataset_dir, _LIDC_LAYOUT):
+        found = [item for folder, _, _ in sorted(os.walk(root)) for item in _lidc_folder(root, Path(folder))]
+        if not found:
+            raise DatasetError(f"{root} holds no CT volume: {_LIDC_LAYOUT}, are needed; set dataset_dir.")
+        items += found
+    return items
+
+
+def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
+    inside = folder.relative_to(root).parts
+    for path in sorted(folder.iterdir()):
+        if is_volume_file(path):
+            yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
+    file = next(slice_files(sorted(folder.iterdir())), None)
+    if file is not None and dicom_tag(file, "0008|0060") == "CT":
+        uppermost = (*inside, folder.name)[0]
+        yield {"image": str(folder), "subject": dicom_tag(file, "0010|0020") or uppermost}
+
+
+def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = None) -> list[Item]:
+    """List the volumes to super-resolve, those that ``miar sr`` finds.
+
+    Args:
+        inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence
+            of these.
+        output_dir: folder of the results, which are no inputs when it lies among these.
+
+    Returns:
+        Dictionaries with ``"image"`` (path) and ``"name"`` (of the result, without its ending).
+
+    Raises:
+        ImageError: if a path does not exist.
+        DatasetError: if a folder holds no case, or something that looks like a case and is none: the evaluation of a
+            bundle ends at the first case that fails.
+    """
+    cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
+    if problems := [case.problem for case in cases if case.problem]:
+        more = f"; and {len(problems) - 1} more such problems: miar sr names all and does the other cases."
+        raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
+    items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
+    if output_dir is None:
+        return items
+    results = {
+        os.path.realpath(result_path(item["image"], output_dir, ending, item["name"]))
+        for item in items
+        for ending in ("sr", "sr_uncertainty")
+    }
+    return [item for item in items if os.path.realpath(item["image"]) not in results]
+
+
+def split_by_patient(
+    items: Sequence[Item],
+    section: str,
+    ratios: Sequence[float] = (7, 1, 2),
+    seed: int = 0,
+    split_file: str | os.PathLike[str] | None = None,
+) -> list[Item]:
+    """Return the items of one section; all volumes of a patient are in the same section.
+
+    Args:
+        items: dictionaries with ``"subject"``.
+        section: ``"training"``, ``"validation"`` or ``"test"``.
+        ratios: sizes of the three sections relative to each other, the paper's 7:1:2 by default.
+        seed: seed of the shuffle; the split depends on it and on the names of the subjects only.
+        split_file: a JSON file that names the subjects of each section, instead of ratios and seed. Of a name with
+            folders (``"dicom/LIDC-IDRI-0006"``) the last part counts.
+
+    Returns:
+        The items of the section, in their order.
+
+    Raises:
+        DatasetError: if a section gets no patient, or the split file cannot be used.
+
+    Example:
+        >>> items = [{"image": f"{i}.nii.gz", "subject": f"p{i // 2}"} for i in range(20)]
+        >>> [len(split_by_patient(items, section)) for section in ("training", "validation", "test")]
+        [14, 2, 4]
+    """
+    present = sorted({item["subject"] for item in items})
+    sections = _shuffled(present, ratios, seed) if split_file is None else _read_split(split_file)
+    if section not in sections:
+        raise DatasetError(f"there is no section {section!r} in the split: give one of {', '.join(sections)}.")
+    absent = set(sections[section]) - set(present)
+    if absent:
+        logger.warning("%s: subjects of section %s without volume: %s", split_file, section, ", ".join(sorted(absent)))
+    chosen = [item for item in items if item["subject"] in set(sections[section])]
+    if not chosen:
+        raise DatasetError(
+            f"the section {section!r} is empty with {len(present)} patients in the dataset: at least one patient for "
+            "each of training, validation and test is needed; add patients or give a split_file that names them."
+        )
+    return chosen
+
+
+def _shuffled(subjects: Sequence[str], ratios: Sequence[float], seed: int) -> dict[str, Sequence[str]]:
+    shuffled = [subjects[i] for i in np.random.RandomState(seed).permutation(len(subjects))]
+    n_validation, n_test = (max(1, round(len(subjects) * ratio / sum(ratios))) for ratio in ratios[1:])
+    n_training = max(len(subjects) - n_validation - n_test, 0)
+    parts = np.split(shuffled, [n_training, n_training + n_validation])
+    return dict(zip(_SECTIONS, map(np.ndarray.tolist, parts), strict=True))
+
+
+def _read_split(path: str | os.PathLike[str]) -> dict[str, Sequence[str]]:
+    try:
+        content = json.loads(Path(path).read_text())
+        split: dict[str, Sequence[str]] = {
+            section: [Path(name).name for name in content[section]] for section in _SECTIONS
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DatasetError(
+            f"the split file {path} cannot be used ({type(error).__name__}: {error}): a JSON file with lists of "
+            "subjects for 'training', 'validation' and 'test' is needed; correct it or leave split_file out."
+        ) from error
+    for a, b in combinations(_SECTIONS, 2):
+        if both := sorted(set(split[a]) & set(split[b])):
+            raise DatasetError(
+                f"the split file {path} lists {', '.join(both)} for {a} and for {b}: results on patients that were "
+                "trained on mean nothing; list each patient once."
+            )
+    return split
+
+
+class SliceDataset(torch.utils.data.Dataset):
+    """All axial slices of some volumes, in memory; each volume is loaded once.
+
+    The slices are plain contiguous float32 tensors, because a `monai.data.MetaTensor` costs more than the augmentation.
+    Constant (empty) slices are left out. `monai.data.DataLoader` seeds ``augmentation`` through ``set_rnd``.
+
+    Args:
+        data: dictionaries with ``"image"`` (path), as the datalists of this module return them.
+        transform: loads a volume: dictionary in, dictionary with ``"image"`` (1, X, Y, Z) out.
+        augmentation: applied to ``{"image": (1, X, Y)}`` each time that a slice is asked for.
+        cache_dir: keeps the loaded volumes on disk between runs (`monai.data.PersistentDataset`); a volume is loaded
+            again when the transform, the path, the size or the time stamp of its file changes.
+        progress: show a progress bar while loading.
+        num_workers: threads that load volumes; 0 loads them one after the other.
+
+    Raises:
+        DatasetError: if no slice with content is left.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Item],
+        transform: Callable,
+        augmentation: Callable | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        self.data = list(data)
+        self.transform = transform
+        self.augmentation = augmentation
+        self.slices = self._load(cache_dir, progress, num_workers)
+        if not self.slices:
+            raise DatasetError(
+                f"none of {len(self.data)} volumes has a slice with content: at least one is needed; "
+                "check the dataset folder and the transform."
+            )
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = {"image": self.slices[index]}
+        return item if self.augmentation is None else convert_to_tensor(self.augmentation(item), track_meta=False)
+
+    def _load(self, cache_dir: str | os.PathLike[str] | None, progress: bool, num_workers: int) -> list[Tensor]:
+        from tqdm.auto import tqdm
+
+        volumes: Dataset = Dataset(self.data, self.transform)
+        if cache_dir is not None:
+            volumes = PersistentDataset(
+                self.data, self.transform, Path(cache_dir), hash_func=_hash_with_file, hash_transform=pickle_hashing
+            )
+        # on an error this pool waits for its threads; one that is cut off inside C++ aborts the process at its exit
+        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+            loaded = pool.map(lambda i: _slices(volumes[i]["image"]), range(len(self.data)))
+            return [one for many in tqdm(loaded, "volumes", len(self.data), disable=not progress) for one in many]
+
+
+def _slices(volume: Tensor) -> Tensor:
+    """Return the slices with content, (Z', 1, X, Y), of a volume (1, X, Y, Z)."""
+    slices = convert_to_tensor(volume, track_meta=False).float().movedim(-1, 0)
+    return slices[slices.amax((1, 2, 3)) > slices.amin((1, 2, 3))].contiguous()
+
+
+def _hash_with_file(item: Mapping[str, Any]) -> bytes:
+    state = os.stat(item["image"])
+    return pickle_hashing({**item, "size": state.st_size, "modified": state.st_mtime_ns})

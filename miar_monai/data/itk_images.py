@@ -1,0 +1,84 @@
+"""NRRD and MetaImage in, read and placed by ITK."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miar_monai.data.dicom_reader import LPS_TO_RAS, check_num_voxels
+from miar_monai.data.labels import refusal_of_labels
+from miar_monai.data.volume import Volume
+from miar_monai.errors import ImageError, MiarError
+
+__all__ = ["read_with_itk"]
+
+_ADVICE = "it and the file of its voxels, if that is another one, must be there and complete; copy them again."
+
+
+def read_with_itk(path: Path, kind: str) -> Volume:
+    """Read an NRRD file or a MetaImage, with its voxels in a file of their own or not.
+
+    Args:
+        path: the file; of two, the header.
+        kind: ``"NRRD"`` or ``"MetaImage"``.
+
+    Raises:
+        ImageError: if the file is truncated or damaged, or is not one volume of real numbers.
+    """
+    import itk
+
+    reader = (itk.NrrdImageIO if kind == "NRRD" else itk.MetaImageIO).New(FileName=str(path))
+    try:
+        reader.ReadImageInformation()
+        sizes = [int(reader.GetDimensions(i)) for i in range(reader.GetNumberOfDimensions())]
+        _check_layout(path, reader, sizes)
+        image = itk.imread(str(path), pixel_type=itk.F, imageio=reader) if len(sizes) == 3 else _as_volume(path, reader)
+    except MiarError:
+        raise
+    except Exception as error:  # whatever ITK makes of a damaged header
+        raise ImageError(f"{path} cannot be read as {kind}: {_ADVICE}") from error
+    affine = np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    array = np.ascontiguousarray(itk.array_from_image(image).transpose(2, 1, 0), dtype=np.float32)
+    return Volume(array, LPS_TO_RAS @ affine, _result_dtype(reader), path, remarks=_remarks(reader, kind))
+
+
+def _as_volume(path: Path, reader: Any) -> Any:
+    """Return a slice, or a volume with further axes of one, as a volume."""
+    import itk
+
+    source = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path), ImageIO=reader)
+    source.Update()
+    return source.GetOutput()
+
+
+def _check_layout(path: Path, reader: Any, sizes: list[int]) -> None:
+    check_num_voxels(path, sizes)
+    if reader.GetNumberOfComponents() != 1 or len(sizes) < 2 or any(size != 1 for size in sizes[3:]) or 0 in sizes:
+        values = reader.GetNumberOfComponents()
+        raise ImageError(
+            f"{path} has {len(sizes)} dimensions ({' x '.join(map(str, sizes))}) and {values} values a voxel: one "
+            "3D volume of gray values is needed; split it into volumes and give them one by one."
+        )
+    if reader.GetMetaDataDictionary().HasKey("Segment0_ID"):  # of 3D Slicer
+        raise refusal_of_labels(path, "it has segments", "export it as a volume")
+
+
+def _result_dtype(reader: Any) -> np.dtype:
+    stored = np.dtype(_COMPONENTS.get(reader.GetComponentTypeAsString(reader.GetComponentType()), np.float32))
+    return stored if stored.kind in "iu" else np.dtype(np.float32)
+
+
+_COMPONENTS = {"short": np.int16, "unsigned_short": np.uint16, "int": np.int32, "unsigned_int": np.uint32}
+
+
+def _remarks(reader: Any, kind: str) -> tuple[str, ...]:
+    if kind == "NRRD" and not reader.GetMetaDataDictionary().HasKey("NRRD_space"):
+        return (
+            "the file does not say how its voxels lie in the patient (no space): slices along its third axis are taken"
+            " for axial ones, and which side is left is not known.",
+        )
+    return ()

@@ -1,0 +1,67 @@
+"""The files of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from miar_monai.data.atomic_write import whole_file
+from miar_monai.errors import CheckpointError
+
+__all__ = ["first_line", "load_weights", "save_weights"]
+
+
+def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> None:
+    """Write the state dict of a network under a temporary name that is then renamed.
+
+    Args:
+        network: the network, perhaps wrapped for several GPUs.
+        path: file to write; its folder is made if needed.
+        half: write parameters in half precision. Buffers stay as they are: the codebook's sums would overflow.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    path, network = Path(path), getattr(network, "module", network)
+    parameters = {name for name, _ in network.named_parameters()}
+    state = {
+        name: (value.half() if half and name in parameters else value).cpu()
+        for name, value in network.state_dict().items()
+    }
+    with whole_file(path, overwrite=True) as part:
+        torch.save(state, part)
+
+
+def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:
+    """Load a state dict into a network and return the network.
+
+    Args:
+        network: receives the weights.
+        path: file written by `save_weights`.
+        hint: what to do when the file is missing, for the user.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or belongs to another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there are no weights at {path}; {hint}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint ({first_line(error)}); {hint}") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} belongs to another network ({first_line(error)}); use the configuration it was made with, or"
+            f" {hint}"
+        ) from error
+    return network
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(":")

@@ -1,0 +1,25 @@
+"""Training: losses, trainers of both stages, what goes on around them, checkpoints."""
+
+from miar_monai.training.handlers import (
+    EMA,
+    EpochSeed,
+    LossLogger,
+    TimeBudget,
+    WarmupCosine,
+    attach_ema,
+    compile_networks,
+)
+from miar_monai.training.trainers import MIARTrainer, TokenizerEvaluator, TokenizerTrainer
+
+__all__ = [
+    "EMA",
+    "EpochSeed",
+    "LossLogger",
+    "MIARTrainer",
+    "TimeBudget",
+    "TokenizerEvaluator",
+    "TokenizerTrainer",
+    "WarmupCosine",
+    "attach_ema",
+    "compile_networks",
+]

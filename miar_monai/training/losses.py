@@ -1,0 +1,237 @@
+"""What the two stages minimize, as named parts; the pieces are MONAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miar_monai.degradation.operators import Degradation, Degradations
+from miar_monai.errors import ConfigurationError, MissingWeightsError
+from miar_monai.networks import MIAR, MSVQVAE
+from miar_monai.networks.decoding import Decoding, decode_tokens
+
+__all__ = ["MIARObjective", "ReconstructionLoss", "adaptive_weight", "corrupt_tokens", "token_loss"]
+
+
+class ReconstructionLoss(nn.Module):
+    """Weighted sum of L1, L2 and a perceptual distance between images in about [0, 1].
+
+    Args:
+        l1: weight of the mean absolute error.
+        l2: weight of the mean squared error.
+        perceptual: weight of MONAI's `monai.losses.PerceptualLoss` (LPIPS); 0 needs no weights.
+        network: backbone of the perceptual loss: ``"alex"``, ``"squeeze"`` or ``"vgg"``. Its weights come from the
+            torch hub folder, or are downloaded there by torchvision.
+
+    Raises:
+        MissingWeightsError: if the backbone's weights are neither on this machine nor to be had.
+
+    Example:
+        >>> loss = ReconstructionLoss(l1=1.0, l2=0.0, perceptual=0.0)
+        >>> loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4))
+        tensor(1.)
+    """
+
+    def __init__(self, l1: float = 0.2, l2: float = 1.0, perceptual: float = 1.0, network: str = "alex") -> None:
+        super().__init__()
+        self.l1, self.l2, self.perceptual = l1, l2, perceptual
+        self.perceptual_distance = perceptual_distance(network) if perceptual else None
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compare images (B, 1, H, W): scalar."""
+        loss = self.l1 * F.l1_loss(prediction, target) + self.l2 * F.mse_loss(prediction, target)
+        if self.perceptual_distance is not None:
+            # LPIPS was made for images in [-1, 1]
+            loss = loss + self.perceptual * self.perceptual_distance(2 * prediction - 1, 2 * target - 1)
+        return loss
+
+
+def perceptual_distance(network: str) -> nn.Module:
+    """Return MONAI's perceptual loss with frozen weights."""
+    from monai.losses import PerceptualLoss
+
+    try:
+        loss = PerceptualLoss(spatial_dims=2, network_type=network, is_fake_3d=False)
+    except (URLError, OSError) as error:
+        raise MissingWeightsError(
+            f"the weights of the perceptual loss {network!r} are not in {torch.hub.get_dir()}/checkpoints and could not"
+            " be downloaded; put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
+        ) from error
+    return loss.eval().requires_grad_(False)
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float = 1e4) -> Tensor:
+    """Return the weight that makes both losses pull equally hard at the last layer (VQGAN).
+
+    Args:
+        reconstruction: reconstruction loss, scalar.
+        adversarial: generator's adversarial loss, scalar.
+        last_layer: weight of the decoder's last convolution.
+        limit: largest weight.
+
+    Returns:
+        ‖∇ reconstruction‖ / ‖∇ adversarial‖, without gradient: scalar.
+
+    Reference:
+        Esser et al., Taming Transformers, 2021, Eq. 7.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> adaptive_weight((3 * w).sum(), w.sum(), w)
+        tensor(2.9998)
+    """
+    pull = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+    push = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (pull / (push + 1e-4)).clamp(max=limit).detach()
+
+
+def corrupt_tokens(tokens: Tensor, neighbors: Tensor, max_rate: float) -> Tensor:
+    """Replace a random share of tokens by codes that lie near theirs.
+
+    Args:
+        tokens: of n positions, (B, n · S), int64.
+        neighbors: near codes of each code, (S, V, N); see `MultiScaleQuantizer.neighbors`.
+        max_rate: each sample draws its share uniformly from [0, max_rate].
+
+    Returns:
+        (B, n · S), int64.
+
+    Example:
+        >>> corrupt_tokens(torch.tensor([[0, 1]]), torch.tensor([[[1], [0]]]), max_rate=0.0)
+        tensor([[0, 1]])
+    """
+    rate = max_rate * torch.rand(len(tokens), 1, device=tokens.device)
+    choice = torch.randint(neighbors.shape[2], tokens.shape, device=tokens.device)
+    books = torch.arange(tokens.shape[1], device=tokens.device) % len(neighbors)
+    wrong = neighbors[books, tokens, choice]
+    return torch.where(torch.rand(tokens.shape, device=tokens.device) < rate, wrong, tokens)
+
+
+def token_loss(logits: Tensor, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of tokens (B, n) under logits (B, n, V), tokens weighted by ``weight`` (n,)."""
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+    return loss.mean() if weight is None else (loss * weight).mean() / weight.mean()
+
+
+class MIARObjective(nn.Module):
+    """Everything stage 2 learns from one batch: tokens by cross-entropy, images by the decoder's two output maps.
+
+    The tokenizer is frozen and turns the truth into tokens. The transformer sees sums of scales in which some tokens
+    were replaced, while the tokens asked of it repair the damage (self-correction). The decoder learns from what the
+    transformer really predicts, so that it knows the mistakes it will meet; its perceptual map can learn from tokens of
+    the truth too, which say more than the LR image does.
+
+    Args:
+        network: the network to train.
+        tokenizer: trained tokenizer.
+        reconstruction: loss of the perceptual output map.
+        self_correction: largest share of replaced tokens; 0 turns self-correction off.
+        num_neighbors: a replaced token becomes one of this many nearest codes.
+        scale_weight_power: weight of a token of scale k is (L_K / L_k)^power: 0 treats all tokens alike, 0.5 protects
+            the early scales (Infinity).
+        image_weight: weight of both image losses.
+        teacher_forcing: share of the images whose perceptual map comes from tokens of the truth.
+        degradations: what the LR images may have come about by; the network's own by default.
+
+    Reference:
+        Paper Sec. 3.1–3.2; Han et al., Infinity, 2024, Sec. 3.4 (bitwise self-correction).
+    """
+
+    neighbors: Tensor
+    scale_weight: Tensor
+
+    def __init__(
+        self,
+        network: MIAR,
+        tokenizer: MSVQVAE,
+        reconstruction: nn.Module,
+        self_correction: float = 0.3,
+        num_neighbors: int = 10,
+        scale_weight_power: float = 0.0,
+        image_weight: float = 30.0,
+        teacher_forcing: float = 0.0,
+        degradations: Sequence[Degradation] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.teacher_forcing = teacher_forcing
+        self.degradations = tuple(degradations or [network.degradation])
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.reconstruction = reconstruction
+        self.self_correction = self_correction
+        self.num_neighbors = num_neighbors
+        self.image_weight = image_weight
+        lengths = torch.tensor([side**2 for side in tokenizer.schedule.sides], dtype=torch.float32)
+        weight = (lengths[-1] / lengths) ** scale_weight_power
+        weight = weight[tokenizer.schedule.levels()].repeat_interleave(tokenizer.quantizer.num_codebooks)  # (L · S,)
+        self.register_buffer("scale_weight", weight, persistent=False)
+        self.register_buffer("neighbors", tokenizer.quantizer.neighbors(num_neighbors), persistent=False)
+
+    def start(self) -> None:
+        """Look at the codebook again, since weights may have been loaded after construction; the trainer calls this.
+
+        Raises:
+            ConfigurationError: if the network has another codebook than the tokenizer.
+        """
+        if not torch.equal(self.network.quantizer.codebook, self.tokenizer.quantizer.codebook):
+            raise ConfigurationError(
+                "the network has another codebook than the tokenizer, so its tokens would mean nothing;"
+                " call network.load_tokenizer(tokenizer) before training."
+            )
+        self.neighbors.copy_(self.tokenizer.quantizer.neighbors(self.num_neighbors))
+
+    def train(self, mode: bool = True) -> MIARObjective:
+        """Set the mode of the network; tokenizer, codebook and perceptual loss stay in evaluation mode."""
+        super().train(mode)
+        self.tokenizer.eval()
+        self.reconstruction.eval()  # LPIPS has dropout
+        self.network.quantizer.eval()
+        return self
+
+    @torch.no_grad()
+    def teach(self, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens (B, L · S) of the truth, the transformer's inputs (B, L - 1, C) and latents (B, C, G, G).
+
+        Inputs and latents are sums of tokens some of which are replaced.
+        """
+        quantizer = self.network.quantizer
+        corrupt = None
+        if self.training and self.self_correction > 0:
+
+            def corrupt(tokens: Tensor) -> Tensor:
+                return corrupt_tokens(tokens, self.neighbors, self.self_correction)
+
+        f = self.tokenizer.encoder(hr)
+        steps = list(quantizer.residual_steps(f.to(quantizer.codebook.dtype), corrupt))
+        inputs = [quantizer.to_scale(step.f_hat, k + 1) for k, step in enumerate(steps[:-1])]
+        return torch.cat([step.tokens for step in steps], dim=1), torch.cat(inputs, dim=1), steps[-1].f_hat
+
+    def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the named losses of a batch; ``"loss"`` is the sum.
+
+        Args:
+            lr: LR images, (B, 1, h, w).
+            hr: their truth, (B, 1, H, W).
+            index: which of ``degradations`` each came about by, (B,), int64; the network's own by default.
+        """
+        tokens, inputs, true_f_hat = self.teach(hr)
+        observed = self.network.observe(lr, None if index is None else Degradations(self.degradations, index))
+        features = self.network.features(observed.linear, observed.condition)
+        context = self.network.transformer.context(features.f_lr)
+        logits = self.network.transformer(inputs, context)  # (B, L · S, V)
+        parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
+        parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
+        with torch.no_grad():
+            predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
+            taught = torch.rand(len(hr), 1, 1, 1, device=hr.device) < self.teacher_forcing * self.training
+        f_hat = torch.where(taught, true_f_hat, predicted.f_hat)
+        maps = self.network.estimate(self.network.decode(f_hat, features), observed)
+        perceptual, faithful = maps.float().split(1, dim=1)
+        parts["faithful_loss"] = F.l1_loss(torch.where(taught, hr, faithful), hr)
+        parts["perceptual_loss"] = self.reconstruction(perceptual, hr)
+        image_loss = parts["faithful_loss"] + parts["perceptual_loss"]
+        return parts | {"loss": parts["token_loss"] + self.image_weight * image_loss}

@@ -1,0 +1,130 @@
+"""Intensities of MRI and CT, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform
+from monai.utils import TraceKeys, convert_to_tensor
+from torch import Tensor
+
+from miar_monai.errors import ImageError
+from miar_monai.transforms.intensity_range import IntensityRange
+from miar_monai.transforms.metatensor import name_of
+
+__all__ = ["ScaleIntensityHU", "ScaleIntensityRobust", "limits_in_units"]
+
+
+class ScaleIntensityWindow(InvertibleTransform):
+    """Map an intensity window linearly to [0, 1], without clipping, and back; a subclass says which window."""
+
+    def window(self, image: Tensor) -> tuple[float, float]:
+        """Return the intensities that become 0 and 1."""
+        raise NotImplementedError
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the scaled image, float32, of the same shape."""
+        image = convert_to_tensor(image, track_meta=True)
+        low, high = self.window(image)
+        scaled = (image.float() - low) / (high - low)
+        return self.push_transform(scaled, extra_info={"low": low, "high": high})
+
+    def inverse(self, image: MetaTensor) -> MetaTensor:
+        """Return the image in the units it had before, float32."""
+        window = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
+        return image * (window["high"] - window["low"]) + window["low"]
+
+    @staticmethod
+    def zero(image: MetaTensor) -> float:
+        """Return what 0 became in a scaled image."""
+        zero = 0.0
+        for window in ScaleIntensityWindow._windows(image):
+            zero = (zero - window["low"]) / (window["high"] - window["low"])
+        return zero
+
+    @staticmethod
+    def forget_offset(image: MetaTensor) -> None:
+        """Let the inverse multiply only: a difference of intensities has no offset."""
+        for window in ScaleIntensityWindow._windows(image):
+            window.update(low=0.0, high=window["high"] - window["low"])
+
+    @staticmethod
+    def _windows(image: MetaTensor) -> list[dict[str, float]]:
+        """Return the windows that an image was scaled by, in that order; what is changed in them, the inverse takes."""
+        found = (operation.get(TraceKeys.EXTRA_INFO, {}) for operation in image.applied_operations)
+        return [window for window in found if {"low", "high"} <= set(window)]
+
+
+def limits_in_units(image: MetaTensor, known: IntensityRange | None) -> tuple[float, float] | None:
+    """Return the limits of a range of intensities in the units that a preprocessed image had before, if there are any.
+
+    Example:
+        >>> limits_in_units(ScaleIntensityHU()(torch.zeros(1, 4, 4)), IntensityRange(0, 2))
+        (-1024.0, 3072.0)
+    """
+    if known is None:
+        return None
+    low, high = known.low, known.high
+    for window in reversed(ScaleIntensityWindow._windows(image)):
+        low, high = (x * (window["high"] - window["low"]) + window["low"] for x in (low, high))
+    return low, high
+
+
+class ScaleIntensityRobust(ScaleIntensityWindow):
+    """Scale an MRI volume: its background becomes 0, a high percentile of the voxels above the background becomes 1.
+
+    The background is 0 where at least a tenth of the voxels are exactly 0 and fewer than a hundredth below
+    (interpolation leaves a few negative voxels in skull-stripped volumes, which must not lift it), and the minimum
+    otherwise (standardized volumes). It is not counted, so the size of the field of view does not change the scale.
+    Darker voxels stay below 0, brighter ones above 1. Invertible.
+
+    Args:
+        percentile: the percentile that becomes 1, in (0, 100].
+
+    Example:
+        >>> ScaleIntensityRobust(100)(torch.tensor([[0.0, 0.0, 50.0, 200.0]])).tolist()
+        [[0.0, 0.0, 0.25, 1.0]]
+    """
+
+    def __init__(self, percentile: float = 99.5) -> None:
+        self.percentile = percentile
+
+    def window(self, image: Tensor) -> tuple[float, float]:
+        """Return the background and the percentile.
+
+        Raises:
+            ImageError: if the volume is constant.
+        """
+        voxels = convert_to_tensor(image, track_meta=False).cpu().numpy()
+        zero_is_background = np.mean(voxels == 0) >= 0.1 and np.mean(voxels < 0) < 0.01
+        low = 0.0 if zero_is_background else float(voxels.min())
+        above = voxels[voxels > low]
+        if not above.size:
+            raise ImageError(
+                f"{name_of(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is needed"
+                " to scale its intensities: leave this volume out."
+            )
+        return low, float(np.percentile(above, self.percentile))
+
+
+class ScaleIntensityHU(ScaleIntensityWindow):
+    """Scale a CT volume: the Hounsfield units ``low`` become 0 and ``high`` become 1, the same for every volume.
+
+    Units outside of the window stay outside of [0, 1]. Invertible.
+
+    Args:
+        low: HU that become 0.
+        high: HU that become 1.
+
+    Example:
+        >>> ScaleIntensityHU()(torch.tensor([[-1024.0, 0.0, 1024.0]])).tolist()
+        [[0.0, 0.5, 1.0]]
+    """
+
+    def __init__(self, low: float = -1024, high: float = 1024) -> None:
+        self.low = low
+        self.high = high
+
+    def window(self, image: Tensor) -> tuple[float, float]:
+        """Return ``low`` and ``high``."""
+        return self.low, self.high

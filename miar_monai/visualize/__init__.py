@@ -1,0 +1,1 @@
+"""Figures of slices, and the preview of a result."""

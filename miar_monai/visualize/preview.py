@@ -1,0 +1,111 @@
+"""One picture of a result: the input, bicubic interpolation, MIAR and what differs, in three planes."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from miar_monai.data.io import Volume
+from miar_monai.degradation.resampling import interpolation_matrix, resample
+from miar_monai.errors import ConfigurationError
+from miar_monai.visualize import figures
+from miar_monai.visualize.figures import displayed, scale_bar_mm
+
+__all__ = ["check_preview", "preview"]
+
+_PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (1, 2))}  # the axis across, the axes within
+_LEFT_SIDE = {"axial": "R", "coronal": "R", "sagittal": "A"}  # of a panel: the patient's right, or the front
+
+
+def check_preview() -> None:
+    """Check, before the work, that a picture can be drawn.
+
+    Raises:
+        ConfigurationError: if matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigurationError(
+            "a preview needs matplotlib, which is not installed: install it with pip install miar-monai[demo], or "
+            "leave the preview out."
+        )
+
+
+def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Draw the middle of a volume in three planes: LR, bicubic, MIAR, and MIAR minus bicubic.
+
+    All panels of a row cover the same field of view, drawn voxel by voxel, with the patient's right side on the left
+    of axial and coronal planes and the front on the left of sagittal ones, as letters say, unless the input's file does
+    not say how its voxels lie. Gray values reach from the minimum to the
+    99.8th percentile of LR. Where the slices together are thinner than a tenth of their width, there is an axial plane
+    only. No display is needed.
+
+    Args:
+        lr: the input.
+        sr: its result, on a finer grid in the axial plane.
+        path: the picture, .png or another format of matplotlib. Its folder is made if needed.
+        overwrite: replace an existing file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigurationError: if matplotlib is not installed.
+        OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
+    """
+    check_preview()
+    (coarse, _), (fine, spacing) = _upright(lr), _upright(sr)
+    bicubic = _bicubic(coarse, fine.shape)
+    difference = fine - bicubic
+    most = max(float(np.percentile(abs(difference), 99.8)), 1e-6)
+    gray = figures._levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
+    colors = figures._levels("RdBu_r", 24, -most, most)
+    columns = {"LR": coarse, "bicubic": bicubic, "MIAR": fine, "MIAR - bicubic": difference}
+
+    extent = np.array(fine.shape) * spacing
+    planes = {name: plane for name, plane in _PLANES.items() if extent[2] >= 0.1 * extent[0] or name == "axial"}
+    sizes = {name: extent[list(within)] for name, (_, within) in planes.items()}
+    ratios = [size[1] / size[0] for size in sizes.values()]
+    with figures._figure(path, sum(ratios) * figures._WIDTH / 4 + 5 * figures._LINE, overwrite) as figure:
+        axes = figure.subplots(len(planes), 4, squeeze=False, gridspec_kw={"height_ratios": ratios})
+        for row, (name, (across, _)) in zip(axes, planes.items(), strict=True):
+            for ax, (title, array) in zip(row, columns.items(), strict=True):
+                middle = np.take(array, array.shape[across] // 2, axis=across)
+                shown = _draw(ax, middle, sizes[name], colors if array is difference else gray)
+                ax.set_title(title if name == "axial" else "")
+            row[0].set_ylabel(name)
+            _scale_bar(row[0], sizes[name])
+            if lr.space:
+                row[0].text(0.02, 0.5, _LEFT_SIDE[name], color="orange", va="center", transform=row[0].transAxes)
+        label = "MIAR - bicubic, in units of the input"
+        figure.colorbar(shown, ax=axes, location="bottom", label=label, shrink=0.24, aspect=30, anchor=(1, 0))
+    return Path(path)
+
+
+def _upright(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels along the axes of RAS+, as close as they come, and their spacing in millimeters."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(volume.array, volume.affine))
+    return np.asarray(image.dataobj), np.linalg.norm(image.affine[:3, :3], axis=0)
+
+
+def _bicubic(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(coarse, 2, 0)))  # (Z, X, Y)
+    rows, columns = (interpolation_matrix(coarse.shape[i], shape[i], "bicubic").to(slices) for i in (0, 1))
+    return np.moveaxis(resample(slices, rows, columns).numpy(), 0, 2)
+
+
+def _draw(ax: Any, image: np.ndarray, size: np.ndarray, style: dict[str, Any]) -> Any:
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax.imshow(displayed(image), extent=(0, size[0], 0, size[1]), interpolation="nearest", **style)
+
+
+def _scale_bar(ax: Any, size: np.ndarray) -> None:
+    length, left = scale_bar_mm(size[0]), 0.05 * size[0]
+    ax.plot([left, left + length], [0.05 * size[1]] * 2, color="orange", linewidth=2)
+    ax.text(left, 0.08 * size[1], f"{length} mm", color="orange", va="bottom")

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.bundle_runs import BUNDLES, TOKENIZER, tiny, tiny_checkpoint, tiny_tokenizer_file
+from helpers.phantoms import write_brats_folder
+from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
+from helpers.tiny_peers import shrink_peers
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from benchmarks import robustness, table
+from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
+from benchmarks.plane import perception_distortion
+from miar_monai.data.atomic_write import whole_file
+from miar_monai.degradation import Degradation
+from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
+from miar_monai.evaluation import Row, SuperResolutionEvaluation
+from miar_monai.networks.weights import save_weights
+
+SWEEP = [f"MIAR, fidelity {fidelity}, greedy" for fidelity in ("0", "0.25", "1")]
+SEARCHES = [f"MIAR, fidelity 0.25, K = {k}" for k in (1, 2, 3)]
+BASELINES = ["nearest", "bicubic", "linear inverse"]
+
+
+# Paired differences
+
+
+def rows_of(values: dict[str, dict[str, list[float]]], contrast: str = "t2") -> list[Row]:
+    """Return rows from {method: {patient: PSNR of each slice}}; LPIPS is a hundredth of it."""
+    return [
+        {"subject": patient, "contrast": contrast, "slice": i, "method": method, "PSNR": psnr, "LPIPS": psnr / 100}
+        for method, patients in values.items()
+        for patient, slices in patients.items()
+        for i, psnr in enumerate(slices)
+    ]
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=4), min_size=2, max_size=6))
+def test_the_interval_is_that_of_a_paired_t_test_over_patients(shifts: list[list[float]]) -> None:
+    patients = [np.stack([30 + np.array(shift), np.full(len(shift), 30.0)], axis=1) for shift in shifts]
+    result = paired(patients)
+    means = [np.mean(shift) for shift in shifts]
+    assert result.estimate == pytest.approx(np.mean(means), abs=1e-9)
+    assert result.patients == len(shifts)
+    if np.ptp(means) > 1e-6:
+        wanted = stats.ttest_rel([30 + mean for mean in means], [30] * len(means)).confidence_interval(0.95)
+        assert result.t_interval == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+def test_a_constant_shift_is_found_without_any_doubt() -> None:
+    b = {"p": [30.0, 31.0, 29.5], "q": [25.0, 26.0]}
+    a = {patient: [psnr + 0.25 for psnr in slices] for patient, slices in b.items()}
+    result = paired(pairs(rows_of({"a": a, "b": b}), "a", "b", "PSNR"))
+    assert [result.estimate, *result.t_interval, *result.bootstrap] == pytest.approx([0.25] * 5)
+
+
+def test_identical_methods_do_not_differ() -> None:
+    values = {"p": [30.0, 31.0, 29.5], "q": [25.0, 26.0]}
+    rows = rows_of({"a": values, "b": values})
+    assert differences_table(rows, ["a"], "b", ["PSNR", "LPIPS"])[2:] == [
+        "| a | PSNR | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 2 |",
+        "| a | LPIPS | +0.0000 | [+0.0000, +0.0000] | [+0.0000, +0.0000] | 2 |",
+    ]
+    assert "| 1.00 | [1.00, 1.00] | [1.00, 1.00] | 2 |" in headline_table(rows, ["a"], "b")[2]
+
+
+def test_patients_count_alike_whatever_their_number_of_slices() -> None:
+    a, b = {"p": [31.0] * 40, "q": [27.0]}, {"p": [30.0] * 40, "q": [24.0]}
+    assert paired(pairs(rows_of({"a": a, "b": b}), "a", "b", "PSNR")).estimate == pytest.approx(2)
+
+
+def test_the_ratio_is_the_geometric_mean_over_patients() -> None:
+    patients = [np.array([[0.1, 0.4], [0.3, 0.4]]), np.array([[0.8, 0.1]])]  # ratios 1/2 and 8
+    result = paired(patients, log_ratio)
+    ratio = result.exp()
+    assert ratio.estimate == pytest.approx(2)
+    assert np.log(ratio.t_interval) == pytest.approx(result.t_interval)
+    assert ratio.bootstrap[0] < ratio.estimate < ratio.bootstrap[1]
+
+
+def test_the_bootstrap_agrees_with_theory_where_there_are_many_patients(rng: np.random.Generator) -> None:
+    patients = [np.stack([rng.normal(rng.normal(1, 1), 2, 20), np.zeros(20)], axis=1) for _ in range(100)]
+    result = paired(patients)
+    # patients and slices are both drawn anew, so the noise of the slices' mean, 2² / 20, counts twice
+    variance = np.var([values[:, 0].mean() for values in patients]) + np.mean([v[:, 0].var() / 20 for v in patients])
+    width = 2 * stats.norm.ppf(0.975) * np.sqrt(variance / 100)
+    assert result.bootstrap[1] - result.bootstrap[0] == pytest.approx(width, rel=0.06)
+    assert result.bootstrap == paired(patients).bootstrap != paired(patients, seed=1).bootstrap
+
+
+def test_one_patient_says_nothing_about_others() -> None:
+    rows = rows_of({"a": {"p": [31.0, 32.0]}, "b": {"p": [30.0, 30.0]}})
+    assert differences_table(rows, ["a"], "b", ["PSNR"])[2] == "| a | PSNR | +1.50 | – | – | 1 |"
+
+
+def test_values_that_are_not_finite_are_left_out_with_their_partner() -> None:
+    rows = rows_of({"a": {"p": [np.inf, 32.0], "q": [np.nan]}, "b": {"p": [10.0, 30.0], "q": [30.0]}})
+    found = pairs(rows, "a", "b", "PSNR")
+    assert [values.tolist() for values in found] == [[[32.0, 30.0]]]
+
+
+def test_slices_that_do_not_belong_together_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="not measured on the same slices"):
+        pairs(rows_of({"a": {"p": [1.0], "q": [2.0]}, "b": {"q": [2.0], "p": [1.0]}}), "a", "b", "PSNR")
+
+
+# The plane
+
+
+def test_the_plane_has_a_point_and_a_name_for_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Figure = pytest.importorskip("matplotlib.figure").Figure
+    figures: list[Any] = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args: (figures.append(self), original(self, *args)))
+    methods = {name: {"p": [20.0 + i]} for i, name in enumerate([*BASELINES, "SwinIR", *SWEEP])}
+    methods["LDM-SR"] = {"p": [9.0]}  # below the linear inverse: not enlarged
+    rows = rows_of(methods, "t1") + rows_of(methods, "t2")
+    path = perception_distortion(rows, tmp_path / "new" / "plane.png", [SWEEP])
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (figure,) = figures
+    assert [text.get_text().split("  ")[-1] for text in figure.legends[0].get_texts()] == list(methods)
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["t1", "t2", "all contrasts"]
+    for whole, enlarged in zip(figure.axes[:3], figure.axes[3:], strict=True):
+        assert [len(ax.collections) for ax in (whole, enlarged)] == [8, 4]
+        numbers = [number for ax in (whole, enlarged) for text in ax.texts for number in text.get_text().split(", ")]
+        assert sorted(numbers) == list("12345678")
+        assert whole.lines[0].get_xydata().tolist() == [[24, 0.24], [25, 0.25], [26, 0.26]]
+    with pytest.raises(OutputError, match="exists already"):
+        perception_distortion(rows, path)
+
+
+# Measuring
+
+
+def volumes(count: int = 2) -> list[table.Volume]:
+    hr = tiny_slices(5)
+    return [table.Volume(f"p{i}", "t2", Degradation()(hr * (1 - 0.1 * i)), hr * (1 - 0.1 * i)) for i in range(count)]
+
+
+def shifted(lr: Tensor, shift: float) -> Tensor:
+    """Bicubic, brighter."""
+    return SuperResolutionEvaluation(Degradation(), []).baselines(lr)["bicubic"] + shift
+
+
+def test_every_method_is_measured_on_every_slice_and_timed() -> None:
+    evaluation = SuperResolutionEvaluation(Degradation(), ["PSNR"])
+    sizes = []
+
+    def nothing(lr: Tensor) -> Tensor:
+        sizes.append(len(lr))
+        return shifted(lr, 0)
+
+    table.measure(evaluation, volumes(), {"ours": nothing, "peer": partial(shifted, shift=0.1)}, batch_size=2)
+    assert sizes == [2, 2, 2, 1, 2, 2, 1]  # the first batch twice
+    learned = [name + more for name in ("ours", "peer") for more in ("", ", data-consistent")]
+    keys = [(row["subject"], row["contrast"], row["slice"], row["method"]) for row in evaluation.rows]
+    wanted = {(f"p{i}", "t2", j, method) for i in range(2) for j in range(5) for method in BASELINES + learned}
+    assert set(keys) == wanted
+    assert len(keys) == len(wanted)
+    assert all(row["ms per slice"] > 0 for row in evaluation.rows)
+    result = paired(pairs(evaluation.rows, "ours", "bicubic", "PSNR"))
+    assert [result.estimate, *result.t_interval, *result.bootstrap] == pytest.approx([0] * 5, abs=1e-9)
+    assert paired(pairs(evaluation.rows, "peer", "bicubic", "PSNR")).estimate < -1
+    assert paired(pairs(evaluation.rows, "peer, data-consistent", "peer", "PSNR")).estimate > 3
+
+
+def test_the_tokenizers_report_counts_the_codes_that_are_seen() -> None:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer().eval()
+    tokenizer.quantizer.initialize_codebook(tokenizer.encoder(tiny_slices(8)))
+    evaluation = SuperResolutionEvaluation(Degradation(), ["PSNR", "SSIM"])
+    report = table.tokenizer_report(evaluation, volumes(), tokenizer, batch_size=3)
+    tokens = tokenizer.encode(torch.cat([volume.hr for volume in volumes()]))
+    per_scale = [len(maps.unique()) for maps in tokenizer.schedule.split(tokens)]
+    for side, used in zip(tokenizer.schedule.sides, per_scale, strict=True):
+        assert f"| {side} × {side} | {used} | {100 * used / CODES:.1f} % |" in report
+    assert f"| all | {len(tokens.unique())} |" in report
+    assert [report.count(f"\n| {name} |") for name in ("reconstruction", "without the quantizer")] == [1, 1]
+    assert report.startswith("10 slices of 2 patients, t2;")
+
+
+# The command
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Write a bundle with tiny networks and its weights, and data and a split for it."""
+    folder = tmp_path / "miar_tiny"
+    (folder / "configs").mkdir(parents=True)
+    for workflow in ("evaluate", "train"):
+        content = json.loads((BUNDLES / "miar_brats" / "configs" / f"{workflow}.json").read_text())
+        for key, value in tiny(workflow).items():
+            name, _, entry = key.partition("#")
+            if entry:
+                content[name][entry] = value
+            elif name in content:
+                content[name] = value
+        (folder / "configs" / f"{workflow}.json").write_text(json.dumps(content))
+    (folder / "models").mkdir()
+    tiny_checkpoint(tmp_path).rename(folder / "models" / "model.pt")
+    write_brats_folder(tmp_path / "data", 4, (40, 36, 6))
+    patients = [f"BraTS_{i:05d}" for i in range(4)]
+    split = {"training": patients[:1], "validation": patients[1:2], "test": patients[2:]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    return folder
+
+
+def make_table(folder: Path, **options: Any) -> tuple[str, list[dict[str, str]]]:
+    """Return ``table.md`` and the rows of ``table.csv``."""
+    files = {"dataset_dir": str(folder / "data"), "split_file": str(folder / "split.json")}
+    table.main(**{"bundle": str(folder / "miar_tiny"), "output_dir": str(folder / "out"), **files, **options})
+    with (folder / "out" / "table.csv").open(newline="", encoding="utf-8") as file:
+        return (folder / "out" / "table.md").read_text(encoding="utf-8"), list(csv.DictReader(file))
+
+
+def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    text, rows = make_table(bundle.parent)
+    learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
+    assert {row["method"] for row in rows} == {*BASELINES, *learned}
+    assert {row["subject"] for row in rows} == {"BraTS_00002", "BraTS_00003"}
+    assert {row["contrast"] for row in rows} == {"t2"}
+    assert len(rows) == 2 * 2 * 15
+    for sentence in (
+        "SwinIR is left out: swinir.pt not found",
+        "RCAN is left out: rcan.pt not found",
+        "LDM-SR is left out: ldm.pt and tokenizer.pt not found",
+    ):
+        assert f"- {sentence}" in text
+        assert sentence in caplog.text
+    assert "- plane.png is left out" in text
+    assert not (bundle.parent / "out" / "plane.png").exists()
+    assert "Left out: tokenizer.pt not found" in text
+    assert "- The bundle's default is MIAR, fidelity 0.25, K = 1." in text
+    assert "Section test of the split by split.json: BraTS_00002, BraTS_00003." in text
+    assert "| minus linear inverse |" in text
+    with pytest.raises(OutputError, match=r"table\.csv exists already"):
+        make_table(bundle.parent)
+
+
+def test_peers_tokenizer_other_weights_and_contrasts_are_measured_where_they_are_given(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = shrink_peers(monkeypatch)
+    for name in ("swinir", "rcan"):
+        save_weights(getattr(networks, name)(), tmp_path / "peers" / f"{name}.pt")
+    ldm = networks.Denoiser(TOKENIZER["latent_channels"])
+    ldm.scale_factor.fill_(1)
+    save_weights(ldm, tmp_path / "peers" / "ldm.pt")
+    text, rows = make_table(
+        bundle.parent,
+        contrasts=("t1", "t2"),
+        section="validation",
+        peers_dir=str(tmp_path / "peers"),
+        tokenizer=str(tiny_tokenizer_file(tmp_path)),
+        zero_shot=str(bundle / "models" / "model.pt"),
+        num_slices=1,
+    )
+    assert {"SwinIR", "RCAN", "LDM-SR", "MIAR, zero-shot", "LDM-SR, data-consistent"} < {row["method"] for row in rows}
+    keys = [(row["subject"], row["contrast"], row["slice"], row["method"]) for row in rows]
+    assert len(set(keys)) == len(keys) == 2 * 1 * (3 + 2 * (3 + 6 + 1))
+    value = {key[1:]: row["PSNR"] for key, row in zip(keys, rows, strict=True)}
+    assert value["t1", "0", "MIAR, zero-shot"] == value["t1", "0", SEARCHES[0]]  # the same weights
+    assert value["t1", "0", "RCAN"] != value["t2", "0", "RCAN"]
+    comparison, differences, tokenizer = text.split("\n## ")
+    for part in (comparison, differences, tokenizer):
+        assert [line for line in part.splitlines() if line.startswith("### ")] == [
+            "### t1",
+            "### t2",
+            "### all contrasts",
+        ]
+    assert "left out: swinir" not in text
+    assert differences.count("| minus SwinIR |") == 3
+    assert "| without the quantizer |" in tokenizer
+    assert "| all |" in tokenizer
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"contrast": "t1"}, ConfigurationError, r"evaluate\.json has no contrast: an option of the table"),
+        ({"bundle": "nowhere"}, ConfigurationError, r"nowhere/configs/evaluate\.json does not exist"),
+        ({"peers_dir": "nowhere"}, ConfigurationError, "nowhere is not a folder"),
+        ({"checkpoint": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
+        ({"zero_shot": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
+        ({"overwrite": "true"}, ConfigurationError, "overwrite is 'true'"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(
+    bundle: Path, options: dict[str, str], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        make_table(bundle.parent, **options)
+    assert not [path for path in (bundle.parent / "out").glob("*") if path.is_file()]
+
+
+def test_the_plane_is_in_the_way_too(bundle: Path) -> None:
+    with whole_file(bundle.parent / "out" / "plane.png") as part:
+        part.write_text("mine")
+    with pytest.raises(OutputError, match=r"plane\.png exists already"):
+        make_table(bundle.parent)
+
+
+def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) -> None:
+    root = bundle.parent
+    files = {"dataset_dir": str(root / "data"), "split_file": str(root / "split.json"), "bundle": str(bundle)}
+    robustness.main(output_dir=str(root / "out"), metrics=["PSNR"], num_slices=2, **files)
+    text = (root / "out" / "robustness.md").read_text(encoding="utf-8")
+    assert "Section validation of the split by split.json: BraTS_00001." in text
+    sections = dict(part.split("\n", 1) for part in text.split("### ")[1:])
+    rows = {
+        title: dict(line.split(" | ")[:2] for line in part.splitlines() if "\u00b1" in line)
+        for title, part in sections.items()
+    }
+    blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "0.95", "1.05", "1.1")]
+    assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.FAULTS, *blurs]
+    for title in ("As in training", *robustness.KERNELS):
+        assert list(rows[title]) == ["| bicubic", "| MIAR", "| MIAR without tokens"]
+    assert rows["As in training"]["| MIAR"] != rows["As in training"]["| MIAR without tokens"]
+    assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, given the blur"]
+    for harder_first in (("noise 0.01", "As in training", blurs[0]), [*reversed(robustness.KERNELS)]):
+        psnr = [float(rows[title]["| bicubic"].split()[0]) for title in harder_first]
+        assert psnr == sorted(psnr)
+    with pytest.raises(OutputError, match=r"robustness\.md exists already"):
+        robustness.main(output_dir=str(root / "out"), **files)
+
+
+def test_faults_are_what_they_say() -> None:
+    lr = torch.rand(2, 1, 64, 64)
+    assert len(robustness.FAULTS["8 bits"](lr).unique()) == 256
+    assert (robustness.FAULTS["noise 0.01"](lr) - lr).std() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(robustness.FAULTS["noise 0.01"](lr), robustness.FAULTS["noise 0.01"](lr))

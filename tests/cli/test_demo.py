@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from miar_monai.cli import demo
+from miar_monai.cli.demo import degrade, main, run_demo, template
+from miar_monai.data.geometry import fov_corners
+from miar_monai.data.io import write_nifti
+from miar_monai.errors import ImageError
+from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.inference.resolver import SuperResolver
+
+AFFINE = np.array([[1.5, 0, 0, -30], [0, 1.25, 0, 10], [0, 0, 3, -7], [0, 0, 0, 1]], dtype=np.float64)
+
+
+class Repeat(BeamSearchInferer):
+    """Super-resolve volumes by repeating voxels; built from a bundle's config as the real inferer is."""
+
+    def __call__(self, inputs: Tensor, network: nn.Module, assumed: None = None) -> Tensor:  # type: ignore[override]
+        return network(inputs).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+@pytest.fixture
+def volume(phantom: Tensor, tmp_path: Path) -> Path:
+    """Write a volume of the phantom in units of 0 to 800."""
+    return write_nifti(tmp_path / "in" / "phantom.nii.gz", 800 * phantom[0].numpy(), AFFINE)
+
+
+@pytest.fixture
+def resolver(tmp_path: Path) -> SuperResolver:
+    """Return a bundle that repeats voxels."""
+    shipped = Path(__file__).parents[2] / "bundles" / "miar_brats" / "configs"
+    config = json.loads((shipped / "inference.json").read_text())
+    config["network_def"] = {"_target_": "torch.nn.Identity"}
+    options = {name: f"@{name}" for name in ("lookahead_tokens", "progress")}
+    config["inferer"] = {"_target_": f"{__name__}.Repeat", **options}
+    for name in ("configs", "models"):
+        (tmp_path / "bundle" / name).mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "inference.json").write_text(json.dumps(config))
+    shutil.copy(shipped / "metadata.json", tmp_path / "bundle" / "configs")
+    torch.save({}, tmp_path / "bundle" / "models" / "model.pt")
+    return SuperResolver(tmp_path / "bundle", "cpu")
+
+
+def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(
+    volume: Path, resolver: SuperResolver, tmp_path: Path
+) -> None:
+    before = volume.read_bytes()
+    result = run_demo(volume, resolver, tmp_path / "out", num_slices=5)
+    hr, lr, sr = (nib.load(path) for path in result[:3])
+    assert (hr.shape, lr.shape, sr.shape) == ((36, 28, 5), (9, 7, 5), (36, 28, 5))
+    corners = fov_corners(hr.affine, hr.shape)
+    for image in (lr, sr):
+        assert fov_corners(image.affine, image.shape) == pytest.approx(corners, abs=1e-4)
+        assert np.array_equal(image.get_qform(), image.get_sform())
+    # the corner voxel of the crop is voxel (0, 1, 1) of the input
+    assert hr.affine == pytest.approx(AFFINE @ np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]))
+    assert hr.get_fdata() == pytest.approx(nib.load(volume).get_fdata()[:36, 1:29, 1:6])
+    assert sr.get_fdata()[::4, ::4] == pytest.approx(lr.get_fdata(), abs=1e-3)
+    assert volume.read_bytes() == before
+
+
+def test_the_table_compares_what_was_written(volume: Path, resolver: SuperResolver, tmp_path: Path) -> None:
+    result = run_demo(volume, resolver, tmp_path / "out", num_slices=5)
+    with result.rows.open(newline="", encoding="utf-8") as file:
+        psnr = {(row["method"], row["slice"]): float(row["PSNR"]) for row in csv.DictReader(file)}
+    assert len(psnr) == 25
+    for i in range(5):  # the stand-in is nearest-neighbor interpolation
+        assert psnr["MIAR", str(i)] == pytest.approx(psnr["nearest", str(i)], abs=1e-3)
+    assert result.table.read_text(encoding="utf-8").startswith("5 slices of 1 patient;")
+    assert result.picture.stat().st_size > 10_000
+
+
+def test_a_second_demo_replaces_the_first(volume: Path, resolver: SuperResolver, tmp_path: Path) -> None:
+    first, second = (run_demo(volume, resolver, tmp_path / "out", num_slices=n) for n in (3, 5))
+    assert first == second
+    assert nib.load(second.super_resolved).shape[2] == 5
+
+
+def test_the_brain_of_the_demo_is_there_and_oriented_as_assumed() -> None:
+    pytest.importorskip("nilearn")
+    image = nib.load(template())
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert image.shape == (197, 233, 189)
+
+
+def test_without_nilearn_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    with pytest.raises(ImageError, match=r"not installed: install it with pip install miar-monai\[demo\]"):
+        template()
+
+
+def test_the_command_prints_the_table_and_where_the_files_lie(
+    resolver: SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brain = write_nifti(tmp_path / "brain.nii.gz", np.random.rand(37, 31, 41), AFFINE)
+    monkeypatch.setattr(demo, "template", lambda: brain)
+    main(str(tmp_path / "out"), str(resolver.bundle), "cpu")
+    printed = capsys.readouterr().out
+    assert "| MIAR |" in printed
+    assert all(str(tmp_path / "out" / name) in printed for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))
+
+
+def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "miar_monai.cli.demo", f"--bundle={tmp_path}", f"--output_dir={tmp_path}/out"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=hidden)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_degraded_volume_is_what_the_degradation_makes_of_the_truth(volume: Path, tmp_path: Path) -> None:
+    truth, low_resolution = degrade(volume, tmp_path / "out", num_slices=7)
+    hr, lr = (torch.from_numpy(nib.load(path).get_fdata()).movedim(-1, 0) for path in (truth, low_resolution))
+    torch.testing.assert_close(demo.Degradation()(hr), lr, atol=1e-3, rtol=0)

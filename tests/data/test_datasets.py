@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import DataLoader
+from monai.transforms import Compose, MapTransform, Orientationd, RandFlipd
+
+from miar_monai.data.datasets import SliceDataset, brats_datalist, lidc_datalist, split_by_patient, volume_datalist
+from miar_monai.errors import DatasetError, ImageError
+from miar_monai.transforms import CentralSlicesd, LoadVolumed, ScaleIntensityRobustd
+
+# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+
+SECTIONS = ("training", "validation", "test")
+SHAPE = (17, 13, 9)
+
+
+# ------------------------------------------------------------------------------------------------ lists
+
+
+def test_brats_folder(tmp_path: Path) -> None:
+    write_brats_folder(tmp_path / "a", subjects=3, shape=SHAPE)
+    name = "BraTS-GLI-00001-000"
+    write_nifti_phantom(tmp_path / "b" / name / f"{name}-t2w.nii.gz", SHAPE)
+    write_nifti_phantom(tmp_path / "b" / name / f"{name}-t1n.nii", SHAPE)
+    write_nifti_phantom(tmp_path / "b" / name / f"{name}-seg.nii.gz", SHAPE)
+    items = brats_datalist([tmp_path / "a", str(tmp_path / "b")], ("t1", "t2"))
+    assert [(item["subject"], item["contrast"]) for item in items] == [
+        (subject, contrast) for subject in [*(f"BraTS_{i:05d}" for i in range(3)), name] for contrast in ("t1", "t2")
+    ]
+    assert all(Path(item["image"]).is_file() and item["subject"] in item["image"] for item in items)
+    assert brats_datalist(tmp_path / "a") == [item for item in items[:6] if item["contrast"] == "t2"]
+
+
+def test_brats_volumes_that_are_missing_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_brats_folder(tmp_path, subjects=3, shape=SHAPE, contrasts=("t2",))
+    (tmp_path / "BraTS_00001" / "BraTS_00001_t2.nii.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert len(brats_datalist(tmp_path)) == 2
+    assert f"{tmp_path}: 1 volumes of the contrasts t2 are missing" in caplog.text
+
+
+def test_brats_folder_that_is_no_brats_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"absent is not a folder: a dataset folder with <dataset_dir>/<subject>/<sub"
+    ):
+        brats_datalist(tmp_path / "absent")
+    (tmp_path / "other").mkdir()
+    sentence = (
+        r"holds 1 folders but no volume of the contrasts t2: <dataset_dir>/<subject>/<subject>_t2\.nii\.gz \(or .*t2w"
+    )
+    with pytest.raises(DatasetError, match=sentence):
+        brats_datalist(tmp_path)
+
+
+def test_lidc_folder(tmp_path: Path) -> None:
+    series = write_dicom_series(tmp_path / "LIDC-IDRI-0007" / "study" / "ct", SHAPE, patient_id="LIDC-IDRI-0007")
+    write_dicom_series(tmp_path / "LIDC-IDRI-0007" / "study" / "radiograph", (9, 9, 1), modality="DX", series="2")
+    anonymous = write_dicom_series(tmp_path / "patient-8" / "study" / "ct", SHAPE, patient_id="")
+    nifti = write_nifti_phantom(tmp_path / "nifti" / "case.nii.gz", SHAPE)
+    (tmp_path / "INDEX.csv").write_text("a,b")
+    assert lidc_datalist(tmp_path) == [
+        {"image": str(series), "subject": "LIDC-IDRI-0007"},
+        {"image": str(nifti), "subject": "nifti"},
+        {"image": str(anonymous), "subject": "patient-8"},
+    ]
+    assert lidc_datalist([anonymous]) == [{"image": str(anonymous), "subject": "ct"}]
+
+
+def test_lidc_folder_that_is_no_lidc_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"absent is not a folder: a dataset folder with NIfTI files, or folders with"
+    ):
+        lidc_datalist([tmp_path / "absent"])
+    (tmp_path / "INDEX.csv").write_text("a,b")
+    with pytest.raises(DatasetError, match=r"holds no CT volume: NIfTI files, or folders with one DICOM series each"):
+        lidc_datalist(tmp_path)
+
+
+def test_volumes_to_super_resolve(tmp_path: Path) -> None:
+    files = [write_nifti_phantom(tmp_path / "in put" / name, SHAPE) for name in ("a.nii.gz", "b.nii")]
+    (tmp_path / "in put" / "notes.txt").write_text("")
+    series = write_dicom_series(tmp_path / "series", SHAPE)
+    named = zip([*files, series], ("a", "b", "series"), strict=True)
+    items = [{"image": str(path), "name": name} for path, name in named]
+    assert volume_datalist(tmp_path / "in put") == items[:2]
+    assert volume_datalist(str(files[1])) == items[1:2]
+    assert volume_datalist(series) == items[2:]
+    assert volume_datalist([tmp_path / "in put", str(series)]) == items
+
+
+def test_nothing_to_super_resolve(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"absent does not exist: a NIfTI file, a folder with a DICOM series, a zip"):
+        volume_datalist(tmp_path / "absent")
+    with pytest.raises(DatasetError, match=r"holds no case: NIfTI files \(.*\), folders with the slices of a DICOM"):
+        volume_datalist(tmp_path)
+
+
+def test_volumes_are_those_of_the_command(tmp_path: Path) -> None:
+    for name in ("b/t2.nii", "a.zip", "out/b/t2_sr.nii.gz", "out/a_sr_uncertainty.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = volume_datalist(tmp_path, tmp_path / "out")
+    assert [item["name"] for item in found] == ["a", "b/t2"]
+    (tmp_path / "c.mnc").touch()
+    with pytest.raises(DatasetError, match=r"c\.mnc has a format that is not read"):
+        volume_datalist(tmp_path)
+    (tmp_path / "d.nii").symlink_to("nowhere")
+    with pytest.raises(DatasetError, match=r"convert it; and 1 more such problems: miar sr names all and does the"):
+        volume_datalist(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+def items_of(patients: int) -> list[dict[str, str]]:
+    return [{"image": f"{p}/{k}.nii", "subject": f"patient-{p}"} for p in range(patients) for k in range(1 + p % 3)]
+
+
+@given(st.integers(3, 60), st.integers(0, 5))
+def test_sections_part_the_patients(patients: int, seed: int) -> None:
+    items = items_of(patients)
+    sections = [split_by_patient(items, section, seed=seed) for section in SECTIONS]
+    assert sorted(chain(*sections), key=items.index) == items
+    subjects = [{item["subject"] for item in section} for section in sections]
+    assert sum(map(len, subjects)) == patients
+    for count, share in zip(map(len, subjects), (0.7, 0.1, 0.2), strict=True):
+        assert abs(count - share * patients) <= 1.5
+
+
+def test_split_does_not_depend_on_the_order_of_files() -> None:
+    items = items_of(20)
+    section = split_by_patient(items, "test", seed=1)
+    assert split_by_patient(items[::-1], "test", seed=1) == section[::-1]
+    assert split_by_patient(items, "test", seed=2) != section
+
+
+def test_other_ratios() -> None:
+    sizes = [len({i["subject"] for i in split_by_patient(items_of(10), s, ratios=(2, 2, 1))}) for s in SECTIONS]
+    assert sizes == [4, 4, 2]
+
+
+def test_too_few_patients() -> None:
+    with pytest.raises(
+        DatasetError, match=r"the section 'training' is empty with 2 patients in the dataset: at least one"
+    ):
+        split_by_patient(items_of(2), "training")
+
+
+def test_split_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = {"training": ["patient-0", "patient-3"], "validation": ["patient-77"], "test": ["dicom/patient-1", "gone"]}
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(names))
+    items = items_of(5)
+    assert {i["subject"] for i in split_by_patient(items, "training", split_file=path)} == {"patient-0", "patient-3"}
+    with caplog.at_level(logging.WARNING):
+        assert {i["subject"] for i in split_by_patient(items, "test", split_file=path)} == {"patient-1"}
+    assert f"{path}: subjects of section test without volume: gone" in caplog.text
+    with pytest.raises(DatasetError, match=r"the section 'validation' is empty with 5 patients"):
+        split_by_patient(items, "validation", split_file=path)
+
+
+def test_section_that_does_not_exist() -> None:
+    with pytest.raises(DatasetError, match=r"no section 'train' in the split: give one of training, validation, test"):
+        split_by_patient(items_of(9), "train")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"training": [], "test": []}'])
+def test_split_files_that_cannot_be_used(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "split.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(
+        DatasetError, match=r"split\.json cannot be used \(\w+: .*\): a JSON file with lists of subjects"
+    ):
+        split_by_patient(items_of(9), "test", split_file=path)
+
+
+def test_real_splits(real_data: Path) -> None:
+    for items, folder in [
+        (brats_datalist(real_data / "brain"), real_data / "brain"),
+        (lidc_datalist([real_data / "chest", real_data / "dicom"]), real_data / "chest"),
+    ]:
+        names = json.loads((folder / "split.json").read_text())
+        for section in SECTIONS:
+            found = split_by_patient(items, section, split_file=folder / "split.json")
+            assert {item["subject"] for item in found} == {Path(name).name for name in names[section]}
+
+
+# ------------------------------------------------------------------------------------------------ slices
+
+
+class Counted(MapTransform):
+    """Counts how often volumes are loaded."""
+
+    calls = 0
+
+    def __call__(self, data: dict) -> dict:
+        type(self).calls += 1
+        return data
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[dict[str, str]]:
+    return brats_datalist(write_brats_folder(tmp_path / "brats", subjects=3, shape=SHAPE, contrasts=("t2",)))
+
+
+@pytest.fixture
+def transform() -> Compose:
+    Counted.calls = 0
+    return Compose(
+        [
+            Counted("image"),
+            LoadVolumed("image"),
+            CentralSlicesd("image", None),
+            Orientationd("image", axcodes="RAS", labels=None),
+            ScaleIntensityRobustd("image"),
+        ]
+    )
+
+
+def test_slices_are_those_of_the_volumes(items: list[dict[str, str]], transform: Compose) -> None:
+    dataset = SliceDataset(items, transform)
+    expected = [s for item in items for s in transform(item)["image"].as_tensor().unbind(-1) if s.max() > s.min()]
+    assert 0 < len(dataset) == len(expected) < 27, "above and below the head there is nothing"
+    for i, slice_ in enumerate(expected):
+        image = dataset[i]["image"]
+        assert type(image) is torch.Tensor
+        assert image.dtype == torch.float32
+        assert image.is_contiguous()
+        assert torch.equal(image, slice_)
+    assert dataset.data == items
+    assert dataset.transform is transform
+
+
+@pytest.mark.parametrize("settings", [{"num_workers": 2}, {"progress": True}])
+def test_loading_in_other_ways_changes_nothing(
+    items: list[dict[str, str]], transform: Compose, settings: dict, capsys: pytest.CaptureFixture
+) -> None:
+    reference = SliceDataset(items, transform)
+    assert capsys.readouterr().err == ""
+    dataset = SliceDataset(items, transform, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(reference.slices, dataset.slices, strict=True))
+    assert ("3/3" in capsys.readouterr().err) is settings.get("progress", False)
+
+
+def test_cache_loads_once_and_notices_changes(tmp_path: Path, items: list[dict[str, str]], transform: Compose) -> None:
+    reference = SliceDataset(items, transform)
+    for calls in (6, 6):
+        cached = SliceDataset(items, transform, cache_dir=tmp_path / "cache")
+        assert Counted.calls == calls
+        assert all(torch.equal(a, b) for a, b in zip(reference.slices, cached.slices, strict=True))
+    SliceDataset(
+        items, Compose([*transform.transforms[:-1], ScaleIntensityRobustd("image", 90)]), cache_dir=tmp_path / "cache"
+    )
+    assert Counted.calls == 9
+    os.utime(items[0]["image"], (1, 1))
+    SliceDataset(items, transform, cache_dir=tmp_path / "cache")
+    assert Counted.calls == 10
+
+
+def test_augmentation_of_plain_slices(items: list[dict[str, str]], transform: Compose) -> None:
+    dataset = SliceDataset(items, transform, Compose([RandFlipd("image", prob=1, spatial_axis=0)]))
+    for _ in range(2):
+        image = dataset[4]["image"]
+        assert type(image) is torch.Tensor
+        assert torch.equal(image, dataset.slices[4].flip(1)), "the slices in memory do not change"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_seeds_the_augmentation(items: list[dict[str, str]], transform: Compose, num_workers: int) -> None:
+    dataset = SliceDataset(items, transform, Compose([RandFlipd("image", prob=0.5, spatial_axis=1)]))
+
+    def epochs(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        loader = DataLoader(dataset, batch_size=4, num_workers=num_workers)
+        return [torch.cat([batch["image"] for batch in loader]) for _ in range(2)]
+
+    first, again, other = epochs(0), epochs(0), epochs(1)
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_volumes_without_content(items: list[dict[str, str]]) -> None:
+    def empty(item: dict[str, str]) -> dict[str, torch.Tensor]:
+        return {"image": torch.zeros(1, 5, 4, 3)}
+
+    with pytest.raises(
+        DatasetError, match=r"none of 3 volumes has a slice with content: at least one is needed; check"
+    ):
+        SliceDataset(items, empty)
+
+
+def test_volumes_of_different_sizes(tmp_path: Path, transform: Compose) -> None:
+    paths = [write_nifti_phantom(tmp_path / f"{n}.nii", (n, n + 2, 5)) for n in (8, 11)]
+    dataset = SliceDataset(volume_datalist(paths), transform)
+    assert {tuple(item["image"].shape) for item in (dataset[i] for i in range(len(dataset)))} == {
+        (1, 8, 10),
+        (1, 11, 13),
+    }
+    assert np.isfinite(torch.cat([s.flatten() for s in dataset.slices]).numpy()).all()
+
+
+def test_a_patient_in_two_sections_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"training": ["a", "b"], "validation": ["c"], "test": ["d", "folder/b"]}))
+    items = [{"image": name, "subject": name} for name in "abcd"]
+    with pytest.raises(DatasetError, match=r"split\.json lists b for training and for test: .* list each patient"):
+        split_by_patient(items, "test", split_file=file)

@@ -1,0 +1,269 @@
+"""Folders as they are: links, halves, other formats and names that are too long; every case is done or named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
+
+from miar_monai.cli.main import main
+from miar_monai.data.cases import find_cases, opened
+from miar_monai.errors import DatasetError, ImageError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+]
+
+SHAPE = (11, 9, 2)
+
+
+@pytest.fixture
+def root(elsewhere: None, tmp_path: Path) -> Path:
+    """Return an empty folder of cases; what is written goes to another one."""
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
+
+
+def sr(bundle: Path, *parts: object) -> Result:
+    result = CliRunner().invoke(main, ["sr", "--model", str(bundle), "--device", "cpu", *map(str, parts)])
+    assert "Traceback" not in result.output
+    assert "unexpected" not in result.output
+    return result
+
+
+def found(root: Path) -> dict[str, str]:
+    """Return the problems of all cases by their places."""
+    return {case.source.relative_to(root).as_posix(): case.problem for case in find_cases(root)}
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_folders_and_files_that_are_links_are_cases(bundle: Path, root: Path) -> None:
+    scan = write_nifti_phantom(root.parent / "store" / "sub-1" / "t2.nii.gz", SHAPE)
+    series = write_dicom_series(root.parent / "store" / "ct", SHAPE)
+    (root / "sub-1").symlink_to(scan.parent)
+    (root / "sub-2").symlink_to(series)
+    (root / "sub-3.nii.gz").symlink_to(scan)
+    (root / "sub-4.nii.gz").symlink_to(scan)  # one object of git-annex, two scans
+    result = sr(bundle, root)
+    assert result.exit_code == 0, result.output
+    made = sorted(path.relative_to("in_sr").as_posix() for path in Path("in_sr").rglob("*.nii.gz"))
+    assert made == ["sub-1/t2_sr.nii.gz", "sub-2_sr.nii.gz", "sub-3_sr.nii.gz", "sub-4_sr.nii.gz"]
+    (root.parent / "link").symlink_to(root)
+    assert len(find_cases(root.parent / "link")) == 4
+
+
+def test_links_do_not_lead_in_circles_nor_twice_to_a_folder(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(root / "sub-1" / "t2.nii", root.parent / "other" / "x.nii")
+    for link, target in {"sub-1/up": "..", "sub-1/me": ".", "out": "../..", "loop": "loop", "a": "b", "b": "a"}.items():
+        (root / link).symlink_to(target)
+    problems = found(root)
+    assert problems.pop("sub-1/t2.nii") == ""
+    (problem,) = problems.values()  # of links to themselves
+    assert "in: a, b, loop cannot be opened" in problem
+    assert caplog.text == ""
+    for link in ("loop", "a", "b"):
+        (root / link).unlink()
+    (root / "latest").symlink_to("sub-1")  # its name comes first
+    (root / "other").symlink_to(root.parent / "other")
+    assert found(root) == {"sub-1/t2.nii": "", "other/x.nii": ""}
+    (record,) = caplog.records
+    assert record.getMessage() == f"{root}/latest and {root}/sub-1 are the same folder: its cases are done once."
+
+
+PROBLEMS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a.nii.gz": (lambda path: path.symlink_to(".git/annex/objects/x"), "is a link that leads to no file"),
+    "a.zip": (lambda path: path.symlink_to("nowhere"), "is a link that leads to no file"),
+    "sub-02": (lambda path: path.symlink_to("nowhere"), "in: sub-02 cannot be opened"),
+    "1.2.840.113619": (lambda path: path.symlink_to("nowhere"), "in: 1.2.840.113619 cannot be opened"),
+    "a.hdr": (Path.touch, "is half of a pair: a.img is needed beside it"),
+    "A.IMG": (Path.touch, "is half of a pair: A.hdr is needed beside it"),
+    "a.nii.xz": (Path.touch, "has a format that is not read (.nii.xz)"),
+    "a.PAR": (Path.touch, "has a format that is not read (.par)"),
+    "a+orig.BRIK.gz": (Path.touch, "has a format that is not read (.brik.gz)"),
+    "a.tar.gz": (Path.touch, "is an archive that is not opened"),
+    "a.7z": (Path.touch, "is an archive that is not opened"),
+    "a.dcm": (Path.touch, "in holds files with the names of DICOM slices that are none (a.dcm)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_looks_like_a_case_and_is_none_is_named(name: str, root: Path) -> None:
+    touch(root / "good.nii")
+    PROBLEMS[name][0](root / name)
+    problems = found(root)
+    assert problems.pop("good.nii") == ""
+    (problem,) = problems.values()
+    assert problem.startswith(str(root))
+    assert PROBLEMS[name][1] in problem
+    assert problem.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub-1.json", "sub-1.bval", "table.tsv", "picture.png", ".hidden.nii"])
+def test_what_looks_like_no_case_is_passed_over(name: str, root: Path) -> None:
+    touch(root / "good.nii", root / name, root / ".git" / "x.mgz")
+    (root / f"link.{name}").symlink_to("nowhere")
+    if name != ".hidden.nii":
+        assert found(root) == {"good.nii": ""}
+
+
+def test_the_command_ends_with_3_and_the_report_names_what_is_no_case(bundle: Path, root: Path) -> None:
+    write_nifti_phantom(root / "sub-1.nii", SHAPE)
+    (root / "sub-2.nii.gz").symlink_to("nowhere")
+    result = sr(bundle, root, "--report", "run.json", "--skip-existing")
+    assert result.exit_code == 3
+    assert f"error: {root}/sub-2.nii.gz is a link that leads to no file" in result.stderr
+    assert result.stderr.splitlines()[-1] == f"1 of 2 cases failed: {root}/sub-2.nii.gz"
+    assert [("error" in case, case["input"]) for case in json.loads(Path("run.json").read_text())["cases"]] == [
+        (False, str(root / "sub-1.nii")),
+        (True, str(root / "sub-2.nii.gz")),
+    ]
+
+
+def test_results_have_the_names_that_the_user_knows(bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dicom_series(root / "1.2.840", SHAPE)
+    (root.parent / "patient").symlink_to(root / "1.2.840")
+    (root.parent / "cases").symlink_to(root)
+    write_nifti_phantom(root / "a.nii", SHAPE).rename(root / ".nii")
+    assert sr(bundle, root.parent / "patient").stdout == "patient_sr.nii.gz\n"
+    assert sr(bundle, root.parent / "cases").stdout == "cases_sr/1.2.840_sr.nii.gz\n"
+    assert sr(bundle, root / ".nii").stdout == "nii_sr.nii.gz\n"
+    monkeypatch.chdir(root / "1.2.840")
+    assert sr(bundle, ".", "-o", "..").stdout == "../1.2.840_sr.nii.gz\n"
+
+
+def test_pairs_are_one_case(bundle: Path, root: Path) -> None:
+    pair = nib.Nifti1Pair(head(SHAPE).astype(np.float32), np.eye(4))
+    nib.save(pair, root / "a.img")
+    assert sorted(path.name for path in root.iterdir()) == ["a.hdr", "a.img"]
+    assert found(root) == {"a.hdr": ""}
+    result = sr(bundle, root)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "in_sr/a_sr.nii.gz\n"
+
+
+def test_slices_of_any_name_are_a_series(root: Path) -> None:
+    series = write_dicom_series(root / "series", SHAPE)
+    for i, path in enumerate(sorted(series.iterdir())):
+        path.rename(path.with_name(f"I{i}.img"))
+    assert found(root) == {"series": ""}
+
+
+def test_a_series_that_lacks_slices_is_named(bundle: Path, root: Path) -> None:
+    series = write_dicom_series(root / "series", SHAPE)
+    (series / "slice999.dcm").symlink_to(".git/annex/objects/x")
+    assert "series: slice999.dcm cannot be opened (links that lead to no file" in found(root)["series"]
+    alone = sr(bundle, series)
+    assert alone.exit_code == 1
+    assert "slice999.dcm cannot be opened" in alone.stderr
+
+
+def test_a_pipe_is_named_and_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "pipe.nii.gz")
+    (case,) = (case for case in find_cases(root) if case.source.name == "pipe.nii.gz")
+    assert "it is no plain file" in case.problem
+
+
+def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(root / "open" / "a.nii", root / "closed" / "b.nii")
+    scandir, iterdir = os.scandir, Path.iterdir
+
+    def refuse(path: object) -> None:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scandir(path))
+    monkeypatch.setattr(Path, "iterdir", lambda self: refuse(self) or iterdir(self))
+    problems = found(root)
+    assert problems.pop("open/a.nii") == ""
+    assert problems == {
+        "closed": f"{root}/closed cannot be read (Permission denied): permission to read it is needed; change the"
+        " permission or take it out."
+    }
+
+
+def test_cases_of_one_name_are_named_and_the_others_go_on(bundle: Path, root: Path) -> None:
+    write_nifti_phantom(root / "a.nii", SHAPE)
+    write_nifti_phantom(root / "a.nii.gz", SHAPE)
+    write_nifti_phantom(root / "b.nii", SHAPE)
+    result = sr(bundle, root)
+    assert (result.exit_code, result.stdout) == (3, "in_sr/b_sr.nii.gz\n")
+    assert f"{root}/a.nii and {root}/a.nii.gz would have results of the same name" in result.stderr
+    assert "2 of 3 cases failed" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--skip-existing",), ("--uncertainty", "--preview")])
+def test_a_name_that_leaves_no_room_for_that_of_the_result_is_named(
+    options: tuple[str, ...], bundle: Path, root: Path
+) -> None:
+    long = write_nifti_phantom(root / f"{'x' * 247}.nii", SHAPE)
+    write_nifti_phantom(root / "short.nii", SHAPE)
+    result = sr(bundle, root, *options)
+    assert (result.exit_code, result.stdout) == (3, "in_sr/short_sr.nii.gz\n")
+    assert "cannot be written (File name too long): a shorter name is needed" in result.stderr
+    alone = sr(bundle, long, *options)
+    assert (alone.exit_code, alone.stdout) == (1, "")
+    assert alone.stderr.count("File name too long") == 1
+    assert sr(bundle, long, "-o", "short.nii").exit_code == 0
+    refused = sr(bundle, root / "short.nii", "-o", "x" * 300)
+    assert refused.exit_code == 1
+    assert "File name too long" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["out.v2", "2021.03.04", "results.final/deep.er"])
+def test_an_output_with_a_dot_is_a_folder(name: str, bundle: Path, root: Path) -> None:
+    scan = write_nifti_phantom(root / "scan.nii", SHAPE)
+    assert sr(bundle, scan, "-o", name).stdout == f"{name}/scan_sr.nii.gz\n"
+    assert sr(bundle, root, "-o", name, "--overwrite").stdout == f"{name}/scan_sr.nii.gz\n"
+
+
+@pytest.mark.parametrize("name", ["out.dcm", "out.PNG", "out.mgz", "out.nii.bz2", "out.mha", "out.json", "out.zip"])
+def test_an_output_of_another_format_is_refused(name: str, bundle: Path, root: Path) -> None:
+    refused = sr(bundle, write_nifti_phantom(root / "scan.nii", SHAPE), "-o", name)
+    assert refused.exit_code == 2
+    assert f"{name} must be a .nii or .nii.gz file, or a folder: {Path(name).suffix} files are not" in refused.stderr
+    Path(name).mkdir()
+    assert sr(bundle, root / "scan.nii", "-o", name).stdout == f"{name}/scan_sr.nii.gz\n"
+
+
+def test_a_wrong_file_is_refused_before_weights_are_loaded(
+    bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miar_monai.inference.resolver.load_weights", lambda *_: pytest.fail("weights were loaded"))
+    good = write_nifti_phantom(root / "good.nii.gz", SHAPE)
+    cut = root / "cut.nii.gz"
+    cut.write_bytes(good.read_bytes()[:-9])
+    refused = sr(bundle, cut)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"error: {cut} ")
+
+
+def test_zip_files_hold_pairs_and_name_what_is_none(root: Path) -> None:
+    nib.save(nib.Nifti1Pair(head(SHAPE).astype(np.float32), np.eye(4)), root / "a.img")
+    packed = Path(shutil.make_archive("pair", "zip", root))
+    with opened(packed) as path:
+        assert path.name == "a.hdr"
+    with zipfile.ZipFile("other.zip", "w") as archive:
+        archive.writestr("deep/a.vff", b"x")
+    with pytest.raises(ImageError, match=r"^other\.zip/deep/a\.vff has a format that is not"), opened("other.zip"):
+        pass
+
+
+def test_a_folder_without_a_case_is_refused(root: Path) -> None:
+    touch(root / "notes.txt", root / ".hidden" / "a.nii")
+    with pytest.raises(DatasetError, match="holds no case"):
+        find_cases(root)

@@ -1,0 +1,166 @@
+"""Files are read as what they are, whatever their names, or refused in a sentence."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers.phantoms import head, write_nifti_phantom
+
+from miar_monai.data.geometry import fov_corners
+from miar_monai.data.io import is_volume_file, read_volume, volume_stem, write_volume
+from miar_monai.data.volume import Volume
+from miar_monai.errors import ImageError
+
+# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+
+SHAPE = (19, 13, 5)
+VOXELS = (1000 * head(SHAPE)).astype(np.int16)
+AFFINE = np.array([[-1.7, 0.3, 0, 40], [0.3, 1.7, 0, -50], [0, 0, 5, -20], [0, 0, 0, 1.0]])
+
+
+def nifti(folder: Path) -> bytes:
+    nib.save(nib.Nifti1Image(VOXELS, AFFINE), folder / "plain.nii")
+    return (folder / "plain.nii").read_bytes()
+
+
+def check(volume: Volume, dtype: str = "int16") -> None:
+    np.testing.assert_array_equal(volume.array, VOXELS)
+    assert fov_corners(volume.affine, SHAPE) == pytest.approx(fov_corners(AFFINE, SHAPE), abs=1e-3)
+    assert volume.dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2", "A.NII.GZ", "a", "a.dcm"])
+@pytest.mark.parametrize(
+    "pack", [bytes, gzip.compress, bz2.compress, lambda content: gzip.compress(content) + b"?" * 9]
+)
+def test_nifti_of_any_compression_and_name(name: str, pack: object, tmp_path: Path) -> None:
+    assert callable(pack)
+    (tmp_path / name).write_bytes(pack(nifti(tmp_path)))
+    check(read_volume(tmp_path / name))
+
+
+def test_nifti_in_two_parts_and_of_version_2(tmp_path: Path) -> None:
+    content = nifti(tmp_path)
+    (tmp_path / "two.nii.gz").write_bytes(gzip.compress(content[:900]) + gzip.compress(content[900:]))
+    check(read_volume(tmp_path / "two.nii.gz"))
+    nib.save(nib.Nifti2Image(VOXELS, AFFINE), tmp_path / "2.nii.gz")
+    check(read_volume(tmp_path / "2.nii.gz"))
+    nib.save(nib.Nifti2Pair(VOXELS, AFFINE), tmp_path / "2.img")
+    check(read_volume(tmp_path / "2.hdr"))
+    nib.save(nib.Nifti1Pair(VOXELS, AFFINE), tmp_path / "1.img.gz")
+    check(read_volume(tmp_path / "1.hdr.gz"))
+    check(read_volume(tmp_path / "1.img.gz"))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", ">u2", "u4", "i8", "u8", "f8", ">f4"])
+def test_voxels_of_any_type(dtype: str, tmp_path: Path) -> None:
+    voxels = (100 * head(SHAPE)).astype(dtype)
+    image = nib.Nifti1Image(voxels, AFFINE, dtype=np.dtype(dtype))
+    image.header["scl_slope"] = 0
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").array, voxels.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["a.mgz", "a.mgh"])
+def test_mgh(name: str, tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(VOXELS.astype(np.int32), AFFINE), tmp_path / name)
+    check(read_volume(tmp_path / name), "int32")
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=rf"{name} (is truncated or damaged|cannot be read as MGH) \(.*\): .* copy"):
+        read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_nrrd_and_metaimage(name: str, is_compressed: bool, tmp_path: Path) -> None:
+    import itk
+
+    lps = np.diag([-1, -1, 1, 1]) @ AFFINE
+    sizes = np.linalg.norm(lps[:3, :3], axis=0)
+    image = itk.image_from_array(np.ascontiguousarray(VOXELS.transpose(2, 1, 0)))
+    image.SetSpacing(sizes)
+    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / sizes))
+    image.SetOrigin(lps[:3, 3])
+    itk.imwrite(image, str(tmp_path / name), compression=is_compressed)
+    volume = read_volume(tmp_path / name)
+    check(volume)
+    assert volume.remarks == ()
+    written = itk.imread(str(write_volume(tmp_path / "out.nii.gz", volume)))
+    assert np.array(written.GetOrigin()) == pytest.approx(np.array(image.GetOrigin()), abs=1e-3)
+    voxels = max(tmp_path.glob("a.*"), key=lambda path: path.stat().st_size)
+    voxels.write_bytes(voxels.read_bytes()[:400])
+    with pytest.raises(ImageError, match=rf"{name} cannot be read as (NRRD|MetaImage): .* must be there and complete"):
+        read_volume(tmp_path / name)
+
+
+def test_nrrd_without_a_space_says_so(tmp_path: Path) -> None:
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 19 13 5\nspacings: 1 1 2\nencoding: raw\nendian: little\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + VOXELS.tobytes(order="F"))
+    volume = read_volume(tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(volume.array, VOXELS)
+    assert "does not say how its voxels lie in the patient" in volume.remarks[0]
+
+
+def test_several_values_a_voxel_are_refused(tmp_path: Path) -> None:
+    header = "NRRD0004\ntype: short\ndimension: 4\nsizes: 3 19 13 5\nencoding: raw\nendian: little\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + 3 * VOXELS.tobytes(order="F"))
+    with pytest.raises(ImageError, match=r"a\.nrrd has .* one 3D volume of gray values is needed"):
+        read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.mnc", b"CDF\x01" + bytes(400), "is a MINC image, which is not read: .* convert it"),
+        ("a.mnc", b"\x89HDF\r\n\x1a\n" + bytes(400), "is a MINC image, which is not read: .* convert it"),
+        ("a.nii.xz", b"\xfd7zXZ\x00" + bytes(400), "is compressed by xz, which is not read"),
+        ("a.nii.zst", b"\x28\xb5\x2f\xfd" + bytes(400), "is compressed by Zstandard, which is not read"),
+        ("a.nii", b"", r"cannot be read as NIfTI \(its content"),
+        ("a.mgz", b"no image", r"cannot be read as MGH \(its content"),
+        ("a.img", b"no image", r"cannot be read as NIfTI \(there is no a\.hdr beside it\)"),
+    ],
+)
+def test_what_is_not_read_is_named(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=rf"{name} {sentence}"):
+        read_volume(tmp_path / name)
+    assert is_volume_file(tmp_path / name)
+
+
+def test_analyze_is_refused(tmp_path: Path) -> None:
+    nib.save(nib.AnalyzeImage(VOXELS, np.eye(4)), tmp_path / "a.img")
+    for name in ("a.hdr", "a.img"):
+        with pytest.raises(ImageError, match=r"is an Analyze 7\.5 image, whose header does not say which side is left"):
+            read_volume(tmp_path / name)
+
+
+def test_of_a_pair_the_header_counts(tmp_path: Path) -> None:
+    for name in ("a.hdr", "a.img", "b.img"):
+        (tmp_path / name).touch()
+    assert [is_volume_file(tmp_path / name) for name in ("a.hdr", "a.img", "b.img")] == [True, False, True]
+    assert [volume_stem(name) for name in ("x/a.HDR", "a.nii.BZ2", "a.1.nhdr", "a.raw")] == ["a", "a", "a.1", "a.raw"]
+
+
+def test_a_damaged_checksum_is_found(tmp_path: Path) -> None:
+    path = write_nifti_phantom(tmp_path / "a.nii.gz", SHAPE)
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.nii\.gz is truncated or damaged \(CRC"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"/annex/objects/MD5E-s1--0.nii.gz\n", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_pointers_to_files_elsewhere_are_called_so(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a.nii.gz is a pointer of git-annex or Git LFS .*; fetch it"):
+        read_volume(tmp_path / "a.nii.gz")

@@ -1,0 +1,104 @@
+"""Label maps are refused, images of few gray values are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers.phantoms import head
+
+from miar_monai.data.io import read_volume
+from miar_monai.data.labels import label_look
+from miar_monai.errors import ImageError
+from miar_monai.inference.resolver import _volume
+
+SHAPE = (45, 41, 9)
+
+
+def parcels(numbers: np.ndarray) -> np.ndarray:
+    """Return a body of regions around random centers, numbered so."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
+    centers = rng.uniform(0, SHAPE, (len(numbers), 3))
+    nearest = ((grid[..., None, :] - centers) ** 2).sum(-1).argmin(-1)
+    return np.where(head(SHAPE) > 0, numbers[nearest], 0)
+
+
+TISSUE = np.digitize(head(SHAPE), [0.1, 0.45, 0.6])
+LABELS = {
+    "tissue": TISSUE,
+    "BraTS": np.array([0, 1, 2, 4])[TISSUE],
+    "mask": TISSUE > 1,
+    "8-bit mask": 255 * (TISSUE > 1),
+    "voxels of lesions": np.random.default_rng(0).random(SHAPE) > 0.99,
+    "8 regions": parcels(np.arange(1, 9)),
+    "FreeSurfer": parcels(np.random.default_rng(1).choice(np.r_[1000:1036, 2000:2036], 40, replace=False)),
+    "atlas": parcels(np.random.default_rng(1).permutation(25) + 1),
+}
+NOISE = np.random.default_rng(0).normal(0, 0.02, SHAPE)
+IMAGES = {
+    "8-bit": np.rint(250 * head(SHAPE)),
+    "32 gray values": np.rint(31 * np.clip(head(SHAPE) + NOISE, 0, 1)),
+    "a ramp": np.rint(20 * head(SHAPE)),
+    "every voxel thrice": np.rint(200 * np.clip(head(SHAPE) + NOISE, 0, 1)).repeat(3, 0).repeat(3, 1),
+    "probabilities": head(SHAPE),
+    "HU": np.rint(2000 * head(SHAPE) - 1000),
+    "noise": np.random.default_rng(0).integers(0, 12, SHAPE),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_label_maps_are_refused(name: str, dtype: type, tmp_path: Path) -> None:
+    if name == "FreeSurfer" and dtype is np.uint8:
+        pytest.skip("no such numbers")
+    image = nib.Nifti1Image(LABELS[name].astype(dtype), np.eye(4))
+    nib.save(image, tmp_path / "seg.nii.gz")
+    sentence = (
+        r"seg\.nii\.gz is a label map \(its values are 0, .*\), and .*nearest-neighbor resampling.*"
+        r"multiply its values by 1000"
+    )
+    with pytest.raises(ImageError, match=sentence):
+        read_volume(tmp_path / "seg.nii.gz")
+    with pytest.raises(ImageError, match="the image is a label map"):
+        _volume(image)
+    with pytest.raises(ImageError, match="the image is a label map"):
+        _volume(LABELS[name].astype(np.int32))
+    nib.save(nib.Nifti1Image(1000 * LABELS[name].astype(np.float32), np.eye(4)), tmp_path / "times_1000.nii.gz")
+    read_volume(tmp_path / "times_1000.nii.gz")
+
+
+@pytest.mark.parametrize("code", [1002, 1003])
+def test_a_file_that_says_that_it_holds_labels_is_refused(code: int, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.rint(1000 * head(SHAPE)).astype(np.int16), np.eye(4))
+    image.header["intent_code"] = code
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(
+        ImageError, match=rf"a\.nii is a label map \(its intent code is {code}\), .* set this code to 0"
+    ):
+        read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_few_gray_values_are_images(name: str) -> None:
+    assert label_look(IMAGES[name].astype(np.float32)) is None
+
+
+@pytest.mark.parametrize("values", [(0, 500, 800), (0, 50, 200), (0, 1000), (10, 20, 30, 40)])
+def test_phantoms_without_noise_are_read_with_a_remark(values: tuple[int, ...], tmp_path: Path) -> None:
+    array = np.array(values, dtype=np.int16)[TISSUE.clip(0, len(values) - 1)]
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
+    (remark,) = read_volume(tmp_path / "a.nii").remarks
+    assert remark.startswith(f"the voxels have only {len(values)} values ({values[0]}, {values[1]}")
+    assert "if they are labels, values between two labels are no labels: use nearest-neighbor resampling" in remark
+
+
+def test_small_arrays_of_floating_point_numbers_can_be_tried() -> None:
+    assert _volume((TISSUE > 1).astype(np.float32)).remarks == ()
+
+
+def test_real_scans_are_images(real_data: Path) -> None:
+    for path in sorted((real_data / "native").glob("*.nii.gz")):
+        assert label_look(np.asarray(nib.load(path).dataobj, dtype=np.float32)) is None

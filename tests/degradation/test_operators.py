@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.phantoms import head
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from miar_monai.degradation import Degradation, Degradations, Matrices, SquareDegradation, with_blurs
+from miar_monai.errors import ConfigurationError
+
+DEGRADATIONS = [Degradation(), Degradation(blur_on="hr"), Degradation(sigma=0), Degradation(scale=2, sigma=0.8)]
+
+
+@pytest.fixture(params=DEGRADATIONS, ids=str)
+def degradation(request: pytest.FixtureRequest) -> Degradation:
+    return request.param
+
+
+@pytest.fixture
+def hr() -> torch.Tensor:
+    return torch.from_numpy(head((64, 48, 5), seed=3)).movedim(-1, 0)
+
+
+def test_positions_are_centered(degradation: Degradation) -> None:
+    size, scale = 128, degradation.scale
+    ramp = torch.arange(size, dtype=torch.float64)
+    inner = slice(8, -8)
+    positions = degradation.matrix(size) @ ramp
+    expected = ramp.reshape(-1, scale).mean(1)
+    torch.testing.assert_close(positions[inner], expected[inner], atol=1e-9, rtol=0)
+
+
+def test_constants_stay(degradation: Degradation) -> None:
+    lr = degradation(torch.full((2, 1, 64, 48), 0.7, dtype=torch.float64))
+    assert lr.shape == (2, 1, 64 // degradation.scale, 48 // degradation.scale)
+    torch.testing.assert_close(lr, torch.full_like(lr, 0.7))
+
+
+def test_it_is_the_matrix_on_both_axes(degradation: Degradation, hr: torch.Tensor) -> None:
+    rows, columns = degradation.matrix(64), degradation.matrix(48)
+    torch.testing.assert_close(degradation(hr), torch.einsum("ih,bhw,jw->bij", rows, hr, columns))
+
+
+def test_adjoint(degradation: Degradation, hr: torch.Tensor) -> None:
+    x = hr.clone().requires_grad_()
+    lr = degradation(x)
+    y = torch.randn(lr.shape, dtype=lr.dtype, generator=torch.Generator().manual_seed(0))
+    (adjoint,) = torch.autograd.grad((lr * y).sum(), x)
+    torch.testing.assert_close((adjoint * hr).sum(), (lr * y).sum())
+
+
+def test_blur_is_a_gaussian_on_the_side_that_is_named() -> None:
+    image = torch.zeros(128, 128, dtype=torch.float64)
+    image[64:68, 64:68] = 1
+
+    def variance(lr: torch.Tensor) -> float:
+        profile = lr.sum(0) / lr.sum()
+        positions = torch.arange(len(profile), dtype=torch.float64)
+        return float((profile * positions**2).sum() - (profile * positions).sum() ** 2)
+
+    plain = variance(Degradation(sigma=0)(image))
+    assert variance(Degradation(sigma=1)(image)) - plain == pytest.approx(1, abs=0.01)
+    assert variance(Degradation(sigma=4, blur_on="hr")(image)) - plain == pytest.approx(1, abs=0.01)
+
+
+def test_enforcing_exact_data_never_raises_the_error(degradation: Degradation, hr: torch.Tensor) -> None:
+    lr = degradation(hr)
+    for noise in (0.0, 0.01, 0.2):
+        estimate = hr + noise * torch.randn(hr.shape, dtype=hr.dtype, generator=torch.Generator().manual_seed(1))
+        enforced = degradation.enforce(estimate, lr, damping=0)
+        error, error_before = (((x - hr) ** 2).mean((1, 2)) for x in (enforced, estimate))
+        assert (error <= error_before + 1e-12).all()
+        torch.testing.assert_close(degradation(enforced), lr, atol=1e-9, rtol=0)
+        torch.testing.assert_close(degradation.enforce(enforced, lr, damping=0), enforced, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+def test_enforce_is_the_tikhonov_solution_with_a_prior_that_falls_with_the_frequency(sigma: float) -> None:
+    degradation, damping = Degradation(sigma=sigma), 0.1
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(size, generator=generator, dtype=torch.float64) for size in [(16, 12), (4, 3)])
+    (_, s_rows, v_rows), (_, s_columns, v_columns) = (
+        torch.linalg.svd(degradation.matrix(size), full_matrices=False) for size in (16, 12)
+    )
+    vectors = torch.kron(v_rows, v_columns)  # (12, 192): of the row space
+    rows, columns = (torch.arange(len(s)) * s[0] / s.sum() for s in (s_rows, s_columns))
+    weight = torch.hypot(rows[:, None], columns).clamp(max=1).flatten()
+    within = vectors.T @ torch.diag(weight**2) @ vectors
+    without = torch.eye(16 * 12, dtype=torch.float64) - vectors.T @ vectors
+    operator = torch.kron(degradation.matrix(16), degradation.matrix(12))
+    normal = operator.T @ operator + damping**2 * (within + without)
+    correction = torch.linalg.solve(normal, operator.T @ (y.flatten() - operator @ x.flatten()))
+    torch.testing.assert_close(degradation.enforce(x, y, damping), x + correction.reshape(16, 12))
+
+
+@given(
+    sigma=st.floats(0, 1.25),
+    noise=st.floats(0, 0.02),
+    levels=st.tuples(st.floats(-0.6, 0), st.floats(-0.15, 0)),  # of networks that were trained with the correction
+    seed=st.integers(0, 99),
+)
+@example(sigma=0.0, noise=0.02, levels=(-0.6, -0.13), seed=0)
+def test_levels_hold_whatever_noise_blur_and_estimate(
+    sigma: float, noise: float, levels: tuple[float, float], seed: int
+) -> None:
+    """The mean over any 8 × 8 LR voxels, a thousandth of the range allowed and what noise makes of such a mean."""
+    degradation, generator = Degradation(sigma=sigma), torch.Generator().manual_seed(seed)
+    hr = torch.from_numpy(head((160, 128, 1), seed=seed)[..., 0])
+    lr = degradation(hr)
+    lr = lr + noise * torch.randn(lr.shape, dtype=lr.dtype, generator=generator)
+    inside, outside = levels
+    floating = torch.where(hr > 0.1, 0.5 * hr + inside, torch.full_like(hr, outside))  # as a network's maps float
+    damping = max(noise / 0.2, 1e-3)
+    for estimate in (degradation.enforce(floating, lr, damping), degradation.restore(lr, damping)):
+        blocks = torch.nn.functional.avg_pool2d((degradation(estimate) - lr)[None], 8, stride=1)
+        assert blocks.abs().max() < 1e-3 * float(lr.max() - lr.min()) + 4 * noise / 8
+    darker, inner = estimate + inside, (slice(32, -32), slice(32, -32))  # without the border, which cuts columns off
+    corrected = degradation.enforce(darker, degradation(estimate), damping)
+    torch.testing.assert_close(corrected[inner], estimate[inner], atol=1e-3, rtol=0)
+
+
+def test_damping_trusts_noisy_data_less(hr: torch.Tensor) -> None:
+    degradation = Degradation()
+    lr = degradation(hr)
+    noisy = lr + 0.01 * torch.randn(lr.shape, dtype=lr.dtype, generator=torch.Generator().manual_seed(0))
+    errors = [float(((degradation.restore(noisy, damping) - hr) ** 2).mean()) for damping in (1e-6, 0.05)]
+    assert errors[1] < errors[0] / 10
+
+
+def test_bounded_estimates_keep_their_level(degradation: Degradation) -> None:
+    hr = torch.zeros(128, 96, dtype=torch.float64)
+    hr[32:88, 24:60] = 1
+    lr = degradation(hr) + 0.25
+    estimate = degradation.restore(lr, 1e-3)
+    bounded = degradation.bounded(estimate, 0.25)
+    assert estimate.min() < 0.24
+    assert bounded.min() >= 0.25
+
+    def worst(x: torch.Tensor) -> float:
+        return float(torch.nn.functional.avg_pool2d((degradation(x) - lr)[None], 8, stride=1).abs().max())
+
+    assert worst(estimate) < 1e-4
+    assert worst(bounded) < 4e-3
+    assert worst(bounded) < worst(estimate.clamp(min=0.25)) / 3
+    assert torch.equal(degradation.bounded(estimate, -9), estimate)
+
+
+def test_restore_beats_bicubic(degradation: Degradation, hr: torch.Tensor) -> None:
+    lr = degradation(hr)
+    bicubic = torch.nn.functional.interpolate(lr[None], size=hr.shape[-2:], mode="bicubic")[0]
+    assert ((degradation.restore(lr, 1e-3) - hr) ** 2).mean() < ((bicubic - hr) ** 2).mean()
+
+
+def test_dtype_and_autocast(hr: torch.Tensor) -> None:
+    degradation, x = Degradation(), hr.float()
+    lr = degradation(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(degradation(x), lr)
+        assert degradation.restore(lr, 0.01).dtype == torch.float32
+    torch.testing.assert_close(lr.double(), degradation(hr), atol=1e-6, rtol=0)
+
+
+def test_matrices_made_in_inference_mode_serve_training_too() -> None:
+    degradation = Degradation(sigma=0.987)
+    with torch.inference_mode():
+        degradation.restore(degradation(torch.rand(1, 32, 32)), 0.1)
+    x = torch.rand(1, 32, 32, requires_grad=True)
+    degradation.enforce(x * x, degradation(x * x), 0.1).sum().backward()
+    assert np.isfinite(x.grad.numpy()).all()
+
+
+def test_the_matrix_can_be_changed_by_its_owner() -> None:
+    Degradation().matrix(32).zero_()
+    assert Degradation().matrix(32).sum() == pytest.approx(8)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    degradation = Degradation()
+    sentence = (
+        "^an image side of 30 voxels cannot be degraded by 4: .* multiple of 4; crop or pad the image to 28 voxels"
+    )
+    for call in (
+        lambda: degradation.matrix(30),
+        lambda: degradation(torch.zeros(1, 32, 30)),
+        lambda: degradation.enforce(torch.zeros(1, 32, 30), torch.zeros(1, 8, 7), 0),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            call()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": 0}, {"scale": 2.5}, {"scale": float("inf")}, {"sigma": -1}, {"sigma": 1e9}, {"sigma": float("nan")},
+        {"blur_on": "sr"},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings: dict) -> None:
+    with pytest.raises(ConfigurationError, match=r"^Degradation\(.*\) is out of range: scale must be a whole number"):
+        Degradation(**settings)
+
+
+@pytest.mark.parametrize("level", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_measured_where_nothing_passes(level: float, dtype: torch.dtype) -> None:
+    degradation, generator = Degradation(), torch.Generator().manual_seed(0)
+    hr = torch.rand(3, 1, 32, 48, generator=generator, dtype=dtype).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    lr = degradation(hr)
+    assert degradation.noise_level(lr).shape == (3, 1, 1, 1)
+    assert (degradation.noise_level(lr) < 3e-4).all()
+    noisy = lr + level * torch.randn(lr.shape, generator=generator, dtype=dtype)
+    expected = torch.full_like(lr[..., :1, :1], level)
+    torch.testing.assert_close(degradation.noise_level(noisy), expected, atol=0, rtol=0.2)
+    scaled = degradation.noise_level(40 * noisy - 3)
+    torch.testing.assert_close(scaled, 40 * degradation.noise_level(noisy), atol=0, rtol=1e-3)
+
+
+def test_noise_is_measured_without_a_blur_too_where_it_exceeds_the_detail() -> None:
+    degradation, generator = Degradation(sigma=0), torch.Generator().manual_seed(0)
+    lr = degradation(torch.rand(1, 1, 6, 6, generator=generator).repeat_interleave(16, 2).repeat_interleave(16, 3))
+    level = degradation.noise_level(lr)
+    noisy = degradation.noise_level(lr + 0.1 * torch.randn(lr.shape, generator=generator))
+    assert level < 0.05
+    torch.testing.assert_close(noisy, torch.full_like(noisy, 0.1), atol=0, rtol=0.25)
+
+
+KINDS = with_blurs(Degradation(), [0.0, 0.5, 1.3])
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 32)])
+def test_each_image_has_the_degradation_of_its_index(size: tuple[int, int], hr: torch.Tensor) -> None:
+    hr = hr[:, None, : size[0], : size[1]]
+    index = torch.tensor([3, 0, 1, 2, 0])
+    mixed = Degradations(KINDS, index)
+    lr = mixed(hr)
+    damping = torch.linspace(0.01, 0.1, 5, dtype=torch.float64).view(5, 1, 1, 1)
+    assert mixed.scale == 4
+    for i, kind in enumerate(index.tolist()):
+        own, one = KINDS[kind], slice(i, i + 1)
+        torch.testing.assert_close(lr[one], own(hr[one]))
+        torch.testing.assert_close(mixed.noise_level(lr)[one], own.noise_level(lr[one]))
+        torch.testing.assert_close(mixed.restore(lr, damping)[one], own.restore(lr[one], damping[one]))
+        torch.testing.assert_close(mixed.enforce(hr, lr, damping)[one], own.enforce(hr[one], lr[one], damping[one]))
+        assert mixed.lr_sigma[i].item() == pytest.approx(own.lr_sigma)
+
+
+def test_matrices_of_the_caller_do_what_their_degradation_does(degradation: Degradation) -> None:
+    x = torch.from_numpy(head((64, 64, 2), seed=3)).movedim(-1, 0)[:, None]
+    held = SquareDegradation(degradation.scale, Matrices.of(degradation, 64, x))
+    lr, noisy = degradation(x), degradation(x) + 0.01 * torch.randn(degradation(x).shape, dtype=x.dtype)
+    assert torch.equal(held(x), lr)
+    assert torch.equal(held.noise_level(noisy), degradation.noise_level(noisy))
+    assert torch.equal(held.restore(noisy, 1e-2), degradation.restore(noisy, 1e-2))
+    assert torch.equal(held.enforce(x + 0.1, lr, 1e-3), degradation.enforce(x + 0.1, lr, 1e-3))
+    assert held.lr_sigma == degradation.lr_sigma
+
+
+def test_the_share_lost_is_what_the_inverse_leaves_out(degradation: Degradation) -> None:
+    """What the damped inverse, and the degradation after it, leave of white noise as an LR image."""
+    damping = torch.tensor([1e-3, 0.05, 0.5], dtype=torch.float64)[:, None, None]
+    white = torch.randn(3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
+    side = 32 * degradation.scale
+    kept = degradation(degradation.enforce(torch.zeros(3, side, side, dtype=torch.float64), white, damping))
+    lost = ((white - kept) * white).mean(dim=(1, 2)) / white.square().mean(dim=(1, 2))
+    share = degradation.share_lost(side, side, damping).flatten()
+    torch.testing.assert_close(share, lost, atol=0.03, rtol=0)
+    assert share.tolist() == sorted(share.tolist())
+
+
+def test_the_blur_is_told_in_lr_voxels() -> None:
+    assert Degradation(sigma=2.0, blur_on="hr").lr_sigma == 0.5
+    assert Degradation(sigma=2.0).lr_sigma == 2.0

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miar_monai.degradation.resampling import interpolation_matrix, resample
+
+MODES = [
+    ("area", False),
+    ("nearest-exact", False),
+    ("bilinear", False),
+    ("bilinear", True),
+    ("bicubic", False),
+    ("bicubic", True),
+]
+modes = pytest.mark.parametrize(("mode", "antialias"), MODES)
+sizes = st.integers(1, 40)
+
+
+@modes
+@given(sizes, sizes)
+def test_a_constant_stays_constant(mode: str, antialias: bool, in_size: int, out_size: int) -> None:
+    matrix = interpolation_matrix(in_size, out_size, mode, antialias)
+    assert matrix.shape == (out_size, in_size)
+    torch.testing.assert_close(matrix.sum(1), torch.ones(out_size, dtype=torch.float64))
+
+
+@modes
+@given(sizes)
+def test_the_same_size_changes_nothing(mode: str, antialias: bool, size: int) -> None:
+    torch.testing.assert_close(interpolation_matrix(size, size, mode, antialias), torch.eye(size, dtype=torch.float64))
+
+
+@modes
+@given(sizes, sizes)
+def test_the_grid_is_symmetric(mode: str, antialias: bool, in_size: int, out_size: int) -> None:
+    """Cell-centered grids have no preferred end; nearest has one where a center lies between two voxels."""
+    if mode == "nearest-exact" and (in_size % 2 == 0 or out_size % 2 == 0):
+        return
+    matrix = interpolation_matrix(in_size, out_size, mode, antialias)
+    torch.testing.assert_close(matrix.flip(0, 1), matrix)
+
+
+@pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
+@given(st.integers(2, 5), st.integers(3, 9))
+def test_a_ramp_stays_in_place_when_it_is_shrunk(mode: str, factor: int, size: int) -> None:
+    """The center of LR voxel i lies at HR index ``factor * i + (factor - 1) / 2``, away from the replicated ends."""
+    ramp = torch.arange(factor * size, dtype=torch.float64)
+    shrunk = interpolation_matrix(factor * size, size, mode, antialias=mode != "area") @ ramp
+    wanted = factor * torch.arange(size) + (factor - 1) / 2
+    inner = slice(None) if mode == "area" else slice(size // 2, size // 2 + 1)
+    if size >= 7 or mode == "area":
+        torch.testing.assert_close(shrunk[inner], wanted.double()[inner])
+
+
+@modes
+def test_two_matrix_products_are_the_operator_of_torch(mode: str, antialias: bool) -> None:
+    images = torch.rand(2, 3, 37, 31, dtype=torch.float64)
+    options = {} if mode in ("area", "nearest-exact") else {"align_corners": False, "antialias": antialias}
+    for height, width in ((9, 8), (80, 62), (37, 10)):
+        matrices = (interpolation_matrix(i, o, mode, antialias) for i, o in ((37, height), (31, width)))
+        wanted = F.interpolate(images, size=(height, width), mode=mode, **options)
+        torch.testing.assert_close(resample(images, *matrices), wanted)
+
+
+def test_resample_and_its_transpose_are_adjoint() -> None:
+    rows, columns = interpolation_matrix(37, 9, "bicubic", True), interpolation_matrix(31, 8, "bicubic", True)
+    x, y = torch.rand(1, 1, 37, 31, dtype=torch.float64), torch.rand(1, 1, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close((resample(x, rows, columns) * y).sum(), (x * resample(y, rows.mT, columns.mT)).sum())

@@ -1,0 +1,176 @@
+"""Bundles run as a user runs them, with networks that are small but take real slices of 256 x 256."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from helpers.tiny import started
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from miar_monai.networks import MIAR, MSVQVAE
+from miar_monai.networks.weights import save_weights
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+NAMES = ("miar_brats", "miar_lidc")
+TOKENIZER: dict[str, Any] = {
+    "scales": [1, 2, 4, 32],
+    "channels": [8, 8, 16],
+    "patch_size": 2,
+    "num_res_blocks": 1,
+    "latent_channels": 8,
+    "num_codes": 16,
+    "num_codebooks": 2,
+}
+NETWORK: dict[str, Any] = {
+    **TOKENIZER,
+    "context_channels": 8,
+    "lr_channels": [8, 16],
+    "lr_blocks": 1,
+    "dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+}
+ONE_STEP: dict[str, Any] = {
+    "device": "cpu",
+    "num_workers": 0,
+    "batch_size": 2,
+    "max_epochs": 1,
+    "epoch_length": 1,
+    "num_slices": 2,
+    "val_num_slices": 2,
+    "perceptual_weight": 0,
+}
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["monai.bundle", "miar_monai.training", "miar_monai.evaluation", "miar_monai.inference"])
+
+
+class Finished(NamedTuple):
+    """A command that has come to its end."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def sentence(self) -> str:
+        """Return what the user reads last."""
+        return self.stderr.strip().splitlines()[-1]
+
+
+def config(name: str, workflow: str) -> str:
+    return str(BUNDLES / name / "configs" / f"{workflow}.json")
+
+
+def tiny(workflow: str) -> dict[str, Any]:
+    """Return the settings that make a workflow tiny."""
+    networks = {f"network_def#{key}": value for key, value in NETWORK.items()}
+    tokenizers = {f"tokenizer_def#{key}": value for key, value in TOKENIZER.items()}
+    return {
+        "inference": {"device": "cpu", **networks},
+        "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **networks},
+        "train": {**ONE_STEP, **tokenizers, **networks},
+        "train_stage1": {**ONE_STEP, "discriminator_def#channels": 8, "adversarial_start_epoch": 1, **tokenizers},
+    }[workflow]
+
+
+def parsed(name: str, kind: str, key: str, **settings: Any) -> Any:
+    """Return what a tiny workflow of a bundle has under a key."""
+    parser = ConfigParser()
+    parser.read_config(config(name, kind))
+    for setting, value in {**tiny(kind), **settings}.items():
+        parser[setting] = value
+    torch.manual_seed(0)
+    return parser.get_parsed_content(key)
+
+
+def network(name: str) -> MIAR:
+    """Return the tiny network of a bundle, random weights."""
+    return started(parsed(name, "inference", "network_def")).eval()
+
+
+def tokenizer(name: str = "miar_brats") -> MSVQVAE:
+    """Return the tiny tokenizer of a bundle, random weights."""
+    return started(parsed(name, "train_stage1", "tokenizer_def")).eval()
+
+
+def tiny_checkpoint(folder: Path, name: str = "miar_brats") -> Path:
+    """Write weights for the tiny network, random ones."""
+    save_weights(network(name), folder / "tiny.pt", half=False)
+    return folder / "tiny.pt"
+
+
+def tiny_tokenizer_file(folder: Path, name: str = "miar_brats") -> Path:
+    """Write weights for the tiny tokenizer: a random one that has seen random slices."""
+    network = tokenizer(name)
+    network.quantizer.initialize_codebook(network.encoder(torch.rand(2, 1, 256, 256)))
+    save_weights(network, folder / "tokenizer.pt")
+    return folder / "tokenizer.pt"
+
+
+def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[str]:
+    """Return the arguments of ``python -m monai.bundle`` for a tiny workflow; networks are in a file in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings_file = folder / f"tiny_{workflow}.json"
+    settings_file.write_text(json.dumps(tiny(workflow)))
+    files = settings.pop("config_file", config(name, workflow))
+    given = {"config_file": files, "args_file": settings_file, "bundle_root": BUNDLES / name, **settings}
+    return ["run", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+
+
+def command(*parts: str, module: str = "monai.bundle", timeout: float = 200) -> Finished:
+    """Run ``python -m monai.bundle ...`` and wait for its end."""
+    line = [sys.executable, "-m", module, *parts]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", timeout=timeout)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def start(parts: list[str], folder: Path) -> Any:
+    """Start the same in a process that has its imports behind it; what it writes is in ``folder``."""
+    process = _SERVER.Process(target=_main, args=(parts, folder))
+    process.start()
+    return process
+
+
+def quick_command(*parts: str, folder: Path, timeout: float = 120) -> Finished:
+    """Do as `command` does, without waiting for imports."""
+    process = start(list(parts), folder)
+    process.join(timeout)
+    assert process.exitcode is not None, "the command did not come to its end"
+    return Finished(process.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text())
+
+
+def _main(parts: list[str], folder: Path) -> None:
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in a process of its own
+    sys.argv = ["monai.bundle", *parts]
+    try:
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.exit(1)
+
+
+def workflow(name: str, kind: str, **settings: Any) -> ConfigWorkflow:
+    """Return an initialized tiny workflow in this process."""
+    given = {"bundle_root": str(BUNDLES / name), **tiny(kind), **settings}
+    built = ConfigWorkflow(
+        config_file=config(name, kind),
+        workflow_type="train" if kind.startswith("train") else "infer",
+        logging_file=False,
+        **given,
+    )
+    hook = sys.excepthook
+    built.initialize()
+    sys.excepthook = hook  # the bundles' own is for processes of their own
+    return built

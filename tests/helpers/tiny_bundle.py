@@ -1,0 +1,26 @@
+"""The shipped bundles with networks that are small but real, and random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from helpers.bundle_runs import BUNDLES, NETWORK, tiny_checkpoint
+
+
+def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
+    """Write a bundle to ``folder``: the configs of a shipped one, with a tiny network."""
+    shutil.copytree(BUNDLES / name / "configs", folder / "configs")
+    for config in ("inference", "evaluate"):
+        path = folder / "configs" / f"{config}.json"
+        content = json.loads(path.read_text())
+        content["network_def"].update(NETWORK)
+        path.write_text(json.dumps(content))
+    path = folder / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    del content["weights_sha256"]  # of the shipped weights
+    path.write_text(json.dumps(content))
+    (folder / "models").mkdir()
+    tiny_checkpoint(folder / "models", name).rename(folder / "models" / "model.pt")
+    return folder

@@ -1,0 +1,407 @@
+"""The expected error beside an image: what it grows with, its units, and that it changes nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from helpers.bundle_runs import workflow
+from helpers.phantoms import LPS_AFFINE, head, write_brats_folder, write_dicom_series, write_nifti_phantom
+from helpers.tiny import started, tiny_miar
+from helpers.tiny_bundle import write_tiny_bundle
+from monai.data import MetaTensor
+from test_inferer import TILE, Nearest, inferer
+
+from benchmarks import calibration
+from miar_monai.cli.main import main
+from miar_monai.data.io import Volume, read_volume
+from miar_monai.errors import ConfigurationError, find_miar_error
+from miar_monai.inference.error_model import ErrorModel, signs
+from miar_monai.inference.resolver import SuperResolver
+from miar_monai.networks import MIAR
+from miar_monai.networks.decoding import Decoding, decode_tokens, token_entropy
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    pytest.mark.usefixtures("elsewhere"),
+]
+
+MODEL = ErrorModel(offset=-0.5, disagreement=0.6, edges=0.3, entropy=1.5, noise=0.1)
+SURE = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)  # trust and noise of a slice as in the training
+SAGITTAL = np.array([[0.0, 0, 2, -20], [1, 0, 0, -30], [0, -1, 0, 10], [0, 0, 0, 1]])
+SHAPE = (19, 13, 3)
+
+
+@pytest.fixture(scope="module")
+def network() -> MIAR:
+    torch.manual_seed(0)
+    return started(tiny_miar()).eval()
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {name: write_tiny_bundle(folder / name, name) for name in ("miar_brats", "miar_lidc")}
+
+
+# Entropy
+
+
+def test_entropy_is_that_of_the_definition() -> None:
+    p = torch.tensor([[0.5, 0.25, 0.25, 0], [1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]])
+    found = token_entropy(p.log().clamp(min=-99)[None], 2)  # two positions, two codebooks
+    torch.testing.assert_close(found, torch.tensor([[(0.75 + 0) / 2, (1 + 0.5) / 2]]))
+
+
+def test_tokens_do_not_change_when_their_entropy_is_asked_for(network: MIAR) -> None:
+    observed = network.observe(torch.rand(2, 1, TILE, TILE))
+    context = network.transformer.context(network.features(observed.linear, observed.condition).f_lr)
+    for decoding in (Decoding(), Decoding("beam", 2), Decoding("top_p", seed=3)):
+        parts = network.transformer, network.quantizer, context, decoding
+        plain, asked = decode_tokens(*parts), decode_tokens(*parts, with_entropy=True)
+        assert plain.entropy is None
+        assert torch.equal(plain.tokens, asked.tokens)
+        assert torch.equal(plain.f_hat, asked.f_hat)
+        assert asked.entropy is not None
+        assert asked.entropy.shape == (2, 1, 5, 5)
+        assert -0.1 < asked.entropy.min() <= asked.entropy.max() < 1.1  # bicubic, so a little beyond [0, 1]
+
+
+def test_a_certain_network_has_no_entropy(network: MIAR) -> None:
+    certain = started(tiny_miar()).eval()
+    certain.transformer.head.weight.data.mul_(1e6)
+    observed = certain.observe(torch.rand(1, 1, TILE, TILE))
+    maps, _ = certain.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
+    assert maps.shape == (1, 3, 4 * TILE, 4 * TILE)
+    assert maps[:, 2].abs().max() < 0.05
+    certain.transformer.head.weight.data.zero_()
+    torch.nn.init.zeros_(certain.transformer.head.bias)
+    maps, _ = certain.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
+    torch.testing.assert_close(maps[:, 2], torch.ones_like(maps[:, 2]))
+
+
+# Model of the error
+
+
+@pytest.mark.parametrize("name", ["disagreement", "edges", "entropy"])
+def test_the_expected_error_grows_where_its_sign_does(name: str) -> None:
+    sr, entropy = torch.full((1, 1, 33, 29), 0.5), torch.zeros(1, 1, 33, 29)
+    estimates = sr.expand(-1, 2, -1, -1).clone()
+    here = (..., slice(10, 14), slice(8, 12))
+    if name == "disagreement":
+        estimates[:, :1][here] += 0.2
+    elif name == "edges":
+        sr[here] += 0.2
+    else:
+        entropy[here] += 0.5
+    weights = {"disagreement": 0.0, "edges": 0.0, "entropy": 0.0, name: 0.7}
+    error = ErrorModel(offset=-2.0, **weights)(sr, estimates, entropy, *SURE)
+    assert error[here].min() > 1.2 * error[..., 25:, 20:].max()
+    assert error.min() > 0
+    assert torch.isfinite(error).all()
+    constant = ErrorModel(-2.0, 0.0, 0.0, 0.0)(sr, estimates, entropy, *SURE)
+    assert torch.equal(constant, torch.full_like(sr, -2.0).exp())
+
+
+def test_the_expected_error_turns_with_the_image() -> None:
+    sr, estimates, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 2, 21, 17), torch.rand(2, 1, 21, 17)
+    error = MODEL(sr, estimates, entropy, *SURE)
+    for turn in (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.mT):
+        torch.testing.assert_close(MODEL(turn(sr), turn(estimates), turn(entropy), *SURE), turn(error))
+
+
+def test_the_linear_share_of_a_result_hides_no_disagreement() -> None:
+    sr, linear, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17)
+    estimates, trust = torch.rand(2, 2, 21, 17), torch.tensor([1.0, 0.05])[:, None, None, None]
+    still = 0 * trust
+    mixed = torch.lerp(linear, estimates, trust)
+    error = MODEL(sr, mixed, entropy, trust, still)
+    torch.testing.assert_close(error, MODEL(sr, estimates, entropy, torch.ones_like(trust), still), rtol=1e-4, atol=0)
+    noisier = MODEL(sr, mixed, entropy, trust, still + 2)
+    torch.testing.assert_close(noisier, error * np.exp(2 * MODEL.noise), rtol=1e-4, atol=0)
+
+
+def test_more_noise_makes_the_inferer_expect_a_larger_error(network: MIAR) -> None:
+    lr = network.degradation(torch.rand(2, 1, 4 * TILE, 4 * TILE))
+    asking = inferer(uncertainty=True, error_model=MODEL, strategy="greedy")
+    means = []
+    for level in (0.0, 0.01, 0.03):  # from 0.02 on less and less of what was learned is in the result
+        noisy = lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0), dtype=lr.dtype)
+        means.append(asking(noisy, network)[:, 1].mean())
+    assert means[0] < min(means[1:])
+
+
+# Inferer
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 7, 5, 3), (2, 1, 10, 10), (1, 1, 23, 16, 2)])
+@pytest.mark.parametrize("options", [{"strategy": "greedy"}, {"lookahead_tokens": 2}, {"strategy": "top_k", "seed": 3}])
+def test_the_image_is_the_same_with_and_without_uncertainty(
+    shape: tuple[int, ...], options: dict[str, Any], network: MIAR
+) -> None:
+    x = torch.rand(shape)
+    both = inferer(uncertainty=True, error_model=MODEL, **options)(x, network)
+    assert both.shape[1] == 2
+    assert torch.equal(both[:, :1], inferer(**options)(x, network))
+    assert torch.isfinite(both).all()
+    assert both[:, 1].min() > 0
+    assert both[:, 1].std() > 0
+
+
+def test_the_expected_error_of_one_tile_is_that_of_its_estimates(network: MIAR) -> None:
+    lr = network.degradation(torch.rand(2, 1, 4 * TILE, 4 * TILE))
+    both = inferer(uncertainty=True, error_model=MODEL, strategy="greedy", fidelity=0.5)(lr, network)
+    observed = network.observe(lr)
+    maps, decoded = network.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
+    estimates = network.bounded(network.estimate(maps[:, :2], observed), observed)
+    assert decoded.entropy is not None
+    share = partial(network.degradation.share_lost, 4 * TILE, 4 * TILE)
+    noise = share(observed.damping) - share(torch.full_like(observed.damping, network.damping))
+    wanted = MODEL(estimates.mean(1, keepdim=True), estimates, maps[:, 2:], observed.trust, noise)
+    torch.testing.assert_close(both[:, 1:], wanted)
+
+
+def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MIAR) -> None:
+    x = torch.rand(1, 1, 13, 11, 5)
+    x[..., 2] = 0.25
+    one, many = (inferer(uncertainty=True, error_model=MODEL, sw_batch_size=n)(x, network) for n in (1, 7))
+    torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-5)  # products of another size are rounded otherwise
+    assert (many[:, 0, ..., 2] == 0.25).all()
+    assert (many[:, 1, ..., 2] == 0).all()
+
+
+def test_data_consistency_leaves_the_expected_error_alone(network: MIAR) -> None:
+    x = torch.rand(1, 1, 12, 10)
+    options: dict[str, Any] = {"uncertainty": True, "error_model": MODEL}
+    plain = inferer(**options)(x, network)
+    consistent = inferer(degradation=replace(network.degradation, sigma=0.5), **options)(x, network)
+    assert torch.equal(consistent[:, 1], plain[:, 1])
+    assert not torch.equal(consistent[:, 0], plain[:, 0])
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^uncertainty is asked for without an error_model"):
+        inferer(uncertainty=True)
+    with pytest.raises(ConfigurationError, match=r"^uncertainty is asked of a Nearest, but only a MIAR network has it"):
+        inferer(uncertainty=True, error_model=MODEL)(torch.rand(1, 1, 10, 10), Nearest())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recording_has_the_expected_error_only_where_it_is_asked_for() -> None:
+    on_gpu, x = started(tiny_miar()).float().cuda().eval(), torch.rand(1, 1, 13, 11, 2)
+    asking = inferer(uncertainty=True, error_model=MODEL, lookahead_tokens=1)
+    plain = inferer(lookahead_tokens=1)
+    wanted = asking(x, on_gpu.cpu())
+    on_gpu.cuda()
+    for _ in range(5):  # launched three times, recorded, replayed
+        both = asking(x, on_gpu)
+        torch.testing.assert_close(both, wanted, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(both[:, :1], plain(x, on_gpu), rtol=1e-3, atol=1e-4)
+    asking.uncertainty = False
+    assert asking(x, on_gpu).shape[1] == 1
+
+
+# Units and places
+
+
+def volume(array: np.ndarray, affine: np.ndarray = LPS_AFFINE) -> Volume:
+    return Volume(array.astype(np.float32), affine, np.dtype(np.float32), Path("the image"))
+
+
+def test_the_expected_error_is_in_the_units_of_the_input(bundles: dict[str, Path]) -> None:
+    array = 800 * head(SHAPE)
+    resolver = SuperResolver(bundles["miar_brats"], "cpu", uncertainty=True)
+    one, ten, moved = (resolver.volume(volume(x)).uncertainty for x in (array, 10 * array, array + 5))
+    assert one is not None
+    assert ten is not None
+    assert moved is not None
+    np.testing.assert_allclose(ten, 10 * one, rtol=1e-3)
+    np.testing.assert_allclose(moved, one, rtol=1e-2, atol=1)  # an offset is no error
+
+
+def test_an_error_in_hounsfield_units_has_no_offset(bundles: dict[str, Path]) -> None:
+    resolver = SuperResolver(bundles["miar_lidc"], "cpu", uncertainty=True)
+    sr = resolver.volume(volume(1500 * head(SHAPE) - 1000))
+    scaled = resolver.preprocessing({"image": volume(1500 * head(SHAPE) - 1000)})["image"]
+    with torch.inference_mode():
+        direct = resolver.inferer(scaled[None], resolver.network)[0]  # (2, X, Y, Z) in RAS+
+    assert sr.uncertainty is not None
+    expected = 2048 * direct[1].as_subclass(torch.Tensor).numpy()[::-1, ::-1]  # of a volume in LPS+
+    np.testing.assert_allclose(sr.uncertainty, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("affine", [LPS_AFFINE, SAGITTAL], ids=["axial", "sagittal"])
+def test_all_kinds_of_an_image_get_a_map_of_their_kind(
+    affine: np.ndarray, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    path = write_nifti_phantom(tmp_path / "scan.nii", SHAPE, affine, np.int16)
+    resolver, plain = (SuperResolver(bundles["miar_brats"], "cpu", **s) for s in ({"uncertainty": True}, {}))
+    sr, error = resolver(path)
+    assert np.array_equal(np.asarray(sr.dataobj), np.asarray(plain(path).dataobj))
+    assert np.array_equal(error.affine, sr.affine)
+    assert (sr.get_data_dtype(), error.get_data_dtype()) == (np.int16, np.float32)
+    array = read_volume(path).array
+    tensor = MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
+    sr_tensor, error_tensor = resolver(tensor)
+    assert np.array_equal(error_tensor.numpy()[0], np.asarray(error.dataobj))
+    assert torch.equal(error_tensor.affine, sr_tensor.affine)
+    sr_slice, error_slice = resolver(array[..., 1])
+    assert sr_slice.shape == error_slice.shape == (76, 52)
+    assert volume(array).uncertainty is None
+
+
+# Command and bundle
+
+
+def miar(*parts: object) -> Result:
+    result = CliRunner().invoke(main, [str(part) for part in parts])
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_command_and_bundle_write_the_same_map(bundles: dict[str, Path], tmp_path: Path) -> None:
+    bundle = bundles["miar_brats"]
+    scan = write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE)
+    options = ("sr", scan, "--model", bundle, "--device", "cpu", "--quiet")
+    assert miar(*options, "-o", "plain").exit_code == 0
+    result = miar(*options, "-o", "both", "--uncertainty", "--report", "run.json")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("both").iterdir()) == ["scan_sr.nii.gz", "scan_sr_uncertainty.nii.gz"]
+    assert [path.name for path in Path("plain").iterdir()] == ["scan_sr.nii.gz"]
+    both = [nib.load(Path("both", name)) for name in ("scan_sr.nii.gz", "scan_sr_uncertainty.nii.gz")]
+    assert np.array_equal(np.asarray(both[0].dataobj), np.asarray(nib.load("plain/scan_sr.nii.gz").dataobj))
+    (case,) = json.loads(Path("run.json").read_text())["cases"]
+    assert case["expected_absolute_error"]["mean"] == pytest.approx(np.asarray(both[1].dataobj).mean(), rel=1e-5)
+    assert case["expected_absolute_error"]["maximum"] == pytest.approx(np.asarray(both[1].dataobj).max(), rel=1e-5)
+
+    settings = {"checkpoint": str(bundle / "models" / "model.pt"), "dataset_dir": str(scan), "uncertainty": True}
+    run = workflow("miar_brats", "inference", output_dir=str(tmp_path / "out"), **settings)
+    run.run()
+    by_bundle = nib.load(tmp_path / "out" / "scan_sr_uncertainty.nii.gz")
+    assert np.array_equal(np.asarray(by_bundle.dataobj), np.asarray(both[1].dataobj))
+    assert np.array_equal(by_bundle.affine, both[0].affine)
+    assert by_bundle.get_data_dtype() == np.float32
+
+
+def test_no_map_is_overwritten_unasked(bundles: dict[str, Path], tmp_path: Path) -> None:
+    scan = write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE)
+    Path("scan_sr_uncertainty.nii.gz").write_text("mine")
+    options = ("sr", scan, "--model", bundles["miar_brats"], "--device", "cpu", "--quiet", "--uncertainty")
+    refused = miar(*options)
+    assert refused.exit_code == 1
+    assert "scan_sr_uncertainty.nii.gz exists already and is left as it is" in refused.stderr
+    assert not Path("scan_sr.nii.gz").exists()
+    assert miar(*options, "--overwrite").exit_code == 0
+    assert nib.load("scan_sr_uncertainty.nii.gz").shape == (76, 52, 3)
+
+
+def test_maps_among_the_cases_are_none_of_them(bundles: dict[str, Path], tmp_path: Path) -> None:
+    scans = [write_nifti_phantom(tmp_path / "in" / f"{name}.nii.gz", SHAPE) for name in "ab"]
+    options = ("--model", bundles["miar_brats"], "--device", "cpu", "--quiet", "--uncertainty", "--skip-existing")
+    for _ in range(2):
+        assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
+        results = [f"{name}_sr{end}.nii.gz" for name in "ab" for end in ("", "_uncertainty")]
+        assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted([*results, "a.nii.gz", "b.nii.gz"])
+    scans[0].with_name("a_sr.nii.gz").unlink()  # as a killed run leaves it: a map without a result
+    assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
+    assert scans[0].with_name("a_sr.nii.gz").is_file()
+
+
+def test_the_bundle_overwrites_no_map_unasked(bundles: dict[str, Path], tmp_path: Path) -> None:
+    scan, out = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE), tmp_path / "out"
+    out.mkdir()
+    (out / "scan_sr_uncertainty.nii.gz").write_text("mine")
+    checkpoint = str(bundles["miar_brats"] / "models" / "model.pt")
+    settings = {"checkpoint": checkpoint, "dataset_dir": str(scan), "output_dir": str(out)}
+    with pytest.raises(Exception, match="check_results") as caught:
+        workflow("miar_brats", "inference", uncertainty=True, **settings).run()
+    assert "scan_sr_uncertainty.nii.gz exists already" in str(find_miar_error(caught.value))
+    assert [path.name for path in out.iterdir()] == ["scan_sr_uncertainty.nii.gz"]
+    workflow("miar_brats", "inference", **settings).run()
+    assert (out / "scan_sr.nii.gz").is_file()
+
+
+def test_a_map_as_dicom_is_a_series_of_its_own(bundles: dict[str, Path], tmp_path: Path) -> None:
+    import pydicom
+
+    series = write_dicom_series(tmp_path / "scan", (11, 9, 3))
+    options = ("--model", bundles["miar_lidc"], "--device", "cpu", "--quiet", "--uncertainty")
+    result = miar("sr", series, "--out-format", "dicom", *options)
+    assert result.exit_code == 0, result.output
+    sr, error = (read_volume(name) for name in ("scan_sr", "scan_sr_uncertainty"))
+    np.testing.assert_allclose(error.affine, sr.affine, atol=1e-6)
+    expected = SuperResolver(bundles["miar_lidc"], "cpu", uncertainty=True).volume(read_volume(series)).uncertainty
+    assert expected is not None
+    np.testing.assert_allclose(error.array, expected, atol=np.ptp(expected) / 65535)
+    first, other = (pydicom.dcmread(Path(name, "0001.dcm")) for name in ("scan_sr", "scan_sr_uncertainty"))
+    assert other.SeriesInstanceUID != first.SeriesInstanceUID
+    assert (first.SeriesNumber, other.SeriesNumber) == (1001, 2001)
+    assert other.SeriesDescription == "SR 4x expected error"
+    assert other.DerivationDescription.startswith("expected error of MIAR fourfold super-resolution")
+    assert float(other.WindowWidth) == pytest.approx(expected.max(), rel=1e-3)
+    assert other.StudyInstanceUID == first.StudyInstanceUID
+
+
+# Calibration
+
+
+def found(errors: np.ndarray, values: np.ndarray, patient: str = "p") -> calibration.Found:
+    return calibration.Found(patient, errors, values)
+
+
+def test_the_fit_finds_the_model_that_made_the_errors() -> None:
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.normal(-4, 1, 40000), rng.normal(-4, 1, 40000), rng.uniform(0, 1, 40000)], axis=1)
+    weights = [MODEL.disagreement, MODEL.edges, MODEL.entropy, MODEL.noise]
+    kinds = []
+    for noise in (0.0, 2.0, 4.0):
+        noisy = np.concatenate([values, np.full((len(values), 1), noise)], axis=1)
+        kinds.append([found(rng.exponential(np.exp(MODEL.offset + noisy @ weights)), noisy)])
+    model = calibration.fitted(kinds[0])
+    model = replace(model, noise=calibration.weight_of_noise(model, kinds[1:]))
+    for name, value in vars(MODEL).items():
+        assert getattr(model, name) == pytest.approx(value, abs=0.1 if name != "noise" else 0.02)
+
+
+def test_bins_and_correlations_are_those_of_their_definition() -> None:
+    expected = np.arange(20.0)
+    one = found(2 * expected, expected[:, None])
+    np.testing.assert_allclose(calibration.bins([one], 4), [[x, 2 * x] for x in (2, 7, 12, 17)])
+    other = found(-expected, expected[:, None])
+    assert calibration.rank_correlations([one, other]) == pytest.approx([1, -1])
+    assert calibration.summary_line("x", [one]) == "| x | 1.000 | 1.000 | 9.5000 | 19.0000 | 0.50 |"
+
+
+def test_both_commands_measure_a_bundle(bundles: dict[str, Path], tmp_path: Path) -> None:
+    data = write_brats_folder(tmp_path / "data", 3, (40, 36, 6), ("t2",))
+    split = {"training": ["BraTS_00000"], "validation": ["BraTS_00001"], "test": ["BraTS_00002"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    files: dict[str, Any] = {"dataset_dir": str(data), "split_file": str(tmp_path / "split.json"), "num_slices": 4}
+    files |= {"bundle": str(bundles["miar_brats"]), "every": 2, "device": "cpu", "output_dir": str(tmp_path / "o")}
+    calibration.Calibration(**files).fit()
+    calibration.Calibration(**files).measure()
+    fit, table = ((tmp_path / "o" / name).read_text() for name in ("fit.md", "calibration.md"))
+    assert "Section validation of the split by split.json: BraTS_00001." in fit
+    assert set(json.loads(fit.split("```")[1].removeprefix("json"))) == {"_target_", *vars(MODEL)}
+    assert "| spread of 4 sampled decodings |" in fit
+    assert "Section test of the split by split.json: BraTS_00002." in table
+    assert "- One in 2 of the 4 slices of a volume, 2 in all; inside the body." in table
+    for title in ("BraTS_00002 t2", "all", "all, 10 bits", "all, noise 0.03", "all, not blurred"):
+        assert f"| {title} |" in table
+    assert (tmp_path / "o" / "miar_brats_calibration.png").is_file()
+
+
+def test_signs_are_finite_where_nothing_is() -> None:
+    flat = torch.zeros(1, 1, 9, 9)
+    for trust in SURE:
+        assert torch.isfinite(signs(flat, flat.expand(-1, 2, -1, -1), flat, trust, SURE[1])).all()
