@@ -23,7 +23,7 @@ from miar_monai.data.checks import checked
 from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import Volume, uncertainty_of, what_it_is
 from miar_monai.data.nifti import check_layout, nifti_image, volume_of
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import find_bundle, metadata, weights_path
 from miar_monai.inference.inferer import BeamSearchInferer
@@ -232,11 +232,11 @@ class SuperResolver:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
         sides = list(volume.array.shape)
         slices = sides.pop(axial_axis(volume.affine))
-        return slices * self.inferer.num_tiles(*sides)
+        return slices * self.inferer.num_tiles(sides[0], sides[1], self.network)
 
     def seconds_per_tile(self) -> float:
         """Return how long one tile takes now on this machine, but for the first one, which takes longer."""
-        side = self.inferer.tile_size
+        side = self.network.side // int(self.network.degradation.scales[0])
         silent = copy(self.inferer)
         silent.progress = False
         with torch.inference_mode():

@@ -9,7 +9,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from miar_monai.data.geometry import axial_axis, downscaled_affine
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError
 from miar_monai.transforms.metatensor import moved, name_of
 
@@ -85,5 +85,5 @@ class SimulateLowResolution(Transform):
         lr = lr.movedim(1, -1).contiguous() if voxels.ndim == 4 else lr
         if not isinstance(image, MetaTensor):
             return lr
-        scale = self.degradation.scale
-        return moved(image, lr, downscaled_affine(np.asarray(image.affine), (scale, scale, 1)))
+        affine = downscaled_affine(np.asarray(image.affine), (*self.degradation.scales, 1))
+        return moved(image, lr, affine)

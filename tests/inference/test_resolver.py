@@ -211,9 +211,9 @@ def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypa
     seen: list[int] = []
     original = resolver.network.predict
 
-    def counted(tiles: torch.Tensor, *args: Any) -> Any:
+    def counted(tiles: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(len(tiles))
-        return original(tiles, *args)
+        return original(tiles, *args, **kwargs)
 
     monkeypatch.setattr(resolver.network, "predict", counted)
     resolver.volume(volume)
