@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miar_monai.data.atomic_write import check_name, refuse_to_overwrite
 from miar_monai.data.cases import Case, opened
 from miar_monai.data.dicom_writer import check_series_folder, source_headers, write_series
-from miar_monai.data.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_volume
+from miar_monai.data.io import Volume, parts_to_save, read_volume, volume_stem, write_volume
+from miar_monai.data.outputs import check_name, check_output_folder, refuse_to_overwrite
 from miar_monai.errors import ImageError, OutputError, sentence_for_user
 from miar_monai.inference.report import case_report, derivation, warnings_said, what_is_said
 from miar_monai.visualize.preview import check_preview, preview

@@ -8,48 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miar_monai.errors import OVERWRITE, OutputError
+from miar_monai.data.outputs import refuse_to_overwrite
+from miar_monai.errors import OutputError
 
-__all__ = ["check_name", "refuse_to_overwrite", "whole_file", "whole_folder"]
-
-
-def check_name(path: str | os.PathLike[str]) -> None:
-    """Check that a file system takes the name of a result, which is longer than that of its input.
-
-    Raises:
-        OutputError: if it does not, as most do with more than 255 bytes.
-
-    Example:
-        >>> check_name("a" * 300)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        miar_monai.errors.OutputError: aaa...aaa cannot be written (File name too long): a shorter name is needed; ...
-    """
-    absolute = Path(os.path.abspath(path))
-    existing = next((folder for folder in absolute.parents if os.path.exists(folder)), absolute)
-    try:
-        os.lstat(existing / absolute.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): a shorter name is needed; give an output of another name, or"
-            " rename the input."
-        ) from error
-
-
-def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
-    """Check that a result would not replace a file; worth asking before hours of work.
-
-    Raises:
-        OutputError: if ``path`` exists, or has a name that no file can have.
-    """
-    check_name(path)
-    if Path(path).exists():
-        raise OutputError(
-            f"{path} exists already and is left as it is: "
-            f"give another output, remove it, or allow overwriting {OVERWRITE}."
-        )
+__all__ = ["whole_file", "whole_folder"]
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from miar_monai.data.dicom_reader import dicom_files
-from miar_monai.data.folders import Case, case_stem, cases_in, folders_in, is_zip_name
+from miar_monai.data.folders import Case, cases_in, folders_in
+from miar_monai.data.formats import case_stem, is_zip_name
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
 

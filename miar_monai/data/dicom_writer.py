@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 import miar_monai
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_folder
+from miar_monai.data.atomic_write import whole_folder
 from miar_monai.data.dicom_headers import as_they_are, numbers, read_header, text, values
 from miar_monai.data.dicom_reader import LPS_TO_RAS, dicom_files, series_files
 from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import SOFTWARE, Volume
+from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from miar_monai.data.dicom_reader import holds_slices, is_dicom
-from miar_monai.data.formats import SUFFIXES, UNREAD_SUFFIXES, volume_stem
+from miar_monai.data.formats import SUFFIXES, UNREAD_SUFFIXES, case_stem, is_zip_name
 
-__all__ = ["Case", "case_stem", "cases_in", "folders_in", "is_zip_name"]
+__all__ = ["Case", "cases_in", "folders_in"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +43,6 @@ class Case(NamedTuple):
     source: Path
     name: Path
     problem: str = ""
-
-
-def is_zip_name(path: Path) -> bool:
-    """Return whether a path has the name of a zip file."""
-    return path.suffix.lower() == ".zip"
-
-
-def case_stem(path: Path) -> str:
-    """Return the name of a case without folder and suffix.
-
-    Example:
-        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii"))
-        ('study.1', 'nii')
-    """
-    return (path.stem if is_zip_name(path) else volume_stem(path)) or path.name.strip(".")
 
 
 def folders_in(root: Path) -> list[Path]:

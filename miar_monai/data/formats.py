@@ -12,11 +12,13 @@ from pathlib import Path
 __all__ = [
     "SUFFIXES",
     "UNREAD_SUFFIXES",
+    "case_stem",
     "expected_format",
     "format_of",
     "header_of",
     "is_nifti",
     "is_volume_file",
+    "is_zip_name",
     "length_of",
     "opened_file",
     "volume_stem",
@@ -97,6 +99,21 @@ def volume_stem(path: str | os.PathLike[str]) -> str:
     name = Path(path).name
     suffixes = [suffix for suffix in _ALL_SUFFIXES if name.lower().endswith(suffix)]
     return name[: -max(map(len, suffixes))] if suffixes else name
+
+
+def is_zip_name(path: Path) -> bool:
+    """Return whether a path has the name of a zip file."""
+    return path.suffix.lower() == ".zip"
+
+
+def case_stem(path: Path) -> str:
+    """Return the name of a case without folder and suffix.
+
+    Example:
+        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii"))
+        ('study.1', 'nii')
+    """
+    return (path.stem if is_zip_name(path) else volume_stem(path)) or path.name.strip(".")
 
 
 def expected_format(path: str | os.PathLike[str]) -> str:

@@ -9,14 +9,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from miar_monai.data.atomic_write import check_name
 from miar_monai.data.checks import checked
 from miar_monai.data.dicom_reader import dicom_tag, is_dicom, read_series
 from miar_monai.data.formats import expected_format, format_of, header_of, is_nifti, is_volume_file, volume_stem
 from miar_monai.data.itk_images import read_with_itk
 from miar_monai.data.nifti import read_nifti, write_nifti, write_volume
+from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.volume import SOFTWARE, Volume, as_float, as_stored, parts_to_save, uncertainty_of, what_it_is
-from miar_monai.errors import ImageError, OutputError, SettingError, in_one_sentence
+from miar_monai.errors import ImageError, SettingError, in_one_sentence
 
 __all__ = [
     "SOFTWARE",
@@ -113,22 +113,3 @@ def _read_file(path: Path) -> Volume:
         f"{path} cannot be read as {expected_format(path)} ({found}): a complete NIfTI, MGH, NRRD or MetaImage file is "
         "needed; copy it again, or convert it to .nii.gz."
     )
-
-
-def check_output_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that results cannot be written to, before the work is done; nothing is made or changed.
-
-    Args:
-        folder: the folder; it need not exist yet.
-
-    Raises:
-        OutputError: if the folder, or the closest folder above it that exists, is not writable.
-    """
-    check_name(folder)
-    absolute = Path(folder).absolute()
-    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"results cannot be written to {folder}: {existing} is not a folder with write permission; "
-            "give another output folder."
-        )

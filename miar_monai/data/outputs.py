@@ -7,13 +7,68 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from monai.utils import ensure_tuple
+from miar_monai.data.formats import case_stem
+from miar_monai.errors import OVERWRITE, OutputError
 
-from miar_monai.data.atomic_write import check_name, refuse_to_overwrite
-from miar_monai.data.cases import case_stem
-from miar_monai.errors import OutputError
+__all__ = ["check_name", "check_output_folder", "check_results", "refuse_to_overwrite", "result_path"]
 
-__all__ = ["check_results", "result_path"]
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Check that a file system takes the name of a result, which is longer than that of its input.
+
+    Raises:
+        OutputError: if it does not, as most do with more than 255 bytes.
+
+    Example:
+        >>> check_name("a" * 300)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        miar_monai.errors.OutputError: aaa...aaa cannot be written (File name too long): a shorter name is needed; ...
+    """
+    absolute = Path(os.path.abspath(path))
+    existing = next((folder for folder in absolute.parents if os.path.exists(folder)), absolute)
+    try:
+        os.lstat(existing / absolute.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror}): a shorter name is needed; give an output of another name, or"
+            " rename the input."
+        ) from error
+
+
+def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
+    """Check that a result would not replace a file; worth asking before hours of work.
+
+    Raises:
+        OutputError: if ``path`` exists, or has a name that no file can have.
+    """
+    check_name(path)
+    if Path(path).exists():
+        raise OutputError(
+            f"{path} exists already and is left as it is: "
+            f"give another output, remove it, or allow overwriting {OVERWRITE}."
+        )
+
+
+def check_output_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that results cannot be written to, before the work is done; nothing is made or changed.
+
+    Args:
+        folder: the folder; it need not exist yet.
+
+    Raises:
+        OutputError: if the folder, or the closest folder above it that exists, is not writable.
+    """
+    check_name(folder)
+    absolute = Path(folder).absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"results cannot be written to {folder}: {existing} is not a folder with write permission; "
+            "give another output folder."
+        )
 
 
 def result_path(
@@ -57,7 +112,7 @@ def check_results(
             ``overwrite`` is False.
     """
     taken: dict[Path, str] = {}
-    for item, ending in product(items, ensure_tuple(postfix)):
+    for item, ending in product(items, [postfix] if isinstance(postfix, str) else postfix):
         path = result_path(item[key], output_dir, ending, item.get("name", ""))
         if path in taken:
             raise OutputError(

@@ -23,8 +23,9 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey
 from torch import Tensor
 
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file
+from miar_monai.data.atomic_write import whole_file
 from miar_monai.data.io import volume_stem
+from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.degradation.operators import Degradation
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError

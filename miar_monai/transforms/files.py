@@ -12,8 +12,8 @@ from monai.transforms import Transform
 from monai.utils import ImageMetaKey
 
 from miar_monai.data.cases import read_case
-from miar_monai.data.io import Volume, check_output_folder, write_nifti
-from miar_monai.data.outputs import result_path
+from miar_monai.data.io import Volume, write_nifti
+from miar_monai.data.outputs import check_output_folder, result_path
 from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, QFORM_CODE_KEY, QFORM_KEY, SPACE_KEY
 
 __all__ = ["LoadVolume", "SaveVolume"]

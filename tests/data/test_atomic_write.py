@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file, whole_folder
+from miar_monai.data.atomic_write import whole_file, whole_folder
+from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.errors import OutputError
 
 
