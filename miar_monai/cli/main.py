@@ -222,8 +222,9 @@ def sr(
     INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
     covers the same field of view, in the units of the input.
     """
-    from miar_monai.cli.jobs import Work, check_outputs, do_all, list_jobs, uncertainty_map
+    from miar_monai.cli.jobs import Work, check_outputs, do_all, list_jobs
     from miar_monai.data.cases import find_cases
+    from miar_monai.data.outputs import ResultPaths
     from miar_monai.inference.processes import part_of, processes
     from miar_monai.inference.report import run_report
     from miar_monai.inference.resolver import SuperResolver
@@ -238,9 +239,8 @@ def sr(
             raise click.UsageError(f"{source} is a folder of cases, and a series is one of a single DICOM folder.")
         as_dicom = out_format == "dicom"
         jobs = list_jobs(cases, source, output, single, as_dicom)
-        targets = [target for _, target in jobs] if single and not skip_existing else []
-        maps = [uncertainty_map(target) for target in targets] if uncertainty else []
-        check_outputs(targets, maps, report_file, with_preview, overwrite, as_dicom)
+        results = [ResultPaths.of(target) for _, target in jobs] if single and not skip_existing else []
+        check_outputs(results, uncertainty, report_file, with_preview, overwrite, as_dicom)
         jobs = part_of(jobs, part[0] - 1, part[1]) if part else jobs
         all_of_us.wait()  # with the first result until all have looked at the folder
         settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": number_or_text(blur)}

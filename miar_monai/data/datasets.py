@@ -21,7 +21,7 @@ from torch import Tensor
 from miar_monai.data.cases import find_cases
 from miar_monai.data.dicom_reader import dicom_tag, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
-from miar_monai.data.outputs import result_path
+from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.errors import DatasetError
 
 __all__ = ["SliceDataset", "brats_datalist", "lidc_datalist", "split_by_patient", "volume_datalist"]
@@ -146,9 +146,9 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
     if output_dir is None:
         return items
     results = {
-        os.path.realpath(result_path(item["image"], output_dir, ending, item["name"]))
+        os.path.realpath(path)
         for item in items
-        for ending in ("sr", "sr_uncertainty")
+        for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"]))
     }
     return [item for item in items if os.path.realpath(item["image"]) not in results]
 

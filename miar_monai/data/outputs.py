@@ -1,4 +1,4 @@
-"""Names of results, and whether they may be written."""
+"""Names of results, and checks that they can be written."""
 
 from __future__ import annotations
 
@@ -6,18 +6,82 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-from miar_monai.data.formats import case_stem
+from miar_monai.data.formats import case_stem, volume_stem
 from miar_monai.errors import OVERWRITE, OutputError
 
-__all__ = ["check_name", "check_output_folder", "check_results", "refuse_to_overwrite", "result_path"]
+__all__ = [
+    "UNCERTAINTY_POSTFIX",
+    "ResultPaths",
+    "check_name",
+    "check_output",
+    "check_output_folder",
+    "check_results",
+    "refuse_to_overwrite",
+    "result_path",
+]
+
+UNCERTAINTY_POSTFIX = "_uncertainty"
+"""Appended to the name of a result, it names the map of the expected error."""
+
+
+class ResultPaths(NamedTuple):
+    """Paths of the results of one case, all in the same folder.
+
+    Attributes:
+        image: the super-resolved volume: a file or, for DICOM, the folder of its series.
+        uncertainty: its expected error, in the same format.
+        preview: a PNG.
+    """
+
+    image: Path
+    uncertainty: Path
+    preview: Path
+
+    @classmethod
+    def of(cls, image: Path) -> ResultPaths:
+        """Return the paths that go with a super-resolved volume.
+
+        Example:
+            >>> [path.as_posix() for path in ResultPaths.of(Path("out/case_sr.nii.gz"))]
+            ['out/case_sr.nii.gz', 'out/case_sr_uncertainty.nii.gz', 'out/case_sr.png']
+        """
+        stem = volume_stem(image)
+        ending = image.name[len(stem) :]
+        return cls(image, image.with_name(f"{stem}{UNCERTAINTY_POSTFIX}{ending}"), image.with_name(f"{stem}.png"))
+
+
+def result_path(
+    source: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    postfix: str = "sr",
+    name: str | os.PathLike[str] = "",
+    ending: str = ".nii.gz",
+) -> Path:
+    """Return the path of the result of an input.
+
+    Args:
+        source: the input.
+        output_dir: folder of the results.
+        postfix: last part of the name.
+        name: replaces the name of the input; may include folders.
+        ending: of the file; empty for a folder.
+
+    Example:
+        >>> result_path("scans/case.nii.gz", "output").as_posix()
+        'output/case_sr.nii.gz'
+        >>> result_path("scans/a/case.nii.gz", "output", name="a/case").as_posix()
+        'output/a/case_sr.nii.gz'
+    """
+    return Path(output_dir, f"{os.fspath(name) or case_stem(Path(source))}_{postfix}{ending}")
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """Check that a file system takes the name of a result, which is longer than that of its input.
+    """Check that the file system accepts the name of a result, which is longer than that of its input.
 
     Raises:
-        OutputError: if it does not, as most do with more than 255 bytes.
+        OutputError: if it does not; most file systems accept at most 255 bytes.
 
     Example:
         >>> check_name("a" * 300)  # doctest: +ELLIPSIS
@@ -33,16 +97,16 @@ def check_name(path: str | os.PathLike[str]) -> None:
         return
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror}): a shorter name is needed; give an output of another name, or"
-            " rename the input."
+            f"{path} cannot be written ({error.strerror}): a shorter name is needed; choose another output, or rename"
+            " the input."
         ) from error
 
 
 def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
-    """Check that a result would not replace a file; worth asking before hours of work.
+    """Check that a result does not replace an existing file.
 
     Raises:
-        OutputError: if ``path`` exists, or has a name that no file can have.
+        OutputError: if ``path`` exists, or its name is not valid.
     """
     check_name(path)
     if Path(path).exists():
@@ -53,13 +117,13 @@ def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that results cannot be written to, before the work is done; nothing is made or changed.
+    """Check, before the work is done, that results can be written to a folder; nothing is created or changed.
 
     Args:
         folder: the folder; it need not exist yet.
 
     Raises:
-        OutputError: if the folder, or the closest folder above it that exists, is not writable.
+        OutputError: if the folder, or its closest existing parent, is not writable.
     """
     check_name(folder)
     absolute = Path(folder).absolute()
@@ -71,24 +135,24 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
         )
 
 
-def result_path(
-    source: str | os.PathLike[str], output_dir: str | os.PathLike[str], postfix: str = "sr", name: str = ""
-) -> Path:
-    """Return where the result of an input goes.
+def check_output(path: str | os.PathLike[str], overwrite: bool = False, is_folder: bool = False) -> None:
+    """Check, before the work is done, that a result can be written.
 
     Args:
-        source: the input.
-        output_dir: folder of the results.
-        postfix: ending of the name.
-        name: of the result, instead of that of the input; perhaps with folders.
+        path: of the result.
+        overwrite: whether an existing result may be replaced.
+        is_folder: whether the result is a folder, as DICOM series are.
 
-    Example:
-        >>> result_path("scans/case.nii.gz", "output").as_posix()
-        'output/case_sr.nii.gz'
-        >>> result_path("scans/a/case.nii.gz", "output", name="a/case").as_posix()
-        'output/a/case_sr.nii.gz'
+    Raises:
+        OutputError: if the name is not valid, the folder that contains it is not writable, a folder would be replaced
+            by a file, or the result exists and ``overwrite`` is False.
     """
-    return Path(output_dir, f"{name or case_stem(Path(source))}_{postfix}.nii.gz")
+    check_name(path)
+    check_output_folder(Path(path).parent)
+    if Path(path).is_dir() and not is_folder:
+        raise OutputError(f"{path} is a folder, but a file is to be written there: give another name.")
+    if not overwrite:
+        refuse_to_overwrite(path)
 
 
 def check_results(
@@ -98,28 +162,25 @@ def check_results(
     overwrite: bool = False,
     key: str = "image",
 ) -> None:
-    """Check, before hours of work, that each input has a result of its own and replaces none.
+    """Check, before the work is done, that the results of all inputs can be written and have different names.
 
     Args:
-        items: the inputs, ``key`` holding the path and perhaps ``"name"`` the name of the result.
+        items: the inputs: the path under ``key`` and, optionally, the name of the result under ``"name"``.
         output_dir: folder of the results.
-        postfix: ending of their names, or the endings where an input has several.
+        postfix: last part of their names, or several where an input has several results.
         overwrite: whether existing results may be replaced.
         key: of the path.
 
     Raises:
-        OutputError: if two inputs would be written to the same file, a name is too long, or a result exists and
-            ``overwrite`` is False.
+        OutputError: if two inputs have results of the same name, or a result cannot be written (see `check_output`).
     """
     taken: dict[Path, str] = {}
-    for item, ending in product(items, [postfix] if isinstance(postfix, str) else postfix):
-        path = result_path(item[key], output_dir, ending, item.get("name", ""))
+    for item, part in product(items, [postfix] if isinstance(postfix, str) else postfix):
+        path = result_path(item[key], output_dir, part, item.get("name", ""))
         if path in taken:
             raise OutputError(
                 f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with an "
                 "output folder of its own."
             )
         taken[path] = item[key]
-        check_name(path)
-        if not overwrite:
-            refuse_to_overwrite(path)
+        check_output(path, overwrite)

@@ -20,6 +20,7 @@ from requests import RequestException
 from miar_monai.data.cases import opened, temporary_folder
 from miar_monai.data.dicom_writer import is_own, source_headers, write_series
 from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
+from miar_monai.data.outputs import UNCERTAINTY_POSTFIX
 from miar_monai.errors import OutputError
 from miar_monai.inference.report import derivation
 from miar_monai.monailabel_app.task import Result
@@ -27,7 +28,6 @@ from miar_monai.monailabel_app.task import Result
 __all__ = ["ResultStore", "is_result", "source_of"]
 
 _ORIGIN = "super_resolved_from"
-_MAP = "_uncertainty"  # ends the id of a map
 _UID = re.compile(r"\d+(\.\d+)*")
 
 
@@ -162,13 +162,15 @@ def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
     """Add ``<image>_sr`` and, if there is one, ``<image>_sr_uncertainty``; the next ones of an image get numbers."""
     name, how = volume_stem(result.lr.path), derivation(result.resolver)
     known, i = f"{name}_sr", 1
-    while any(datastore.get_image_info(f"{known}{suffix}") for suffix in ("", _MAP)):  # no map beside another result
+    while any(
+        datastore.get_image_info(f"{known}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)
+    ):  # no map beside another result
         i += 1
         known = f"{name}_sr{i}"
     added = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
-            image = f"{known}{_MAP}" if quantity else known
+            image = f"{known}{UNCERTAINTY_POSTFIX}" if quantity else known
             file = write_volume(Path(folder, f"{image}.nii.gz"), as_float(volume))
             info = {_ORIGIN: name, "derivation": how, "quantity": quantity}
             added[_key(quantity)] = str(datastore.add_image(image, str(file), info))
