@@ -24,7 +24,7 @@ from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sen
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["check_series_folder", "is_own", "source_headers", "write_series"]
+__all__ = ["check_series_folder", "is_miar_result", "source_headers", "write_series"]
 
 _NEEDED = (
     "SOPClassUID",
@@ -182,7 +182,7 @@ def write_series(
     return folder
 
 
-def is_own(header: Dataset) -> bool:
+def is_miar_result(header: Dataset) -> bool:
     """Return whether an image with this header was written by `write_series`: its contributing equipment says so."""
     equipment = header.get("ContributingEquipmentSequence") or []
     return any(item.get("ManufacturerModelName") == SOFTWARE for item in equipment)

@@ -15,7 +15,15 @@ from miar_monai.data.formats import expected_format, format_of, header_of, is_ni
 from miar_monai.data.itk_images import read_with_itk
 from miar_monai.data.nifti import read_nifti, write_nifti, write_volume
 from miar_monai.data.outputs import check_output_folder
-from miar_monai.data.volume import SOFTWARE, Volume, as_float, as_stored, parts_to_save, uncertainty_of, what_it_is
+from miar_monai.data.volume import (
+    SOFTWARE,
+    Volume,
+    as_float,
+    as_stored,
+    parts_to_save,
+    result_description,
+    uncertainty_of,
+)
 from miar_monai.errors import ImageError, SettingError, in_one_sentence
 
 __all__ = [
@@ -28,9 +36,9 @@ __all__ = [
     "is_volume_file",
     "parts_to_save",
     "read_volume",
+    "result_description",
     "uncertainty_of",
     "volume_stem",
-    "what_it_is",
     "write_nifti",
     "write_volume",
 ]

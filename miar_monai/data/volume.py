@@ -9,7 +9,7 @@ import numpy as np
 
 import miar_monai
 
-__all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "uncertainty_of", "what_it_is"]
+__all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "result_description", "uncertainty_of"]
 
 SOFTWARE = "miar-monai"
 """Results of this package say so by this name in their headers."""
@@ -52,7 +52,7 @@ class Volume(NamedTuple):
     qform: tuple[np.ndarray, int] | None = None
 
     @property
-    def is_own(self) -> bool:
+    def is_miar_result(self) -> bool:
         """Whether this is a result of this package already."""
         return SOFTWARE in self.description
 
@@ -66,16 +66,16 @@ def uncertainty_of(sr: Volume) -> Volume:
         np.dtype(np.float32),
         sr.path,
         space=sr.space,
-        description=what_it_is(True),
+        description=result_description(True),
         qform=sr.qform,
     )
 
 
-def what_it_is(is_error: bool = False) -> str:
+def result_description(is_error: bool = False) -> str:
     """Return how a result describes itself in the 80 characters of a NIfTI header, or the map of its error.
 
     Example:
-        >>> what_it_is().split(": ")[1]
+        >>> result_description().split(": ")[1]
         '4x super-resolution, detail may be invented'
     """
     image, error = "4x super-resolution, detail may be invented", "expected absolute error of a 4x super-resolution"

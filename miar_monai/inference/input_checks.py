@@ -149,7 +149,7 @@ def oddities(lr: Volume) -> list[str]:
         'the slices are sagittal, 5 mm apart'
     """
     found = list(lr.remarks)
-    if lr.is_own:
+    if lr.is_miar_result:
         found.append("the image is a result itself: give the image that it was made of.")
     if lr.space == 0:
         found.append(

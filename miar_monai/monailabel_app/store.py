@@ -18,7 +18,7 @@ from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
 from miar_monai.data.cases import opened, temporary_folder
-from miar_monai.data.dicom_writer import is_own, source_headers, write_series
+from miar_monai.data.dicom_writer import is_miar_result, source_headers, write_series
 from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
 from miar_monai.data.outputs import UNCERTAINTY_POSTFIX
 from miar_monai.errors import OutputError
@@ -50,7 +50,7 @@ def is_result(image: str, datastore: Datastore) -> bool:
     try:
         study = datastore._dicom_info(image)["StudyInstanceUID"]
         one = Dataset.from_json(client.search_for_instances(study, image, limit=1)[0])
-        return is_own(Dataset.from_json(client.retrieve_instance_metadata(study, image, one.SOPInstanceUID)))
+        return is_miar_result(Dataset.from_json(client.retrieve_instance_metadata(study, image, one.SOPInstanceUID)))
     except (RequestException, LookupError, ValueError):
         return False
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from miar_monai.errors import ImageError
 from miar_monai.transforms.intensity_range import IntensityRange
-from miar_monai.transforms.metatensor import name_of
+from miar_monai.transforms.metatensor import image_name
 
 __all__ = ["ScaleIntensityHU", "ScaleIntensityRobust", "limits_in_units"]
 
@@ -101,8 +101,8 @@ class ScaleIntensityRobust(ScaleIntensityWindow):
         above = voxels[voxels > low]
         if not above.size:
             raise ImageError(
-                f"{name_of(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is needed"
-                " to scale its intensities: leave this volume out."
+                f"{image_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is "
+                "needed to scale its intensities: leave this volume out."
             )
         return low, float(np.percentile(above, self.percentile))
 

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
@@ -14,10 +13,9 @@ from monai.transforms.utils import allow_missing_keys_mode
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from miar_monai.data.geometry import upscaled_affine
-from miar_monai.data.io import what_it_is
+from miar_monai.data.io import result_description
 from miar_monai.transforms.intensity import ScaleIntensityWindow
-from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, moved
+from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, resampled
 
 __all__ = ["InvertSuperResolutiond", "SplitUncertaintyd"]
 
@@ -90,11 +88,9 @@ class InvertSuperResolutiond(MapTransform):
         return {**data, **inverted}
 
     def _invert(self, prediction: Tensor, image: MetaTensor, is_difference: bool) -> MetaTensor:
-        factors = [new / old for new, old in zip(prediction.shape[1:], image.shape[1:], strict=True)]
-        affine = upscaled_affine(np.asarray(image.affine), factors)
-        placed: Any = moved(image, convert_to_tensor(prediction, track_meta=False).detach().cpu(), affine)
+        placed: Any = resampled(image, convert_to_tensor(prediction, track_meta=False).detach().cpu())
         placed.applied_operations = deepcopy(image.applied_operations)
-        placed.meta[DESCRIPTION_KEY] = what_it_is(is_difference)
+        placed.meta[DESCRIPTION_KEY] = result_description(is_difference)
         if is_difference:
             ScaleIntensityWindow.forget_offset(placed)
             placed.meta[DTYPE_KEY] = "float32"

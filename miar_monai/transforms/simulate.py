@@ -8,10 +8,10 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from miar_monai.data.geometry import axial_axis, downscaled_affine
+from miar_monai.data.geometry import axial_axis
 from miar_monai.degradation.operators import Degradation
 from miar_monai.errors import ImageError
-from miar_monai.transforms.metatensor import moved, name_of
+from miar_monai.transforms.metatensor import image_name, resampled, with_affine
 
 __all__ = ["CentralSlices", "SimulateLowResolution"]
 
@@ -46,13 +46,13 @@ class CentralSlices(Transform):
         surplus = image.shape[axis + 1] - self.num_slices
         if surplus < 0:
             raise ImageError(
-                f"{name_of(image)} has {image.shape[axis + 1]} axial slices and num_slices asks for the central "
+                f"{image_name(image)} has {image.shape[axis + 1]} axial slices and num_slices asks for the central "
                 f"{self.num_slices}: use a volume with more slices, or set num_slices lower, or to 0 for all."
             )
         start = surplus // 2 if affine[2, axis] > 0 else surplus - surplus // 2
         shift = np.eye(4)
         shift[axis, 3] = start
-        return moved(image, image.as_tensor().narrow(axis + 1, start, self.num_slices), affine @ shift)
+        return with_affine(image, image.as_tensor().narrow(axis + 1, start, self.num_slices), affine @ shift)
 
 
 class SimulateLowResolution(Transform):
@@ -81,7 +81,4 @@ class SimulateLowResolution(Transform):
         slices = voxels.movedim(-1, 1) if voxels.ndim == 4 else voxels
         lr = self.degradation(slices)
         lr = lr.movedim(1, -1).contiguous() if voxels.ndim == 4 else lr
-        if not isinstance(image, MetaTensor):
-            return lr
-        scale = self.degradation.scale
-        return moved(image, lr, downscaled_affine(np.asarray(image.affine), (scale, scale, 1)))
+        return resampled(image, lr) if isinstance(image, MetaTensor) else lr

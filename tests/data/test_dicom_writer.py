@@ -26,7 +26,7 @@ from pydicom.uid import (
 
 import miar_monai
 from miar_monai.cli.main import main
-from miar_monai.data.dicom_writer import is_own, source_headers, write_series
+from miar_monai.data.dicom_writer import is_miar_result, source_headers, write_series
 from miar_monai.data.geometry import fov_corners, upscaled_affine
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError
@@ -183,7 +183,7 @@ def test_an_image_says_what_it_is_derived_from_how_and_by_what(series: Path) -> 
         (equipment,) = image.ContributingEquipmentSequence
         assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
         assert equipment.SoftwareVersions == miar_monai.__version__
-        assert (is_own(image), is_own(source)) == (True, False)
+        assert (is_miar_result(image), is_miar_result(source)) == (True, False)
         assert image.Manufacturer == "Maker"
         assert len(image.SeriesDescription) == 64
         assert image.SeriesDescription.endswith(" SR 4x")

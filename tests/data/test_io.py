@@ -13,7 +13,7 @@ from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.data.dicom_reader import dicom_files, dicom_tag
 from miar_monai.data.geometry import fov_corners, upscaled_affine
-from miar_monai.data.io import read_volume, volume_stem, what_it_is, write_nifti, write_volume
+from miar_monai.data.io import read_volume, result_description, volume_stem, write_nifti, write_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
@@ -213,9 +213,9 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     image.header["descrip"] = "Größe".encode("latin-1")
     nib.save(image, tmp_path / "in.nii")
     volume = read_volume(tmp_path / "in.nii")
-    assert (volume.description, volume.is_own) == ("Größe", False)
-    result = read_volume(write_volume(tmp_path / "out.nii", volume._replace(description=what_it_is())))
-    assert (result.description, result.is_own) == (what_it_is(), True)
+    assert (volume.description, volume.is_miar_result) == ("Größe", False)
+    result = read_volume(write_volume(tmp_path / "out.nii", volume._replace(description=result_description())))
+    assert (result.description, result.is_miar_result) == (result_description(), True)
     long = volume._replace(description=100 * "x")
     assert read_volume(write_volume(tmp_path / "long.nii", long)).description == 79 * "x"
 
