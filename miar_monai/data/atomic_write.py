@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miar_monai.errors import OVERWRITE, OutputError
+from miar_monai.errors import ExistsError, OutputError
 
 __all__ = ["check_name", "refuse_to_overwrite", "whole_file", "whole_folder"]
 
@@ -42,14 +42,12 @@ def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
     """Check that a result would not replace a file; worth asking before hours of work.
 
     Raises:
-        OutputError: if ``path`` exists, or has a name that no file can have.
+        ExistsError: if ``path`` exists.
+        OutputError: if no file can have this name.
     """
     check_name(path)
     if Path(path).exists():
-        raise OutputError(
-            f"{path} exists already and is left as it is: "
-            f"give another output, remove it, or allow overwriting {OVERWRITE}."
-        )
+        raise ExistsError(path)
 
 
 @contextmanager
