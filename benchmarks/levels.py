@@ -27,6 +27,7 @@ import fire
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import voxel_sizes
 
 from benchmarks.table import commit, machine, publish, result_files
 from miar_monai.data.geometry import axial_axis
@@ -113,7 +114,7 @@ def main(
     for scan in scans:
         volume = read_volume(scan)
         found = levels(resolver, central(volume, num_slices))
-        spacing = " x ".join(f"{mm:.3g}" for mm in np.linalg.norm(volume.affine[:3, :3], axis=0))
+        spacing = " x ".join(f"{mm:.3g}" for mm in voxel_sizes(volume.affine))
         numbers = f"{found.blur:.2f} | {found.noise:.2f} | {found.block:.3f} | {found.beyond:.2f}"
         lines.append(
             f"| {Path(scan).name} | {spacing} | {numbers} | {found.block_as_it_is:.3f} | {found.flat_tissue:+.3f} |"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 import miar_monai
 from miar_monai.data.atomic_write import whole_folder
@@ -293,7 +294,7 @@ def _place(image: Dataset, sr: Volume, k: int) -> None:
     from pydicom.valuerep import DSfloat
 
     affine = LPS_TO_RAS @ sr.affine
-    columns_apart, rows_apart = np.linalg.norm(affine[:3, :2], axis=0)
+    columns_apart, rows_apart = voxel_sizes(affine)[:2]
     image.PixelSpacing = [DSfloat(float(mm), auto_format=True) for mm in (rows_apart, columns_apart)]
     position = affine[:3, 3] + k * affine[:3, 2]
     image.ImagePositionPatient = [DSfloat(float(mm), auto_format=True) for mm in position]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import io_orientation
 from scipy.linalg import polar
 
@@ -41,7 +42,7 @@ def is_singular(affine: np.ndarray) -> bool:
     if not np.isfinite(affine).all():
         return True
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    return bool(abs(np.linalg.det(axes)) <= 1e-6 * np.linalg.norm(axes, axis=0).prod())
+    return bool(abs(np.linalg.det(axes)) <= 1e-6 * voxel_sizes(affine).prod())
 
 
 def upscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
@@ -113,7 +114,7 @@ def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     ends = np.stack([np.full(3, -0.5), np.asarray(shape) - 0.5], axis=1)
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
-    return corners @ affine[:3, :3].T + affine[:3, 3]
+    return np.asarray(apply_affine(affine, corners))
 
 
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
@@ -148,12 +149,12 @@ def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
     Example:
         >>> sheared = np.array([[2.0, 0, 0, 0], [0, 2, 0.3, 0], [0, 0, 0.4, 0], [0, 0, 0, 1]])
-        >>> turned = nearest_rotation(sheared, (5, 5, 5))[:3, :3]
-        >>> np.linalg.norm(turned, axis=0).round(6), abs(turned[:, 1] @ turned[:, 2]) < 1e-9
+        >>> turned = nearest_rotation(sheared, (5, 5, 5))
+        >>> voxel_sizes(turned).round(6), abs(turned[:, 1] @ turned[:, 2]) < 1e-9
         (array([2. , 2. , 0.5]), np.True_)
     """
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    zooms = np.linalg.norm(axes, axis=0)
+    zooms = voxel_sizes(affine)
     turned = np.eye(4)
     turned[:3, :3] = polar(axes / zooms)[0] * zooms
     center = (np.asarray(shape) - 1) / 2

@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.fileholders import FileHolder
 from nibabel.quaternions import quat2mat
 
@@ -151,8 +152,7 @@ def _sizes(header: Any) -> np.ndarray:
 
 def _with_sizes(affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return an affine with other sizes of the voxels, where they are greater than 0, and the same first voxel."""
-    own = np.linalg.norm(affine[:3, :3], axis=0)
-    return affine @ np.diag([*np.where(sizes > 0, sizes / own, 1), 1])
+    return affine @ np.diag([*np.where(sizes > 0, sizes / voxel_sizes(affine), 1), 1])
 
 
 def _qform(header: Any) -> np.ndarray:
@@ -186,10 +186,10 @@ def _disagreement(affine: np.ndarray, other: np.ndarray, shape: Sequence[int], n
 
     Less is rounding, such as that of an sform with three decimals.
     """
-    distance, sizes = corner_distance(affine, other, shape), np.linalg.norm(affine[:3, :3], axis=0)
-    if distance <= 0.1 * sizes.min():
+    distance = corner_distance(affine, other, shape)
+    if distance <= 0.1 * voxel_sizes(affine).min():
         return []
-    own, others = (" x ".join(f"{mm:.4g}" for mm in np.linalg.norm(form[:3, :3], axis=0)) for form in (affine, other))
+    own, others = (" x ".join(f"{mm:.4g}" for mm in voxel_sizes(form)) for form in (affine, other))
     voxels = f" (voxels of {own} mm and of {others} mm)" if own != others else ""
     return [
         f"sform and {name} disagree{voxels}: the corners of the field of view lie up to {distance:.2f} mm apart; the "

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from miar_monai.data.atomic_write import whole_file
 from miar_monai.data.dicom_reader import LPS_TO_RAS
@@ -31,7 +32,7 @@ def write_nrrd(path: str | os.PathLike[str], volume: Volume, overwrite: bool = F
     import itk
 
     lps = LPS_TO_RAS @ volume.affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    spacing = voxel_sizes(lps)
     image = itk.image_from_array(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))
     image.SetSpacing(spacing)
     image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))

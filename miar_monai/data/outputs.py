@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from miar_monai.data.formats import case_stem, volume_stem
-from miar_monai.errors import OVERWRITE, OutputError
+from miar_monai.errors import ExistsError, OutputError
 
 __all__ = [
     "UNCERTAINTY_POSTFIX",
@@ -106,14 +106,12 @@ def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
     """Check that a result does not replace an existing file.
 
     Raises:
-        OutputError: if ``path`` exists, or its name is not valid.
+        ExistsError: if ``path`` exists.
+        OutputError: if its name is not valid.
     """
     check_name(path)
     if Path(path).exists():
-        raise OutputError(
-            f"{path} exists already and is left as it is: "
-            f"give another output, remove it, or allow overwriting {OVERWRITE}."
-        )
+        raise ExistsError(path)
 
 
 def check_output_folder(folder: str | os.PathLike[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from miar_monai.data.outputs import ResultPaths, check_output, check_output_folder, refuse_to_overwrite, result_path
-from miar_monai.errors import OutputError
+from miar_monai.errors import ExistsError, OutputError
 
 
 def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
@@ -13,7 +13,7 @@ def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
     refuse_to_overwrite(path)
     path.write_text("old")
     for check in (refuse_to_overwrite, check_output):
-        with pytest.raises(OutputError, match=r"a\.txt exists already and is left as it is: .* \(overwrite=True\)\.$"):
+        with pytest.raises(ExistsError, match=r"a\.txt exists already and is left as it is: .* \(overwrite=True\)\.$"):
             check(path)
     check_output(path, overwrite=True)
 
