@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miar_monai.data.cases import Case, opened
-from miar_monai.data.dicom_writer import check_series_folder, source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
 from miar_monai.data.outputs import ResultPaths, check_output, result_path
 from miar_monai.errors import ImageError, sentence_for_user

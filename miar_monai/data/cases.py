@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from miar_monai.data.dicom_reader import dicom_files
+from miar_monai.data.dicom_headers import dicom_files
 from miar_monai.data.folders import Case, cases_in, folders_in
 from miar_monai.data.formats import case_stem, is_zip_name
 from miar_monai.data.io import Volume, read_volume

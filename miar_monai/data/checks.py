@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
 
 from miar_monai.data.geometry import axial_axis, is_singular
@@ -9,13 +13,29 @@ from miar_monai.data.labels import NEAREST, label_look, refusal_of_labels
 from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError, ImageError
 
-__all__ = ["MAX_SIDE", "checked"]
+__all__ = ["MAX_SIDE", "MAX_VOXELS", "check_num_voxels", "checked"]
+
+MAX_VOXELS = 2**29
+"""The most voxels of a volume that is read; its result has sixteen times as many."""
 
 MAX_SIDE = 2048
 """The most voxels of a side of an axial slice. The linear estimate needs a singular value decomposition of each side,
 whose time grows with its third power: half a minute for 2048 voxels, half an hour for 8192."""
 
 _LARGEST = 1e18  # its square is a number of single precision
+
+
+def check_num_voxels(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
+    """Refuse a volume that is too large to be super-resolved, before memory is asked for.
+
+    Raises:
+        ImageError: if it has more than `MAX_VOXELS` voxels.
+    """
+    if prod(shape) > MAX_VOXELS:
+        raise ImageError(
+            f"{path} speaks of {' x '.join(map(str, shape))} voxels, but at most {MAX_VOXELS} are read: "
+            "check the file, or cut the volume into parts."
+        )
 
 
 def checked(volume: Volume, can_be_labels: bool = True) -> Volume:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from struct import unpack_from
 from typing import TYPE_CHECKING, NamedTuple
+
+from miar_monai.data.dicom_signature import is_dicom, is_dicom_head, is_directory, read_head
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -20,8 +20,8 @@ __all__ = [
     "Folder",
     "as_they_are",
     "dicom_files",
+    "header_text",
     "holds_slices",
-    "is_dicom",
     "is_missing",
     "is_mosaic",
     "numbers",
@@ -32,30 +32,13 @@ __all__ = [
     "values",
 ]
 
-_HEAD = 1024
-"""Bytes of a file that tell whether it is DICOM."""
-
-_DIRECTORY = b"1.2.840.10008.1.3.10"
-"""SOP class of a DICOMDIR, whatever its name."""
-
-_UID = re.compile(rb"[0-2](\.(0|[1-9][0-9]*))+\0? *")
-_TELLING = {  # elements of which one is among the first of every image, and what their values look like
-    0x00020002: _UID,
-    0x00020010: _UID,
-    0x00080016: _UID,
-    0x00080018: _UID,
-    0x00080060: re.compile(rb"[A-Z]{2,16} *"),
-    0x00080010: re.compile(rb"ACR-NEMA [0-9.]+ *"),
-}
-_LONG = tuple(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # VRs with a length of four bytes
-_SHORT = tuple(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-
 _B_VALUES = {0x0019100C: "SIEMENS", 0x00431039: "GEMS", 0x20011003: "Philips", 0x00651009: "Image Private"}
 """Private elements that hold the b-value of a diffusion image, and how their creators' names begin."""
 
 _MOSAIC_TILES = 0x0019100A
 _CREATORS = (0x00190010, 0x00430010, 0x20010010, 0x00650010)
 _READ: tuple[str | int, ...] = (
+    *("Modality", "DerivationDescription"),
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "ModalityLUTSequence", "RescaleSlope"),
     *("RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
@@ -87,62 +70,6 @@ def as_they_are() -> Iterator[None]:
             logger.disabled = before
 
 
-def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM: by ``DICM`` after a preamble of 128 bytes or, in old archives, by its elements.
-
-    Example:
-        >>> is_dicom(Path(__file__))
-        False
-    """
-    return _is_dicom(_head(path))
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD)
-
-
-def _is_dicom(head: bytes) -> bool:
-    return head[128:132] == b"DICM" or (head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") and _begins_with_elements(head))
-
-
-def _is_directory(path: Path, head: bytes) -> bool:
-    """Return whether a DICOM file is a DICOMDIR, by its name or by what it says."""
-    return path.name.upper() == "DICOMDIR" or _DIRECTORY in head
-
-
-def _begins_with_elements(head: bytes) -> bool:
-    """Return whether bytes are at least three standard elements, of which one tells that this is DICOM."""
-    from pydicom.datadict import dictionary_has_tag
-
-    last, count, telling = -1, 0, False
-    for tag, value in _elements(head):
-        known = dictionary_has_tag(tag) or not tag & 0xFFFF or tag >> 16 & 1
-        if tag <= last or not known:
-            break
-        last, count = tag, count + 1
-        telling = telling or (tag in _TELLING and bool(_TELLING[tag].fullmatch(value)))
-    return telling and count >= 3
-
-
-def _elements(head: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tags and values of the elements at the beginning of a data set, as far as they look like such."""
-    order, offset = "<" if head[0] else ">", 0
-    while offset + 12 <= len(head):
-        group, element = unpack_from(f"{order}HH", head, offset)
-        kind = head[offset + 4 : offset + 6]
-        if kind in _LONG:
-            start, length = 12, unpack_from(f"{order}I", head, offset + 8)[0]
-        elif kind in _SHORT:
-            start, length = 8, unpack_from(f"{order}H", head, offset + 6)[0]
-        else:
-            start, length = 8, unpack_from(f"{order}I", head, offset + 4)[0]
-        if length % 2 and length != 0xFFFFFFFF:
-            return
-        yield group << 16 | element, head[offset + start : offset + start + length]
-        offset += start + length
-
-
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the DICOM files that lie directly in a folder, known by their content, whatever their names."""
     return [path for path in sorted(Path(folder).iterdir()) if path.is_file() and is_dicom(path)]
@@ -155,8 +82,8 @@ def slice_files(files: Iterable[Path]) -> Iterator[Path]:
     """
     for path in files:
         try:
-            head = _head(path) if path.is_file() else b""
-            if not _is_dicom(head) or _is_directory(path, head):
+            head = read_head(path) if path.is_file() else b""
+            if not is_dicom_head(head) or is_directory(path, head):
                 continue
             with as_they_are():
                 other = _other_object(read_header(path, ("SOPClassUID", "Rows")))
@@ -180,6 +107,20 @@ def read_header(path: str | os.PathLike[str], names: Sequence[str | int] | None 
     header: Dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
     header.filename = os.fspath(path)  # pydicom 2 has another one for files that are deflated
     return header
+
+
+@as_they_are()
+def header_text(path: str | os.PathLike[str], keyword: str) -> str:
+    """Return the text of one element of a DICOM file, or an empty text if the element or a DICOM header is missing.
+
+    Args:
+        path: a DICOM file.
+        keyword: of the element, such as ``"PatientID"``.
+    """
+    try:
+        return text(read_header(path, [keyword]), keyword)
+    except Exception:  # parsers of damaged headers raise anything
+        return ""
 
 
 def _other_object(header: Dataset) -> str:
@@ -216,10 +157,10 @@ def read_folder(folder: Path, keywords: Sequence[str] = ()) -> Folder:
     found = Folder(defaultdict(list), Counter(), [])
     for path in sorted(folder.iterdir()):
         try:
-            head = _head(path) if path.is_file() else b""
-            if not _is_dicom(head):
+            head = read_head(path) if path.is_file() else b""
+            if not is_dicom_head(head):
                 continue
-            if _is_directory(path, head):
+            if is_directory(path, head):
                 found.others["DICOMDIR"] += 1
                 continue
             header = read_header(path, [*_READ, *keywords])

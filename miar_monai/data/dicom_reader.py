@@ -2,89 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from miar_monai.data.checks import check_num_voxels
+from miar_monai.data.dicom_checks import check_headers, check_sizes
 from miar_monai.data.dicom_grid import LPS_TO_RAS, check_gaps, even_grid, in_plane_axes
 from miar_monai.data.dicom_headers import (
     as_they_are,
-    dicom_files,
-    holds_slices,
-    is_dicom,
-    is_missing,
-    is_mosaic,
     numbers,
     read_folder,
-    slice_files,
     text,
-    values,
 )
 from miar_monai.data.dicom_select import DIFFERENCES, check_one_volume, conditions, selected, uncovered
+from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError, ImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = [
-    "LPS_TO_RAS",
-    "MAX_VOXELS",
-    "check_num_voxels",
-    "dicom_files",
-    "dicom_tag",
-    "holds_slices",
-    "is_dicom",
     "read_series",
     "series_files",
-    "slice_files",
 ]
-
-MAX_VOXELS = 2**29
-"""The most voxels of a volume that is read; its result has sixteen times as many."""
 
 _ROUNDED_COSINES = 0.01
 """How far direction cosines may be from perpendicular unit vectors: two decimals."""
 
 
-def check_num_voxels(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
-    """Refuse a volume that is too large to be super-resolved, before memory is asked for.
-
-    Raises:
-        ImageError: if it has more than `MAX_VOXELS` voxels.
-    """
-    if prod(shape) > MAX_VOXELS:
-        raise ImageError(
-            f"{path} speaks of {' x '.join(map(str, shape))} voxels, but at most {MAX_VOXELS} are read: "
-            "check the file, or cut the volume into parts."
-        )
-
-
-def dicom_tag(path: str | os.PathLike[str], tag: str) -> str:
-    """Return the text of one tag of a DICOM image, or an empty text where the tag or the image is missing.
-
-    Args:
-        path: a DICOM file.
-        tag: group and element in hexadecimal, such as ``"0010|0020"`` for the PatientID.
-    """
-    import itk
-
-    reader = itk.GDCMImageIO.New(FileName=str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:  # a DICOM file without an image, such as a structured report
-        return ""
-    tags = reader.GetMetaDataDictionary()
-    return str(tags[tag]).strip() if tags.HasKey(tag) else ""
-
-
 @as_they_are()
-def read_series(
-    folder: Path, series: str = "", select: Sequence[str] = ()
-) -> tuple[np.ndarray, np.ndarray, np.dtype, str, tuple[str, ...]]:
+def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> Volume:
     """Read the one series in a folder, or one of several, its slices sorted by position.
 
     The affine is that of the even grid that fits the positions of the slices best, so the shear of a tilted gantry is
@@ -96,9 +46,8 @@ def read_series(
         select: what the headers of the slices must hold, such as ``"EchoTime=80"``, where a series has several volumes.
 
     Returns:
-        The rescaled intensities (HU for CT), (X, Y, Z), float32; the affine to millimeters in RAS+, (4, 4), float64;
-        the dtype that results in these units are stored in: int16 where it holds them, float32 for fractions; the
-        file of one of the slices; and remarks for `miar_monai.data.io.Volume`.
+        The volume, in rescaled intensities (HU for CT). Its dtype is int16, int32 where that is too small, or float32
+        for fractions.
 
     Raises:
         ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
@@ -107,12 +56,22 @@ def read_series(
             millimeters, or are missing, duplicate or unevenly spaced.
     """
     headers, remarks = _series_headers(folder, series, select)
-    _check_headers(folder, headers)
+    check_headers(folder, headers)
     affine, order = _series_affine(folder, headers)
     files = [str(headers[i].filename) for i in order]
     array = _read_slices(folder, files)
-    array, dtype = np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32), _result_dtype(array)
-    return array, affine, dtype, files[0], remarks
+    first = headers[order[0]]
+    return Volume(
+        np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32),
+        affine,
+        _result_dtype(array),
+        folder,
+        text(first, "Modality"),
+        description=text(first, "DerivationDescription"),
+        series=series,
+        remarks=remarks,
+        select=tuple(select),
+    )
 
 
 def _read_slices(folder: Path, files: Sequence[str]) -> np.ndarray:
@@ -134,7 +93,7 @@ def _read_slices(folder: Path, files: Sequence[str]) -> np.ndarray:
             except RuntimeError as error:
                 raise _unreadable(file, error) from error
     _check_unread(folder, unread)
-    _check_sizes(folder, {array.shape for array in arrays})
+    check_sizes(folder, {array.shape for array in arrays})
     return np.concatenate(arrays)
 
 
@@ -146,99 +105,9 @@ def _check_unread(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _check_sizes(folder: Path, shapes: set[tuple[int, ...]]) -> None:
-    if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 1:
-        raise ImageError(
-            f"{folder}: the images have the sizes {sorted(shapes)}; gray-value slices of one size, one a file, are "
-            "needed: put the slices of one volume into a folder of their own (multi-frame and color DICOM are not "
-            "read)."
-        )
-
-
 def _unreadable(path: str | Path, error: Exception) -> ImageError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
     return ImageError(f"{path} cannot be read ({reason}): a complete DICOM image is needed; copy it again.")
-
-
-def _check_headers(folder: Path, headers: Sequence[Dataset]) -> None:
-    """Refuse what ITK would fill with a guess, such as 1 mm for a missing PixelSpacing, or leave out."""
-    needed = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
-    needed |= {"SliceThickness": 1} if len(headers) == 1 else {}  # otherwise the positions tell
-    for header in headers:
-        _check_kind(header)
-        _check_units(header)
-        for name, count in needed.items():
-            _check_place(header, name, count)
-    frames = {text(header, "FrameOfReferenceUID") for header in headers}
-    if len(frames) > 1:
-        raise GeometryError(
-            f"{folder}: the slices have {len(frames)} frames of reference, so their positions do not belong together; "
-            "slices of one are needed: put each stack into a folder of its own."
-        )
-    largest = max(headers, key=lambda header: int(header.Rows * header.Columns))
-    check_num_voxels(str(largest.filename), [len(headers), largest.Columns, largest.Rows])
-
-
-def _check_kind(header: Dataset) -> None:
-    """Refuse an image that is no single slice of gray values."""
-    file = header.filename
-    if any(f"{part}FunctionalGroupsSequence" in header for part in ("Shared", "PerFrame")):
-        raise ImageError(
-            f"{file} is an enhanced (multi-frame) image, which is not read: a series with one slice a file is needed; "
-            "export it as such, or convert it to NIfTI."
-        )
-    if is_mosaic(header):
-        raise ImageError(
-            f"{file} is a mosaic, which shows the slices of a volume as tiles of one image: a series with one slice a "
-            "file is needed; convert the mosaic to NIfTI, for example with dcm2niix."
-        )
-    kind = text(header, "PhotometricInterpretation")[:64]
-    if kind != "MONOCHROME2":  # ITK turns MONOCHROME1 around, units lost
-        found = "inverted gray values" if kind == "MONOCHROME1" else "no gray values"
-        raise ImageError(
-            f"{file} holds {found} ({kind}), whose units would come out wrong: MONOCHROME2 is needed; convert the "
-            "series."
-        )
-
-
-def _check_units(header: Dataset) -> None:
-    """Refuse an image whose stored values have no slope and intercept to make units of them."""
-    if "ModalityLUTSequence" in header:
-        raise ImageError(
-            f"{header.filename} gives its units by a table (Modality LUT), which is not read: rescaling by slope and "
-            "intercept is needed; convert the series."
-        )
-    for name in ("RescaleSlope", "RescaleIntercept"):
-        given = (element := header.get_item(name)) is not None and element.value not in (None, "", b"")
-        found = numbers(header, name)  # of blanks, which ITK takes for 0, there are none
-        useless = len(found) != 1 or not np.isfinite(found[0]) or (name == "RescaleSlope" and found[0] == 0)
-        if given and useless:
-            raise ImageError(
-                f"{header.filename} has the {name} {_shown(header, name)}, which gives its voxels no units: a "
-                "number, and a slope other than 0, is needed; export the series again."
-            )
-
-
-def _shown(header: Dataset, name: str) -> str:
-    """Return the values of an element as a header has them, as far as a message holds them."""
-    return "\\".join(values(header, name))[:64] or "without a number"
-
-
-def _check_place(header: Dataset, name: str, count: int) -> None:
-    """Refuse an image that lacks an element, or has one that does not hold as many numbers as it should."""
-    if is_missing(header, name):
-        raise GeometryError(
-            f"{header.filename} has no {name}, so its voxels have no place in millimeters: a complete header is "
-            "needed; export the series again."
-        )
-    found = np.array(numbers(header, name))
-    size = name in ("PixelSpacing", "SliceThickness")
-    if len(found) != count or not np.isfinite(found).all() or (size and found.min() <= 0):
-        what = "1 number is" if count == 1 else f"{count} numbers are"
-        raise GeometryError(
-            f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no place in millimeters: "
-            f"{what} needed{', greater than 0' * size}; export the series again."
-        )
 
 
 def _result_dtype(array: np.ndarray) -> np.dtype:
@@ -295,7 +164,7 @@ def _series_affine(folder: Path, headers: Sequence[Dataset]) -> tuple[np.ndarray
     """Return the RAS+ affine of slices, and their order along their normal, from where they really lie."""
     frames = [int(max(1, *numbers(header, "NumberOfFrames"), 1)) for header in headers]
     sizes = zip(frames, headers, strict=True)
-    _check_sizes(folder, {(count, header.Rows, header.Columns) for count, header in sizes})
+    check_sizes(folder, {(count, header.Rows, header.Columns) for count, header in sizes})
     positions, orientations, spacings = (
         np.array([numbers(header, name) for header in headers])
         for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from copy import deepcopy
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,98 +13,18 @@ from nibabel.affines import voxel_sizes
 
 import miar_monai
 from miar_monai.data.atomic_write import whole_folder
-from miar_monai.data.dicom_headers import as_they_are, numbers, read_header, text, values
-from miar_monai.data.dicom_reader import LPS_TO_RAS, dicom_files, series_files
-from miar_monai.data.geometry import axial_axis
-from miar_monai.data.io import SOFTWARE, Volume
+from miar_monai.data.dicom_grid import LPS_TO_RAS
+from miar_monai.data.dicom_headers import as_they_are, dicom_files, numbers, text, values
+from miar_monai.data.dicom_source import repeated
 from miar_monai.data.outputs import refuse_to_overwrite
-from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
+from miar_monai.data.volume import SOFTWARE, Volume
+from miar_monai.errors import OutputError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.sr.coding import Code
 
-__all__ = ["check_series_folder", "is_miar_result", "source_headers", "write_series"]
-
-_NEEDED = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "Columns",
-    "PhotometricInterpretation",
-    "PixelRepresentation",
-)
-
-_NO_LONGER_TRUE = (
-    "InstanceCreatorUID",
-    "SmallestImagePixelValue",
-    "LargestImagePixelValue",
-    "SmallestPixelValueInSeries",
-    "LargestPixelValueInSeries",
-    "PixelPaddingValue",  # padding does not survive the network as one value
-    "PixelPaddingRangeLimit",
-    "RealWorldValueMappingSequence",  # of the source's stored values
-    "IconImageSequence",
-    "MACParametersSequence",
-    "DigitalSignaturesSequence",
-    "DataSetTrailingPadding",
-)
-
-
-@as_they_are()
-def source_headers(volume: Volume) -> list[Dataset]:
-    """Read the headers of the series that a result is to be derived from; worth asking before the work is done.
-
-    Args:
-        volume: the source, as read from the folder of its series.
-
-    Returns:
-        The headers without pixels, in the order of the volume's slices.
-
-    Raises:
-        ImageError: if the volume is no DICOM series, or the series is neither CT nor MR, or lacks what a derived
-            image must repeat, or has a header that is damaged.
-        GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
-    """
-    folder = volume.path
-    if not folder.is_dir():
-        raise ImageError(
-            f"{folder} is no DICOM series, and a derived series repeats the patient and the study of its source: "
-            "give a folder with a DICOM series, or write NIfTI (--out-format nifti)."
-        )
-    if axial_axis(volume.affine) != 2:
-        raise GeometryError(
-            f"{folder}: the slices are not axial, but it is the axial plane that becomes finer, so they have no "
-            "counterparts in a derived series: write NIfTI (--out-format nifti)."
-        )
-    advice = "export the series again, or write NIfTI (--out-format nifti)."
-    with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
-        files = series_files(folder, volume.series, volume.select)
-        headers = [read_header(file) for file in files]
-        for header in headers:
-            _check_header(header)
-            _repeated(header).save_as(BytesIO())  # what will be repeated
-        normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
-        heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
-    return [headers[i] for i in np.argsort(heights, kind="stable")]
-
-
-def _check_header(header: Dataset) -> None:
-    from pydicom.uid import UID, CTImageStorage, MRImageStorage
-
-    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
-    if missing:
-        raise ImageError(
-            f"{header.filename} has no {missing[0]}, which a derived image must have: "
-            "export the series again, or write NIfTI (--out-format nifti)."
-        )
-    kind, coding = UID(text(header, "SOPClassUID")), text(header, "PhotometricInterpretation")
-    if kind not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
-        raise ImageError(
-            f"{header.filename} holds {kind.name} in {coding}, but a series is "
-            "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
-        )
+__all__ = ["check_series_folder", "is_miar_result", "write_series"]
 
 
 def check_series_folder(folder: str | os.PathLike[str], headers: Sequence[Dataset], overwrite: bool = False) -> None:
@@ -172,7 +90,7 @@ def write_series(
     series, now = generate_uid(), datetime.now()
     with whole_folder(folder, overwrite) as part:
         for k, header in enumerate(headers):
-            image = _repeated(header)
+            image = repeated(header)
             _identify(image, series, now, k, sr.array.shape[0] // header.Columns, quantity)
             _explain(image, header, f"{quantity} of {derivation}" if quantity else derivation)
             if quantity:
@@ -187,21 +105,6 @@ def is_miar_result(header: Dataset) -> bool:
     """Return whether an image with this header was written by `write_series`: its contributing equipment says so."""
     equipment = header.get("ContributingEquipmentSequence") or []
     return any(item.get("ManufacturerModelName") == SOFTWARE for item in equipment)
-
-
-def _repeated(header: Dataset) -> Dataset:
-    """Return what still holds of a source's header."""
-    from pydicom.dataset import FileDataset
-
-    # what a file is wrapped in is said here, since pydicom 2 and 3 have no common words for it when they write
-    repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
-    for element in header:
-        curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
-        of_the_file = element.tag.group < 8  # such a one belongs before the data set, and here only by damage
-        if not (element.tag.is_private or curve_or_overlay or of_the_file or element.keyword in _NO_LONGER_TRUE):
-            repeated.add(deepcopy(element))  # an element is shared otherwise, and what is set here changes the source's
-    repeated.remove_private_tags()  # within sequences
-    return repeated
 
 
 def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int, quantity: str) -> None:
@@ -245,6 +148,7 @@ def _number_beside(number: int, step: int) -> int:
 def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
     """Say that an image is derived, from which, how and by what."""
     from pydicom import Dataset
+    from pydicom.sr.codedict import codes
 
     kind = [*values(header, "ImageType"), "", "", ""]
     plane = "AXIAL" if _is_ct(header) else kind[2] or "OTHER"
@@ -252,13 +156,13 @@ def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
     # the source's character set may hold no more than ASCII; 1024 characters are what the element holds
     before = f"{header.get('DerivationDescription') or ''}; ".removeprefix("; ")
     image.DerivationDescription = f"{before}{derivation.encode('ascii', 'replace').decode()}"[-1024:]
-    image.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
+    image.DerivationCodeSequence = [_code(codes.DCM.SpatialResampling)]
     source = Dataset()
     source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    source.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
     image.SourceImageSequence = [source]
     equipment = Dataset()
-    equipment.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    equipment.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
     equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", SOFTWARE
     equipment.SoftwareVersions = miar_monai.__version__
     image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
@@ -280,13 +184,13 @@ def _is_ct(header: Dataset) -> bool:
     return bool(header.SOPClassUID == CTImageStorage)
 
 
-def _code(value: str, meaning: str) -> Dataset:
-    """Return a code of DICOM's own terminology (PS3.16, Annex D)."""
+def _code(code: Code) -> Dataset:
+    """Return the item of a code sequence."""
     from pydicom import Dataset
 
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item
 
 
 def _place(image: Dataset, sr: Volume, k: int) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from miar_monai.data.dicom_reader import holds_slices, is_dicom
+from miar_monai.data.dicom_headers import holds_slices
+from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.formats import SUFFIXES, UNREAD_SUFFIXES, case_stem, is_zip_name
 
 __all__ = ["Case", "cases_in", "folders_in"]

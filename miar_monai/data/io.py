@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from miar_monai.data.checks import checked
-from miar_monai.data.dicom_reader import dicom_tag, is_dicom, read_series
+from miar_monai.data.dicom_reader import read_series
+from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.formats import expected_format, format_of, header_of, is_nifti, is_volume_file, volume_stem
 from miar_monai.data.itk_images import read_with_itk
 from miar_monai.data.nifti import read_nifti, write_nifti, write_volume
@@ -72,7 +73,7 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
     Raises:
         ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
             infinite voxels, is constant, is a label map (see `miar_monai.data.labels`), has more than
-            `miar_monai.data.dicom_reader.MAX_VOXELS` voxels, or axial slices with more than
+            `miar_monai.data.checks.MAX_VOXELS` voxels, or axial slices with more than
             `miar_monai.data.checks.MAX_SIDE` on a side.
         SettingError: if a series or slices are asked of a file, or slices that there are not.
         GeometryError: if the affine is singular, the only slice is not an axial one, or a folder holds several series
@@ -85,14 +86,7 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
         raise SettingError(f"{path} is a file, so there is no series {series} in it: leave out which series to read.")
     if select and not path.is_dir():
         raise SettingError(f"{path} is a file, so no slices can be selected by {' '.join(select)}: leave it out.")
-    return checked(_read_folder(path, series, tuple(select)) if path.is_dir() else _read_file(path))
-
-
-def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
-    array, affine, dtype, file, remarks = read_series(path, series, select)
-    modality, description = (dicom_tag(file, tag) for tag in ("0008|0060", "0008|2111"))
-    volume = Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
-    return volume._replace(remarks=remarks)
+    return checked(read_series(path, series, tuple(select)) if path.is_dir() else _read_file(path))
 
 
 def _read_file(path: Path) -> Volume:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from miar_monai.data.dicom_reader import LPS_TO_RAS, check_num_voxels
+from miar_monai.data.checks import check_num_voxels
+from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.labels import refusal_of_labels
 from miar_monai.data.volume import Volume
 from miar_monai.errors import ImageError, MiarError

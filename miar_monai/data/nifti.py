@@ -16,7 +16,7 @@ from nibabel.fileholders import FileHolder
 from nibabel.quaternions import quat2mat
 
 from miar_monai.data.atomic_write import whole_file
-from miar_monai.data.dicom_reader import check_num_voxels
+from miar_monai.data.checks import check_num_voxels
 from miar_monai.data.formats import length_of, opened_file
 from miar_monai.data.geometry import corner_distance, is_singular, nearest_rotation
 from miar_monai.data.labels import refusal_of_labels

@@ -9,8 +9,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from miar_monai.data.atomic_write import whole_file
-from miar_monai.data.dicom_reader import LPS_TO_RAS
-from miar_monai.data.io import Volume
+from miar_monai.data.dicom_grid import LPS_TO_RAS
+from miar_monai.data.volume import Volume
 
 __all__ = ["write_nrrd"]
 

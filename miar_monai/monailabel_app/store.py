@@ -18,7 +18,8 @@ from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
 from miar_monai.data.cases import opened, temporary_folder
-from miar_monai.data.dicom_writer import is_miar_result, source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import is_miar_result, write_series
 from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
 from miar_monai.data.outputs import UNCERTAINTY_POSTFIX
 from miar_monai.errors import OutputError

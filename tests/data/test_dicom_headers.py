@@ -19,7 +19,8 @@ from pydicom.filewriter import write_dataset
 
 from miar_monai.data.cases import find_cases, opened
 from miar_monai.data.datasets import lidc_datalist
-from miar_monai.data.dicom_reader import dicom_files, is_dicom, slice_files
+from miar_monai.data.dicom_headers import dicom_files, slice_files
+from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.io import read_volume
 from miar_monai.errors import ImageError, MiarError
 

@@ -16,7 +16,7 @@ from pydicom.uid import MRImageStorage, generate_uid
 
 from miar_monai.cli.main import main
 from miar_monai.data.dicom_select import conditions
-from miar_monai.data.dicom_writer import source_headers
+from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, SettingError
 

@@ -26,7 +26,8 @@ from pydicom.uid import (
 
 import miar_monai
 from miar_monai.cli.main import main
-from miar_monai.data.dicom_writer import is_miar_result, source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import is_miar_result, write_series
 from miar_monai.data.geometry import fov_corners, upscaled_affine
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 
-from miar_monai.data.dicom_reader import dicom_files, dicom_tag
+from miar_monai.data.dicom_headers import dicom_files, header_text
 from miar_monai.data.geometry import fov_corners, upscaled_affine
 from miar_monai.data.io import read_volume, result_description, volume_stem, write_nifti, write_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError
@@ -307,9 +307,9 @@ def test_tags(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path, SHAPE, patient_id="P 7")
     (folder / "readme.txt").write_text("no DICOM")
     assert len(dicom_files(folder)) == 7
-    assert dicom_tag(dicom_files(folder)[0], "0010|0020") == "P 7"
-    assert dicom_tag(dicom_files(folder)[0], "0010|4000") == ""
-    assert dicom_tag(folder / "readme.txt", "0010|0020") == ""
+    assert header_text(dicom_files(folder)[0], "PatientID") == "P 7"
+    assert header_text(dicom_files(folder)[0], "PatientComments") == ""
+    assert header_text(folder / "readme.txt", "PatientID") == ""
 
 
 def test_folder_without_dicom(tmp_path: Path) -> None:
