@@ -83,8 +83,8 @@ def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     bright = before - float(lr.min()) > 0.3 * span
     flat = bright & (deviation <= deviation[bright].quantile(0.1))
     relative = ((after - before) / level)[flat]
-    differences, as_they_are = ((x - before).abs() / span for x in (degraded, after))
-    shares = noise, differences.max(), (differences > 1e-3).double().mean(), as_they_are.max(), relative.mean()
+    differences, lenient_pydicom = ((x - before).abs() / span for x in (degraded, after))
+    shares = noise, differences.max(), (differences > 1e-3).double().mean(), lenient_pydicom.max(), relative.mean()
     return Levels(degradation.lr_sigma, *(100 * float(share) for share in shares))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miar_monai.data.cases import Case, opened
+from miar_monai.data.cases import Case, unpacked
 from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
@@ -171,7 +171,7 @@ class Work:
 
     def _read(self, case: Case) -> tuple[Volume, list[Dataset]]:
         """Return the volume of a case and, if the result is a series, the headers of its slices."""
-        with opened(case.source) as path:
+        with unpacked(case.source) as path:
             volume = read_volume(path, self.series, self.select)
             return volume, source_headers(volume) if self.as_dicom else []
 

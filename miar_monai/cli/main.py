@@ -18,7 +18,7 @@ import click
 
 import miar_monai
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices, installed
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
 from miar_monai.inference.bundle import MODELS, find_bundle, locate_bundle, metadata, number_or_text, weights_path
 
@@ -97,9 +97,9 @@ def _fraction(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 def _conditions(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse what selects no slices of any series before a model is loaded."""
     if value:
-        from miar_monai.data.dicom_select import conditions
+        from miar_monai.data.dicom_select import parse_conditions
 
-        conditions(value)
+        parse_conditions(value)
     return value
 
 
@@ -256,7 +256,7 @@ def sr(
         failed = [report["input"] for report in reports if "error" in report]
         if all_of_us.rank == 0:
             if report_file is not None:
-                with whole_file(report_file, overwrite) as file:
+                with atomic_file(report_file, overwrite) as file:
                     file.write_text(json.dumps(run_report(work.resolver, reports), indent=2) + "\n", encoding="utf-8")
             if skipped := sum("skipped" in report for report in reports):
                 work.say(f"{skipped} of {len(jobs)} cases had a result already")

@@ -30,7 +30,7 @@ def check_headers(folder: Path, headers: Sequence[Dataset]) -> None:
         GeometryError: if an image has no place in millimeters, or the slices have several frames of reference.
     """
     needed = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
-    needed |= {"SliceThickness": 1} if len(headers) == 1 else {}  # otherwise the positions tell
+    needed |= {"SliceThickness": 1} if len(headers) == 1 else {}  # otherwise it follows from the positions
     for header in headers:
         _check_kind(header)
         _check_units(header)
@@ -40,62 +40,61 @@ def check_headers(folder: Path, headers: Sequence[Dataset]) -> None:
     if len(frames) > 1:
         raise GeometryError(
             f"{folder}: the slices have {len(frames)} frames of reference, so their positions do not belong together; "
-            "slices of one are needed: put each stack into a folder of its own."
+            "slices of one frame are needed: put each stack into its own folder."
         )
     largest = max(headers, key=lambda header: int(header.Rows * header.Columns))
     check_num_voxels(str(largest.filename), [len(headers), largest.Columns, largest.Rows])
 
 
 def _check_kind(header: Dataset) -> None:
-    """Refuse an image that is no single slice of gray values."""
+    """Check that an image is a single gray-value slice."""
     file = header.filename
     if any(f"{part}FunctionalGroupsSequence" in header for part in ("Shared", "PerFrame")):
         raise ImageError(
-            f"{file} is an enhanced (multi-frame) image, which is not read: a series with one slice a file is needed; "
-            "export it as such, or convert it to NIfTI."
+            f"{file} is an enhanced (multi-frame) image, which is not supported: a series with one slice per file "
+            "is needed; export it as such, or convert it to NIfTI."
         )
     if is_mosaic(header):
         raise ImageError(
-            f"{file} is a mosaic, which shows the slices of a volume as tiles of one image: a series with one slice a "
-            "file is needed; convert the mosaic to NIfTI, for example with dcm2niix."
+            f"{file} is a mosaic, with the slices of a volume as tiles of one image: a series with one slice per file "
+            "is needed; convert the mosaic to NIfTI, for example with dcm2niix."
         )
     kind = text(header, "PhotometricInterpretation")[:64]
-    if kind != "MONOCHROME2":  # ITK turns MONOCHROME1 around, units lost
-        found = "inverted gray values" if kind == "MONOCHROME1" else "no gray values"
+    if kind != "MONOCHROME2":  # ITK inverts MONOCHROME1 and loses the units
+        found = "inverted gray values" if kind == "MONOCHROME1" else "colors"
         raise ImageError(
-            f"{file} holds {found} ({kind}), whose units would come out wrong: MONOCHROME2 is needed; convert the "
-            "series."
+            f"{file} contains {found} ({kind}): MONOCHROME2 is needed for correct units; convert the series."
         )
 
 
 def _check_units(header: Dataset) -> None:
-    """Refuse an image whose stored values have no slope and intercept to make units of them."""
+    """Check that stored values can be rescaled to units by a slope and an intercept."""
     if "ModalityLUTSequence" in header:
         raise ImageError(
-            f"{header.filename} gives its units by a table (Modality LUT), which is not read: rescaling by slope and "
-            "intercept is needed; convert the series."
+            f"{header.filename} defines its units by a table (Modality LUT), which is not supported: rescaling by "
+            "slope and intercept is needed; convert the series."
         )
     for name in ("RescaleSlope", "RescaleIntercept"):
         given = (element := header.get_item(name)) is not None and element.value not in (None, "", b"")
-        found = numbers(header, name)  # of blanks, which ITK takes for 0, there are none
+        found = numbers(header, name)  # ITK reads blanks as 0
         useless = len(found) != 1 or not np.isfinite(found[0]) or (name == "RescaleSlope" and found[0] == 0)
         if given and useless:
             raise ImageError(
-                f"{header.filename} has the {name} {_shown(header, name)}, which gives its voxels no units: a "
-                "number, and a slope other than 0, is needed; export the series again."
+                f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no units: a "
+                "number, for the slope other than 0, is needed; export the series again."
             )
 
 
 def _shown(header: Dataset, name: str) -> str:
-    """Return the values of an element as a header has them, as far as a message holds them."""
-    return "\\".join(values(header, name))[:64] or "without a number"
+    """Return the values of an element for a message, shortened."""
+    return "\\".join(values(header, name))[:64] or "without a value"
 
 
 def _check_place(header: Dataset, name: str, count: int) -> None:
-    """Refuse an image that lacks an element, or has one that does not hold as many numbers as it should."""
+    """Check that an element exists and has the expected number of values."""
     if is_missing(header, name):
         raise GeometryError(
-            f"{header.filename} has no {name}, so its voxels have no place in millimeters: a complete header is "
+            f"{header.filename} has no {name}, so its voxels have no position in millimeters: a complete header is "
             "needed; export the series again."
         )
     found = np.array(numbers(header, name))
@@ -103,7 +102,7 @@ def _check_place(header: Dataset, name: str, count: int) -> None:
     if len(found) != count or not np.isfinite(found).all() or (size and found.min() <= 0):
         what = "1 number is" if count == 1 else f"{count} numbers are"
         raise GeometryError(
-            f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no place in millimeters: "
+            f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no position in millimeters: "
             f"{what} needed{', greater than 0' * size}; export the series again."
         )
 
@@ -120,7 +119,7 @@ def check_sizes(folder: Path, shapes: set[tuple[int, ...]]) -> None:
     """
     if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 1:
         raise ImageError(
-            f"{folder}: the images have the sizes {sorted(shapes)}; gray-value slices of one size, one a file, are "
-            "needed: put the slices of one volume into a folder of their own (multi-frame and color DICOM are not "
-            "read)."
+            f"{folder}: the images have the sizes {sorted(shapes)}; gray-value slices of one size, one per file, are "
+            "needed: put the slices of one volume into their own folder (multi-frame and color DICOM are not "
+            "supported)."
         )

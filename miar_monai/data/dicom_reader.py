@@ -1,4 +1,4 @@
-"""DICOM series in: slices read with ITK (GDCM), placed where their own positions say."""
+"""Reads DICOM series: pixels by ITK (GDCM), geometry from the positions of the slices."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import numpy as np
 
 from miar_monai.data.checks import check_num_voxels
 from miar_monai.data.dicom_checks import check_headers, check_sizes
-from miar_monai.data.dicom_grid import LPS_TO_RAS, check_gaps, even_grid, in_plane_axes
+from miar_monai.data.dicom_grid import LPS_TO_RAS, check_gaps, fit_grid, in_plane_axes
 from miar_monai.data.dicom_headers import (
-    as_they_are,
+    lenient_pydicom,
     numbers,
-    read_folder,
+    read_dicom_folder,
     text,
 )
-from miar_monai.data.dicom_select import DIFFERENCES, check_one_volume, conditions, selected, uncovered
+from miar_monai.data.dicom_select import (
+    DISTINGUISHING_ELEMENTS,
+    check_one_volume,
+    coverage_remarks,
+    parse_conditions,
+    select_slices,
+)
 from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError, ImageError
 
@@ -29,21 +35,21 @@ __all__ = [
     "series_files",
 ]
 
-_ROUNDED_COSINES = 0.01
-"""How far direction cosines may be from perpendicular unit vectors: two decimals."""
+_COSINE_TOLERANCE = 0.01
+"""Tolerance of direction cosines, which may be rounded to two decimals."""
 
 
-@as_they_are()
+@lenient_pydicom()
 def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> Volume:
-    """Read the one series in a folder, or one of several, its slices sorted by position.
+    """Read a DICOM series, with its slices sorted by position.
 
-    The affine is that of the even grid that fits the positions of the slices best, so the shear of a tilted gantry is
-    kept.
+    The affine is that of the regular grid that fits the positions of the slices best (least squares). It includes the
+    shear of a tilted gantry.
 
     Args:
-        folder: holds the slices of one series.
-        series: SeriesInstanceUID of the one to read, where there are several.
-        select: what the headers of the slices must hold, such as ``"EchoTime=80"``, where a series has several volumes.
+        folder: of the slices.
+        series: SeriesInstanceUID; needed if there are several series.
+        select: conditions on the headers, such as ``"EchoTime=80"``; needed if the series has several volumes.
 
     Returns:
         The volume, in rescaled intensities (HU for CT). Its dtype is int16, int32 where that is too small, or float32
@@ -51,8 +57,8 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
 
     Raises:
         ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
-        SettingError: if ``select`` is of another form, or chooses nothing.
-        GeometryError: if there are several series or volumes and it is not said which, or slices have no place in
+        SettingError: if ``select`` is malformed, or matches no slice.
+        GeometryError: if there are several series or volumes to choose from, or slices have no position in
             millimeters, or are missing, duplicate or unevenly spaced.
     """
     headers, remarks = _series_headers(folder, series, select)
@@ -101,7 +107,7 @@ def _check_unread(folder: Path, names: Sequence[str]) -> None:
     if names:
         raise ImageError(
             f"{folder}: {len(names)} DICOM files cannot be read as images, the first is {min(names)}; "
-            "complete slices are needed: copy them again, or move what is not a slice out of the folder."
+            "complete slices are needed: copy them again, or move files that are not slices out of the folder."
         )
 
 
@@ -116,52 +122,55 @@ def _result_dtype(array: np.ndarray) -> np.dtype:
     return np.dtype(np.int16 if array.min() >= -(2**15) and array.max() < 2**15 else np.int32)
 
 
-@as_they_are()
-def series_files(folder: Path, wanted: str = "", select: Sequence[str] = ()) -> list[str]:
-    """Return the files of the one series in a folder, or of one of several, in no order that means anything.
+@lenient_pydicom()
+def series_files(folder: Path, series: str = "", select: Sequence[str] = ()) -> list[str]:
+    """Return the files of a series, in arbitrary order.
 
     Args:
-        folder: where they lie.
-        wanted: SeriesInstanceUID of one.
-        select: what their headers must hold, see `read_series`.
+        folder: of the slices.
+        series: as in `read_series`.
+        select: as in `read_series`.
 
     Raises:
         ImageError: if there is no series, or a DICOM file cannot be read as an image.
-        SettingError: if ``select`` is of another form, or chooses nothing.
-        GeometryError: if there are several series and none is wanted, or the one that is wanted is not there.
+        SettingError: if ``select`` is malformed, or matches no slice.
+        GeometryError: if the series is not found, or there are several to choose from.
     """
-    return [str(header.filename) for header in _series_headers(folder, wanted, select)[0]]
+    return [str(header.filename) for header in _series_headers(folder, series, select)[0]]
 
 
-def _series_headers(folder: Path, wanted: str, select: Sequence[str]) -> tuple[list[Dataset], tuple[str, ...]]:
-    """Return the headers of one volume, and what is to be said of the choice."""
-    found = read_folder(folder, [*DIFFERENCES, *(condition.keyword for condition in conditions(select))])
+def _series_headers(folder: Path, uid: str, select: Sequence[str]) -> tuple[list[Dataset], tuple[str, ...]]:
+    """Return the headers of one volume, and remarks on its selection."""
+    found = read_dicom_folder(
+        folder, [*DISTINGUISHING_ELEMENTS, *(condition.keyword for condition in parse_conditions(select))]
+    )
     series = found.series
-    if not (series or found.unread):
+    if not (series or found.unreadable):
         others = ", ".join(f"{count} {name}" for name, count in sorted(found.others.items()))
         raise ImageError(
-            f"{folder} holds no DICOM series{others and f', but other objects ({others})'}: give a folder with the "
-            "slices of one series, or a NIfTI file."
+            f"{folder} contains no DICOM series{others and f', only other objects ({others})'}: give a folder "
+            "with the slices of one series, or a NIfTI file."
         )
-    _check_unread(folder, found.unread)
-    if wanted not in series if wanted else len(series) > 1:
+    _check_unread(folder, found.unreadable)
+    is_ambiguous = uid not in series if uid else len(series) > 1
+    if is_ambiguous:
         listed = ", ".join(
-            f"{uid or 'one without UID'} ({text(headers[0], 'SeriesDescription') or 'no description'}, "
+            f"{name or 'one without UID'} ({text(headers[0], 'SeriesDescription') or 'no description'}, "
             f"{len(headers)} files)"
-            for uid, headers in sorted(series.items())
+            for name, headers in sorted(series.items())
         )
-        which = f"{len(series)} DICOM series{wanted and f' and none is {wanted}'}"
+        which = f"{len(series)} DICOM series{uid and f', but not {uid}'}"
         raise GeometryError(
-            f"{folder} holds {which}: {listed}; one is needed: say which (--series UID, or series of"
-            " miar_monai.data.io.read_volume), or move each into a folder of its own."
+            f"{folder} contains {which}: {listed}; one is needed: choose it (--series UID, or series of"
+            " miar_monai.data.io.read_volume), or move each into its own folder."
         )
-    headers = series[wanted] if wanted else next(iter(series.values()))
-    chosen = selected(folder, headers, select)
-    return chosen, uncovered(headers, chosen)
+    headers = series[uid] if uid else next(iter(series.values()))
+    chosen = select_slices(folder, headers, select)
+    return chosen, coverage_remarks(headers, chosen)
 
 
 def _series_affine(folder: Path, headers: Sequence[Dataset]) -> tuple[np.ndarray, list[int]]:
-    """Return the RAS+ affine of slices, and their order along their normal, from where they really lie."""
+    """Return the RAS+ affine of slices, and their order along their normal, from their positions."""
     frames = [int(max(1, *numbers(header, "NumberOfFrames"), 1)) for header in headers]
     sizes = zip(frames, headers, strict=True)
     check_sizes(folder, {(count, header.Rows, header.Columns) for count, header in sizes})
@@ -176,7 +185,7 @@ def _series_affine(folder: Path, headers: Sequence[Dataset]) -> tuple[np.ndarray
     order = np.argsort(positions @ normal, kind="stable")
     if len(headers) > 1:
         check_gaps(folder, positions[order])
-        origin, step = even_grid(positions[order])
+        origin, step = fit_grid(positions[order])
     else:
         origin, step = positions[0], normal * numbers(headers[0], "SliceThickness")[0]
     affine = np.eye(4)
@@ -187,9 +196,9 @@ def _series_affine(folder: Path, headers: Sequence[Dataset]) -> tuple[np.ndarray
 
 
 def _axes(folder: Path, orientation: np.ndarray) -> np.ndarray:
-    """Return the directions along a row and along a column, (2, 3), made perpendicular where they were rounded."""
+    """Return the directions along a row and along a column, (2, 3), corrected for rounding."""
     axes = in_plane_axes(orientation)
-    if np.abs(axes - orientation).max() > _ROUNDED_COSINES:
+    if np.abs(axes - orientation).max() > _COSINE_TOLERANCE:
         raise GeometryError(
             f"{folder}: ImageOrientationPatient is {orientation.ravel().tolist()}, but perpendicular unit vectors are "
             "needed: export the series again."
@@ -198,13 +207,13 @@ def _axes(folder: Path, orientation: np.ndarray) -> np.ndarray:
 
 
 def _check_parallel(folder: Path, headers: Sequence[Dataset], orientations: np.ndarray, spacings: np.ndarray) -> None:
-    """Refuse slices that lie unlike most of them, such as a localizer."""
-    turned = np.abs(orientations - np.median(orientations, axis=0)).max(axis=1) > 2e-3  # more than they are rounded
+    """Check that no slice, such as a localizer, differs from the others in orientation or voxel size."""
+    turned = np.abs(orientations - np.median(orientations, axis=0)).max(axis=1) > 2e-3  # beyond rounding
     odd = np.flatnonzero(turned | (np.abs(spacings - np.median(spacings, axis=0)).max(axis=1) > 1e-3)).tolist()
     if odd:
         first = min(Path(str(headers[i].filename)).name for i in odd)
         raise GeometryError(
             f"{folder}: {len(odd)} of {len(headers)} slices differ from the others in orientation or voxel size, the "
-            f"first is {first}; parallel slices of one voxel size are needed: put each stack into a folder of its "
-            "own, and localizers aside."
+            f"first is {first}; parallel slices of one voxel size are needed: put each stack into its own "
+            "folder, and remove localizers."
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from miar_monai.data.dicom_headers import as_they_are, read_header, text
+from miar_monai.data.dicom_headers import lenient_pydicom, read_header, text
 from miar_monai.data.dicom_reader import series_files
 from miar_monai.data.geometry import axial_axis
 from miar_monai.data.volume import Volume
@@ -30,15 +30,15 @@ _NEEDED = (
     "PixelRepresentation",
 )
 
-_NO_LONGER_TRUE = (
+_INVALID_AFTER_RESAMPLING = (
     "InstanceCreatorUID",
     "SmallestImagePixelValue",
     "LargestImagePixelValue",
     "SmallestPixelValueInSeries",
     "LargestPixelValueInSeries",
-    "PixelPaddingValue",  # padding does not survive the network as one value
+    "PixelPaddingValue",  # padding is not constant after super-resolution
     "PixelPaddingRangeLimit",
-    "RealWorldValueMappingSequence",  # of the source's stored values
+    "RealWorldValueMappingSequence",  # refers to the stored values of the source
     "IconImageSequence",
     "MACParametersSequence",
     "DigitalSignaturesSequence",
@@ -46,9 +46,9 @@ _NO_LONGER_TRUE = (
 )
 
 
-@as_they_are()
+@lenient_pydicom()
 def source_headers(volume: Volume) -> list[Dataset]:
-    """Read the headers of the series that a result is to be derived from; worth asking before the work is done.
+    """Read the headers of the series that a result is derived from, and check that a derived series can be written.
 
     Args:
         volume: the source, as read from the folder of its series.
@@ -57,19 +57,19 @@ def source_headers(volume: Volume) -> list[Dataset]:
         The headers without pixels, in the order of the volume's slices.
 
     Raises:
-        ImageError: if the volume is no DICOM series, or the series is neither CT nor MR, or lacks what a derived
-            image must repeat, or has a header that is damaged.
-        GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
+        ImageError: if the volume is not a DICOM series, or the series is neither CT nor MR, lacks elements that a
+            derived image must repeat, or has a damaged header.
+        GeometryError: if the slices of the series are not axial, and so have no counterparts in the result.
     """
     folder = volume.path
     if not folder.is_dir():
         raise ImageError(
-            f"{folder} is no DICOM series, and a derived series repeats the patient and the study of its source: "
+            f"{folder} is not a DICOM series, but a derived series needs the patient and the study of its source: "
             "give a folder with a DICOM series, or write NIfTI (--out-format nifti)."
         )
     if axial_axis(volume.affine) != 2:
         raise GeometryError(
-            f"{folder}: the slices are not axial, but it is the axial plane that becomes finer, so they have no "
+            f"{folder}: the slices are not axial, but only the axial plane becomes finer, so they have no "
             "counterparts in a derived series: write NIfTI (--out-format nifti)."
         )
     advice = "export the series again, or write NIfTI (--out-format nifti)."
@@ -78,7 +78,7 @@ def source_headers(volume: Volume) -> list[Dataset]:
         headers = [read_header(file) for file in files]
         for header in headers:
             _check_header(header)
-            repeated(header).save_as(BytesIO())  # what will be repeated
+            repeated(header).save_as(BytesIO())  # as write_series will
         normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
         heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
     return [headers[i] for i in np.argsort(heights, kind="stable")]
@@ -96,21 +96,23 @@ def _check_header(header: Dataset) -> None:
     kind, coding = UID(text(header, "SOPClassUID")), text(header, "PhotometricInterpretation")
     if kind not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
         raise ImageError(
-            f"{header.filename} holds {kind.name} in {coding}, but a series is "
+            f"{header.filename} contains {kind.name} in {coding}, but a series can be "
             "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
         )
 
 
 def repeated(header: Dataset) -> Dataset:
-    """Return what still holds of a source's header."""
+    """Return the elements of a source's header that are valid for a derived image."""
     from pydicom.dataset import FileDataset
 
-    # what a file is wrapped in is said here, since pydicom 2 and 3 have no common words for it when they write
+    # the encoding is set here, as the arguments of save_as differ between pydicom 2 and 3
     repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
     for element in header:
         curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
-        of_the_file = element.tag.group < 8  # such a one belongs before the data set, and here only by damage
-        if not (element.tag.is_private or curve_or_overlay or of_the_file or element.keyword in _NO_LONGER_TRUE):
-            repeated.add(deepcopy(element))  # an element is shared otherwise, and what is set here changes the source's
-    repeated.remove_private_tags()  # within sequences
+        in_file_meta = element.tag.group < 8  # only damaged files have it in the data set
+        if not (
+            element.tag.is_private or curve_or_overlay or in_file_meta or element.keyword in _INVALID_AFTER_RESAMPLING
+        ):
+            repeated.add(deepcopy(element))  # otherwise changes affect the source
+    repeated.remove_private_tags()  # inside sequences
     return repeated

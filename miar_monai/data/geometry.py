@@ -1,7 +1,7 @@
-"""Where voxels lie in millimeters: pure functions on affines, NumPy in and NumPy out.
+"""Positions of voxels in millimeters: pure NumPy functions of affines.
 
 An affine maps voxel indices to millimeters in RAS+ (NIfTI's patient axes). Integer indices are voxel *centers*, so
-the field of view of a line of n voxels reaches from index -0.5 to n - 0.5.
+the field of view of a line of n voxels extends from index -0.5 to n - 0.5.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = [
 
 
 def is_singular(affine: np.ndarray) -> bool:
-    """Return whether an affine maps different voxels to one place, or to none.
+    """Return whether an affine is singular or not finite.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).
 
     Returns:
-        True if an entry is not finite, a voxel axis has no length, or the three axes lie in a plane.
+        True if an entry is not finite, a voxel axis has length 0, or the three axes lie in a plane.
 
     Example:
         >>> is_singular(np.diag([1.0, 1, 0, 1]))
@@ -48,11 +48,11 @@ def is_singular(affine: np.ndarray) -> bool:
 def upscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     """Return the affine of an image resampled to ``factors`` times as many voxels over the same field of view.
 
-    Both grids are cell-centered, so voxel 0 moves by ``(1 / factor - 1) / 2`` voxels and the outer corners stay.
+    Voxel 0 moves by ``(1 / factor - 1) / 2`` voxels, so that the outer corners stay.
 
     Args:
-        affine: voxel indices to millimeters, (4, 4). Shear and rotation are allowed.
-        factors: voxels gained along each voxel axis, (3,), greater than 0; 1 leaves an axis alone.
+        affine: voxel indices to millimeters, (4, 4); may include shear and rotation.
+        factors: ratio of the numbers of voxels along each axis, (3,), greater than 0; 1 keeps an axis.
 
     Returns:
         The new affine, (4, 4), float64.
@@ -98,7 +98,7 @@ def downscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarra
 
 
 def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return the outer corners of the field of view: corners of the corner voxels, not their centers.
+    """Return the corners of the field of view: outer corners of voxels, not centers.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).
@@ -118,7 +118,7 @@ def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the largest distance between the same outer corner of the field of view under two affines.
+    """Return the largest distance between corresponding corners of the field of view under two affines.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).
@@ -136,9 +136,9 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
 
 
 def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return an affine without shear: the rotation (or reflection) and zooms that are nearest to an affine.
+    """Return the nearest affine without shear: a rotation (or reflection) and zooms.
 
-    The sizes of the voxels and the center of the volume stay. The rotation is that of the polar decomposition.
+    Voxel sizes and the center of the volume stay. The rotation is that of the polar decomposition.
 
     Args:
         affine: voxel indices to millimeters, (4, 4), not singular.
@@ -163,7 +163,7 @@ def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def axial_axis(affine: np.ndarray) -> int:
-    """Return the voxel axis closest to the patient's inferior-superior direction, as nibabel assigns axes.
+    """Return the voxel axis closest to the inferior-superior direction of the patient, as assigned by nibabel.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).

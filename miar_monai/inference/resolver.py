@@ -19,10 +19,10 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai.data.cases import read_case
-from miar_monai.data.checks import checked
+from miar_monai.data.checks import check_volume
 from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import Volume, uncertainty_of
-from miar_monai.data.nifti import check_layout, nifti_image, volume_of
+from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
 from miar_monai.degradation.operators import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import find_bundle, metadata, weights_path
@@ -252,7 +252,7 @@ class SuperResolver:
             return result[..., 0] if image.ndim == 3 else result
         if isinstance(image, np.ndarray):
             return sr.array[..., 0] if image.ndim == 2 else sr.array
-        return nifti_image(sr)
+        return volume_to_nifti(sr)
 
 
 def choose_device(name: str) -> torch.device:
@@ -320,7 +320,7 @@ def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> 
     can_be_labels = True
     if isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         check_layout(_IN_MEMORY, image)
-        volume = volume_of(image, _IN_MEMORY)
+        volume = nifti_to_volume(image, _IN_MEMORY)
     elif isinstance(image, MetaTensor):
         array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
         affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
@@ -337,7 +337,7 @@ def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> 
             f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed"
             f"{hint}."
         )
-    return checked(volume, can_be_labels)
+    return check_volume(volume, can_be_labels)
 
 
 def _plain(array: np.ndarray, num_spatial: int, wanted: str, ndims: tuple[int, int]) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_a_pair_of_files_is_read_too(tmp_path: Path) -> None:
         assert volume_stem(tmp_path / name) == "a"
     with (tmp_path / "a.img").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(ImageError, match=r"a\.hdr is truncated or damaged \(it holds 100 bytes, but its header"):
+    with pytest.raises(ImageError, match=r"a\.hdr is truncated or damaged \(it contains 100 bytes, but its header"):
         read_volume(tmp_path / "a.hdr")
     (tmp_path / "a.img").unlink()
     with pytest.raises(ImageError, match=r"a\.img"):
@@ -314,7 +314,7 @@ def test_tags(tmp_path: Path) -> None:
 
 def test_folder_without_dicom(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("empty")
-    with pytest.raises(ImageError, match="holds no DICOM series: give a folder with the slices of one series"):
+    with pytest.raises(ImageError, match="contains no DICOM series: give a folder with the slices of one series"):
         read_volume(tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
         image = pydicom.dcmread(path)
         image.SeriesDescription = "T2 ax"
         image.save_as(path)
-    with pytest.raises(GeometryError, match=r"holds 2 DICOM series: .*; one is needed: say which") as caught:
+    with pytest.raises(GeometryError, match=r"contains 2 DICOM series: .*; one is needed: choose it") as caught:
         read_volume(tmp_path)
     assert re.search(r" [\d.]+ \(no description, 7 files\)", str(caught.value))
     assert re.search(r" [\d.]+ \(T2 ax, 3 files\)", str(caught.value))
@@ -341,11 +341,11 @@ def test_one_of_several_series_can_be_chosen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chosen.array, wanted.array)
     np.testing.assert_array_equal(chosen.affine, wanted.affine)
     assert (chosen.modality, chosen.series) == ("MR", uid)
-    with pytest.raises(GeometryError, match=r"both holds 2 DICOM series and none is 1\.2\.3: .*; one is needed"):
+    with pytest.raises(GeometryError, match=r"both contains 2 DICOM series, but not 1\.2\.3: .*; one is needed"):
         read_volume(both, "1.2.3")
-    with pytest.raises(GeometryError, match=r"alone holds 1 DICOM series and none is 1\.2\.3: "):
+    with pytest.raises(GeometryError, match=r"alone contains 1 DICOM series, but not 1\.2\.3: "):
         read_volume(alone, "1.2.3")
-    with pytest.raises(SettingError, match="is a file, so there is no series"):
+    with pytest.raises(SettingError, match="is a file, so the series"):
         read_volume(next(alone.iterdir()), uid)
 
 
