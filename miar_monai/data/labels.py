@@ -40,7 +40,7 @@ def label_map_error(path: Path, evidence: str, if_image: str) -> ImageError:
         evidence: how it was detected.
         if_image: what to do if it is an image.
     """
-    return ImageError(f"{path} is a label map ({evidence}), but {RESAMPLING_ADVICE}; if it is an image, {if_image}.")
+    return ImageError(f"{path} is a label map ({evidence}), and {RESAMPLING_ADVICE}; if it is an image, {if_image}.")
 
 
 def label_evidence(array: np.ndarray) -> LabelEvidence | None:

@@ -32,12 +32,12 @@ class SaveVolume(Transform):
     """Write a volume as ``<output_dir>/<input stem>_<postfix>.nii.gz``, in the dtype of its input.
 
     Args:
-        output_dir: folder of the results; made if needed.
-        postfix: ending of the name.
+        output_dir: folder of the results; created if needed.
+        postfix: last part of the name.
         overwrite: replace existing files.
 
     Raises:
-        OutputError: if the folder cannot be written to; said here, before hours of work.
+        OutputError: if the folder cannot be written to; checked here, before the work is done.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str], postfix: str = "sr", overwrite: bool = False) -> None:
@@ -47,7 +47,7 @@ class SaveVolume(Transform):
         self.overwrite = overwrite
 
     def __call__(self, image: MetaTensor, name: str = "") -> MetaTensor:
-        """Write ``image``, (1, X, Y, Z), and return it unchanged; ``name`` is as in `result_path`.
+        """Write ``image``, (1, X, Y, Z), and return it unchanged; for ``name`` see `result_path`.
 
         Raises:
             OutputError: if the file exists or cannot be written.

@@ -1,4 +1,4 @@
-"""Predictions back to the units, orientation and grid of their inputs."""
+"""Inversion of the preprocessing for predictions on a finer grid."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["InvertSuperResolutiond", "SplitUncertaintyd"]
 
 
 class SplitUncertaintyd(MapTransform):
-    """Take the second channel of a prediction, the expected error if there is one, to a key of its own.
+    """Move the second channel of a prediction, the optional expected error, to another key.
 
     Args:
         keys: key of the prediction, (1 or 2, X', Y', Z').
-        uncertainty_key: where the second channel goes.
-        allow_missing_keys: pass over missing predictions.
+        uncertainty_key: key of the second channel.
+        allow_missing_keys: ignore missing predictions.
 
     Example:
         >>> import torch
@@ -51,20 +51,20 @@ class SplitUncertaintyd(MapTransform):
 
 
 class InvertSuperResolutiond(MapTransform):
-    """Bring a super-resolved prediction back to the intensities and the voxel axes of its input.
+    """Map a super-resolved prediction back to the intensities and the voxel axes of its input.
 
-    `monai.transforms.Invertd` gives the prediction the affine of the LR image, four times too large in millimeters.
-    Here the prediction covers the field of view of the LR image: its affine follows from the two sizes.
+    Unlike with `monai.transforms.Invertd`, which would give the prediction the affine of the LR image, the prediction
+    covers the field of view of the LR image: its affine follows from the two sizes.
 
-    What is nowhere negative, such as the magnitude of an MR signal, does not become so.
+    Non-negative inputs, such as the magnitude of an MR signal, give non-negative results.
 
     Args:
         keys: key of the prediction, (1, X', Y', Z').
-        transform: the preprocessing that was applied to ``orig_key``; its invertible parts are undone.
+        transform: the preprocessing of ``orig_key``; its invertible parts are inverted.
         orig_key: key of the network's input, a `MetaTensor` (1, X, Y, Z).
-        difference_keys: those of the keys that hold differences of intensities, such as errors: they are scaled
-            without an offset, and are not rounded when they are written.
-        allow_missing_keys: pass over missing predictions.
+        difference_keys: the keys of differences of intensities, such as errors: scaled without an offset, and written
+            in float32.
+        allow_missing_keys: ignore missing predictions.
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class InvertSuperResolutiond(MapTransform):
         placed.applied_operations = deepcopy(image.applied_operations)
         placed.meta[DESCRIPTION_KEY] = result_description(is_difference)
         if is_difference:
-            ScaleIntensityWindow.forget_offset(placed)
+            ScaleIntensityWindow.remove_offset(placed)
             placed.meta[DTYPE_KEY] = "float32"
-        elif float(image.min()) >= (zero := ScaleIntensityWindow.zero(image)):
+        elif float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
             placed = placed.clamp(min=zero)
         with allow_missing_keys_mode(self.transform):
             return self.transform.inverse({self.orig_key: placed})[self.orig_key]
