@@ -29,7 +29,7 @@ from benchmarks.bench_training import WARM_UP, median_ms
 from benchmarks.table import PEERS, commit, machine, peer_network, publish, result_files
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.cli.demo import template
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.resolver import SuperResolver, choose_device
 from miar_monai.networks import MIAR
@@ -176,7 +176,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path, overwrite: bool) -> None:
     """Write rows that need not have the same columns as CSV."""
-    with whole_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.robustness import FAULTS, noisy
 from benchmarks.table import Volume, load_volumes, open_run, provenance, publish, read_config
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.degradation import with_blurs
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
@@ -189,7 +189,7 @@ def draw(patients: Mapping[str, np.ndarray], overall: np.ndarray, path: Path, ov
         ax.set_aspect("equal")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7, frameon=False)
-        with whole_file(path, overwrite) as part:
+        with atomic_file(path, overwrite) as part:
             figure.savefig(part)
     return path
 

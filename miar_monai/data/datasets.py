@@ -19,9 +19,9 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
 from miar_monai.data.cases import find_cases
-from miar_monai.data.dicom_reader import dicom_tag, slice_files
+from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
-from miar_monai.data.outputs import result_path
+from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.errors import DatasetError
 
 __all__ = ["SliceDataset", "brats_datalist", "lidc_datalist", "split_by_patient", "volume_datalist"]
@@ -117,9 +117,9 @@ def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
         if is_volume_file(path):
             yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
     file = next(slice_files(sorted(folder.iterdir())), None)
-    if file is not None and dicom_tag(file, "0008|0060") == "CT":
+    if file is not None and header_text(file, "Modality") == "CT":
         uppermost = (*inside, folder.name)[0]
-        yield {"image": str(folder), "subject": dicom_tag(file, "0010|0020") or uppermost}
+        yield {"image": str(folder), "subject": header_text(file, "PatientID") or uppermost}
 
 
 def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = None) -> list[Item]:
@@ -146,9 +146,9 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
     if output_dir is None:
         return items
     results = {
-        os.path.realpath(result_path(item["image"], output_dir, ending, item["name"]))
+        os.path.realpath(path)
         for item in items
-        for ending in ("sr", "sr_uncertainty")
+        for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"]))
     }
     return [item for item in items if os.path.realpath(item["image"]) not in results]
 

@@ -23,8 +23,9 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey
 from torch import Tensor
 
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.io import volume_stem
+from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.degradation import Degradation
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError
@@ -287,7 +288,7 @@ class SuperResolutionEvaluation:
         """
         table = Path(output_dir, "metrics.md")
         rows = self.write_rows(Path(output_dir, "metrics.csv"), overwrite)
-        with whole_file(table, overwrite) as part:
+        with atomic_file(table, overwrite) as part:
             part.write_text(self.table(), encoding="utf-8")
         return rows, table
 
@@ -306,7 +307,7 @@ class SuperResolutionEvaluation:
         """
         contrast = ["contrast"] * any("contrast" in row for row in self.rows)
         names = ["subject", *contrast, "slice", "method", *self.scores, MILLISECONDS]
-        with whole_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)

@@ -20,7 +20,8 @@ from helpers.tiny_bundle import write_tiny_bundle
 from monai.data import MetaTensor
 
 from miar_monai import SuperResolver, super_resolve
-from miar_monai.data.dicom_writer import source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import write_series
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.errors import CheckpointError, ConfigurationError, GeometryError, ImageError
