@@ -1,18 +1,18 @@
-"""The zip files of the bundles, as in MONAI's model zoo: ``python -m miar_monai.cli.build_bundles build``."""
+"""Configs and zip files of the bundles, as in MONAI's model zoo: ``python -m miar_monai.cli.build_bundles``."""
 
 from __future__ import annotations
 
 import logging
 import os
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
+from miar_monai.cli.compose_configs import write_configs
 from miar_monai.data.atomic_write import whole_file
 from miar_monai.errors import CheckpointError, ConfigurationError, report_errors_in_one_sentence
 from miar_monai.inference.bundle import metadata, weights_path
 
-__all__ = ["build", "build_zip", "bundle_files"]
+__all__ = ["build", "build_zip", "bundle_files", "render"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,20 +69,31 @@ def build_zip(bundle: str | os.PathLike[str], output: str | os.PathLike[str] = "
     return path
 
 
-def build(output: str = "dist", bundles: Iterable[str] = ("bundles/miar_brats", "bundles/miar_lidc")) -> None:
+def render(folder: str = "bundles") -> None:
+    """Write the configs of the bundles from their sources, see `miar_monai.cli.compose_configs`.
+
+    Args:
+        folder: folder of the bundles, with ``common`` and ``<name>/source.json``.
+    """
+    for source in sorted(Path(folder).glob("*/source.json")):
+        for path in write_configs(source.parent):
+            print(path)
+
+
+def build(output: str = "dist", folder: str = "bundles") -> None:
     """Build the zip files of the bundles; earlier ones of the same version are replaced.
 
-    A bundle that has no weights yet is named and left out.
+    A bundle without weights is skipped with a warning.
 
     Args:
         output: folder of the zip files.
-        bundles: folders of the bundles.
+        folder: folder of the bundles.
     """
-    for bundle in bundles:
+    for bundle in sorted(path.parents[1] for path in Path(folder).glob("*/configs/metadata.json")):
         try:
             print(build_zip(bundle, output, overwrite=True))
         except CheckpointError as error:
-            logger.warning("left out: %s", error)
+            logger.warning("skipped: %s", error)
 
 
 if __name__ == "__main__":
@@ -90,4 +101,4 @@ if __name__ == "__main__":
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
     report_errors_in_one_sentence()
-    fire.Fire({"build": build})
+    fire.Fire({"render": render, "build": build})
