@@ -222,8 +222,8 @@ class SuperResolver:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
         # recording a CUDA graph synchronizes the current device, which must not be another process's
         here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["amp"])
-        with torch.inference_mode(), here, precision:
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
+        with torch.inference_mode(), here, bfloat16:
             return self.inferer(image[None], self.network, assumed=assumed)[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:

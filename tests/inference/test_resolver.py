@@ -184,12 +184,12 @@ def test_other_settings_share_the_weights_and_are_not_mixed_up_in_threads(resolv
 
 
 def test_bfloat16_is_a_setting(resolver: SuperResolver) -> None:
-    array = 800 * head(SHAPE)
+    image = resolver.prepared(_volume(SHAPE)).image
     with torch.autocast("cpu", torch.bfloat16):
-        expected = resolver(array)
-    result = resolver.with_settings(amp=True)(array)
-    assert np.array_equal(result, expected)
-    assert not np.array_equal(result, resolver(array))
+        expected = resolver.infer(image)
+    result = resolver.with_settings(amp=True).infer(image)
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, resolver.infer(image))
 
 
 @pytest.mark.parametrize("value", ["$__import__('os').getpid()", "@alpha", "%alpha", {"_target_": "os.getpid"}, [1]])
