@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
+            raise ValueError(f"it is a {type(content).__name__}")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}): a JSON object is needed; correct it.") from error
     return content
