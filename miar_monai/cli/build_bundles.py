@@ -16,12 +16,12 @@ __all__ = ["build", "build_zip", "bundle_files", "render"]
 
 logger = logging.getLogger(__name__)
 
-_TIMESTAMP = (2022, 5, 20, 0, 0, 0)  # the model zoo's: equal contents give equal bytes
+_TIMESTAMP = (2022, 5, 20, 0, 0, 0)  # that of the model zoo, so that equal contents give equal bytes
 _SHIPPED = ("LICENSE", "configs/*", "docs/*", "models/model.pt")
 
 
 def bundle_files(bundle: str | os.PathLike[str]) -> list[Path]:
-    """Return what belongs to a bundle, sorted: license, configs, documents and the weights.
+    """Return the files of a bundle to ship, sorted: license, configs, documents and weights.
 
     Raises:
         ConfigurationError: if the folder is not a bundle.
@@ -30,12 +30,12 @@ def bundle_files(bundle: str | os.PathLike[str]) -> list[Path]:
     bundle = Path(bundle)
     if not (bundle / "configs" / "metadata.json").is_file():
         raise ConfigurationError(
-            f"{bundle} holds no configs/metadata.json: the folder of a bundle is needed; "
-            "call from the repository's folder, or give --bundles."
+            f"{bundle} has no configs/metadata.json: the folder of a bundle is needed; correct the folder, or run "
+            "make bundles if it has a source.json."
         )
     if not weights_path(bundle).is_file():
         raise CheckpointError(
-            f"{bundle} has no models/model.pt: a bundle is given away with its weights; train it (see its "
+            f"{bundle} has no models/model.pt: a bundle is shipped with its weights; train it (see its "
             "docs/README.md) and copy model.pt from the output folder to models/."
         )
     return sorted(path for pattern in _SHIPPED for path in bundle.glob(pattern) if path.is_file())
@@ -46,7 +46,7 @@ def build_zip(bundle: str | os.PathLike[str], output: str | os.PathLike[str] = "
 
     Args:
         bundle: folder of the bundle.
-        output: folder of the zip file; made if needed.
+        output: folder of the zip file; created if needed.
         overwrite: replace an existing file.
 
     Returns:
@@ -64,7 +64,7 @@ def build_zip(bundle: str | os.PathLike[str], output: str | os.PathLike[str] = "
         for file in files:
             info = zipfile.ZipInfo(f"{bundle.name}/{file.relative_to(bundle).as_posix()}", _TIMESTAMP)
             info.external_attr = 0o644 << 16
-            info.create_system = 3  # Unix, wherever it is built
+            info.create_system = 3  # Unix, on every platform
             archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED, 9)
     return path
 

@@ -2,9 +2,10 @@
 
     python -m miar_monai.cli.build_bundles render
 
-A workflow is a list of layers. Each layer is a file in ``common`` and, optionally, a section of ``source.json``. They are
-merged in this order by the rules of MONAI's `ConfigParser`: ``"train#trainer#amp"`` sets a nested value, ``"+imports"``
-extends a list or a dictionary. The results are complete configs that need neither the layers nor this module.
+A workflow is a list of layers. Each layer is a file in ``common`` and, optionally, a section of ``source.json``. They
+are merged in this order by the rules of MONAI's `ConfigParser`: ``"train#trainer#amp"`` sets a nested value,
+``"+imports"`` extends a list or a dictionary. The results are complete configs that need neither the layers nor this
+module.
 """
 
 from __future__ import annotations

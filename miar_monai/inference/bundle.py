@@ -47,8 +47,8 @@ WEIGHTS_PACKAGE = "miar-monai-bundles"
 def find_bundle(model: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle.
 
-    The bundle of the model ``brats`` is the folder ``miar_brats`` in the first of these places that has it; likewise for
-    ``lidc`` and for bundles added there:
+    The bundle of the model ``brats`` is the folder ``miar_brats`` in the first of these places that has it; likewise
+    for ``lidc`` and for bundles added there:
 
     1. the folder in the environment variable ``MIAR_BUNDLES``; if it is set, the only place;
     2. ``bundles/`` next to the package, in a clone of the repository;

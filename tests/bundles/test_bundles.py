@@ -36,7 +36,7 @@ from miar_monai.errors import CheckpointError, ConfigurationError, OutputError, 
 from miar_monai.inference.bundle import ALIASES, check_command_line, check_switches, find_bundle, metadata
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
-# of MONAI, ITK and PyTorch, on what this project does not decide
+# raised inside MONAI, ITK and PyTorch
 pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
     pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
@@ -82,7 +82,7 @@ def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, na
 
 @pytest.mark.parametrize("blur", [{}, {"blur_sigma": 2.0, "blur_on": "hr"}])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_network_undoes_what_slices_are_degraded_by(name: str, blur: dict[str, Any]) -> None:
+def test_the_network_inverts_the_simulated_degradation(name: str, blur: dict[str, Any]) -> None:
     assumed = [parsed(name, kind, "network_def", **blur).degradation for kind in ("train", "evaluate", "inference")]
     assert assumed == [Degradation(sigma=2.0, blur_on="hr") if blur else Degradation()] * 3
     assert parsed(name, "evaluate", "evaluation", **blur).degradation == assumed[0]
@@ -118,7 +118,7 @@ def test_properties_of_monai_bundles(name: str, kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_networks_keep_what_the_metadata_say(name: str) -> None:
+def test_networks_have_the_formats_of_the_metadata(name: str) -> None:
     metadata, inference = BUNDLES / name / "configs" / "metadata.json", config(name, "inference")
     verify_net_in_out("network_def", meta_file=str(metadata), config_file=inference, **_network_settings())
     formats = read(name, "metadata.json")["network_data_format"]
@@ -126,7 +126,7 @@ def test_networks_keep_what_the_metadata_say(name: str) -> None:
     assert network(name)(torch.rand(1, 1, low, low)).shape == (1, 1, high, high)
 
 
-def test_a_traced_network_does_the_same_for_one_tile(tmp_path: Path) -> None:
+def test_a_traced_network_gives_the_same_tile(tmp_path: Path) -> None:
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),
@@ -145,7 +145,7 @@ def _network_settings() -> dict[str, Any]:
     return {f"network_def#{key}": value for key, value in NETWORK.items()} | {"device": "cpu"}
 
 
-def test_a_zip_is_always_the_same(tmp_path: Path) -> None:
+def test_zip_files_are_reproducible(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "miar_brats")
     (bundle / "configs" / "__pycache__").mkdir()
     (bundle / "models" / "checkpoint_1.pt").write_bytes(b"not shipped")
@@ -162,7 +162,7 @@ def test_a_zip_is_always_the_same(tmp_path: Path) -> None:
         build_zip(bundle, tmp_path / "a")
 
 
-def test_build_makes_what_it_can(
+def test_build_skips_bundles_without_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundles" / "miar_brats")
@@ -175,12 +175,12 @@ def test_build_makes_what_it_can(
     assert f"skipped: {bare} has no models/model.pt" in caplog.text
 
 
-def test_what_is_no_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"holds no configs/metadata\.json: the folder of a bundle is needed"):
+def test_folders_that_are_not_bundles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"has no configs/metadata\.json: the folder of a bundle is needed"):
         bundle_files(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "metadata.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"has no models/model\.pt: a bundle is given away with its weights"):
+    with pytest.raises(CheckpointError, match=r"has no models/model\.pt: a bundle is shipped with its weights"):
         bundle_files(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_a_downloaded_bundle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.returncode == 0, done.stderr
     assert nib.load(tmp_path / "out" / "in_sr.nii.gz").shape == (80, 68, 2)
 
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # taken back at the end
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored at the end
     loaded = load("miar_brats", bundle_dir=str(folder), workflow_type="inference")
     expected = torch.load(folder / "miar_brats" / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
@@ -204,13 +204,13 @@ def test_a_downloaded_bundle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("value", ["false", "true", 0, None])
-def test_switches_are_true_or_false(value: object) -> None:
+def test_switches_must_be_booleans(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^overwrite is .*, but it must be True or False; on the"):
         check_switches(amp=True, overwrite=value)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_shipped_weights_are_those_that_the_metadata_names_and_fit(name: str) -> None:
+def test_the_shipped_weights_have_the_hash_of_the_metadata_and_fit(name: str) -> None:
     weights = BUNDLES / name / "models" / "model.pt"
     assert check_weights(str(BUNDLES / name)) == f"{weights} sha256 {metadata(BUNDLES / name)['weights_sha256']}"
     assert weights.stat().st_size < 60e6
@@ -229,7 +229,7 @@ RUN = ["/lib/monai/bundle/__main__.py", "run", "training"]
         (["--zzz", "0"], "inference\\.json has no setting 'zzz': its settings are alpha, amp, "),
     ],
 )
-def test_a_setting_that_no_config_has_is_refused(options: list[str], sentence: str, name: str) -> None:
+def test_unknown_settings_are_refused(options: list[str], sentence: str, name: str) -> None:
     file = ["--config_file", str(BUNDLES / name / "configs" / "inference.json")]
     for words in (RUN + options + file, RUN + file + options):
         with pytest.raises(SettingError, match=sentence):
@@ -238,7 +238,7 @@ def test_a_setting_that_no_config_has_is_refused(options: list[str], sentence: s
     check_command_line([*RUN, *options, "--args_file", "args.json"])
 
 
-def test_settings_of_all_configs_and_of_monai_are_known() -> None:
+def test_settings_of_overlays_and_of_monai_are_accepted() -> None:
     files = [str(BUNDLES / NAMES[0] / "configs" / f"{file}.json") for file in ("train", "multi_gpu_train")]
     one = [f"--config_file={files[0]}", "--max_epochs", "-1", "--datalist#contrasts", "['t1']", "--meta_file=x"]
     check_command_line(RUN + one)
@@ -250,7 +250,7 @@ def test_settings_of_all_configs_and_of_monai_are_known() -> None:
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_models_are_known_by_what_they_are_for(alias: str) -> None:
+def test_models_have_names_by_anatomy_and_modality(alias: str) -> None:
     assert find_bundle(alias) == find_bundle(ALIASES[alias])
     assert json.loads((find_bundle(alias) / "configs" / "metadata.json").read_text())["task"]
     assert [*ALIASES] == ["brain_mri", "chest_ct"]

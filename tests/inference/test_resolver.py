@@ -285,7 +285,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
 def test_settings_devices_and_bundles_that_are_not_there_are_named(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*inference\.json has alpha, amp, blur, fidelity"):
+    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*\.json has alpha, amp, blur, fidelity"):
         SuperResolver(bundle, "cpu", beams=3)
     with pytest.raises(ConfigurationError, match="fidelity"):
         SuperResolver(bundle, "cpu", fidelity=3)

@@ -71,6 +71,6 @@ def test_two_processes_infer_each_volume_once(
         name, "inference", tmp_path, config_file=files, dataset_dir=tmp_path / "in", output_dir=tmp_path / "out",
         checkpoint=tiny_checkpoint(tmp_path, name),
     )  # fmt: skip
-    done = command(*PARALLEL, *parts, module="torch.distributed.run")  # nothing is overwritten, so nothing is written twice
+    done = command(*PARALLEL, *parts, module="torch.distributed.run")  # overwriting is an error
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i}_sr.nii.gz" for i in range(count)]
