@@ -18,6 +18,7 @@ from typing import Any
 
 from miar_monai.data.atomic_write import whole_file
 from miar_monai.errors import ConfigurationError
+from miar_monai.inference.bundle import read_json
 
 __all__ = ["composed_files", "write_configs"]
 
@@ -49,7 +50,7 @@ def composed_files(bundle: str | os.PathLike[str]) -> dict[Path, str]:
         ConfigurationError: if a source is missing or is not a JSON object, or two sources do not fit together.
     """
     bundle = Path(bundle)
-    common, own = bundle.parent / "common", _read(bundle / "source.json")
+    common, own = bundle.parent / "common", read_json(bundle / "source.json")
     unknown = own.keys() - {layer for layers in (WORKFLOWS | OVERLAYS).values() for layer in layers}
     if unknown:
         raise ConfigurationError(
@@ -58,7 +59,7 @@ def composed_files(bundle: str | os.PathLike[str]) -> dict[Path, str]:
         )
     files = {bundle / path: (common / name).read_text(encoding="utf-8") for name, path in _COPIES.items()}
     for name, layers in (WORKFLOWS | OVERLAYS).items():
-        sections = [part for layer in layers for part in (_read(common / f"{layer}.json"), own.get(layer, {}))]
+        sections = [part for layer in layers for part in (read_json(common / f"{layer}.json"), own.get(layer, {}))]
         content = _ordered(_merged(bundle, sections)) if name in WORKFLOWS else _united(sections)
         files[bundle / "configs" / f"{name}.json"] = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
     return files
@@ -76,16 +77,6 @@ def write_configs(bundle: str | os.PathLike[str]) -> list[Path]:
     return changed
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it is a {type(content).__name__}")
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}): a JSON object is needed; correct it.") from error
-    return content
-
-
 def _merged(bundle: Path, sections: list[dict[str, Any]]) -> dict[str, Any]:
     from monai.bundle import ConfigParser
     from monai.bundle.utils import merge_kv
@@ -94,8 +85,10 @@ def _merged(bundle: Path, sections: list[dict[str, Any]]) -> dict[str, Any]:
     for section in sections:
         for key, value in section.items():
             try:
+                if key.startswith("+"):
+                    parser[key[1:]]  # MONAI would only warn if it is missing
                 merge_kv(parser, key, deepcopy(value))  # a section is merged into several workflows
-            except (KeyError, ValueError) as error:
+            except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise ConfigurationError(
                     f"{key!r} in the sources of {bundle} cannot be merged ({error}): a key of an earlier layer is "
                     "needed; correct it."

@@ -28,6 +28,7 @@ __all__ = [
     "metadata",
     "models",
     "number_or_text",
+    "read_json",
     "weights_path",
     "weights_sha256",
 ]
@@ -128,16 +129,20 @@ def weights_sha256(bundle: Path) -> str:
 
 
 def metadata(bundle: Path) -> dict[str, Any]:
-    """Return a bundle's ``metadata.json``.
+    """Return a bundle's ``metadata.json``, see `read_json`."""
+    return read_json(bundle / "configs" / "metadata.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a bundle.
 
     Raises:
         ConfigurationError: if it is missing or is not a JSON object.
     """
-    path = bundle / "configs" / "metadata.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
+            raise ValueError(f"it is a {type(content).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}): a JSON object is needed; restore it.") from error
     return content

@@ -70,6 +70,8 @@ def test_sources_that_cannot_be_used_are_named(sources: Path) -> None:
     for text, sentence in (
         ('{"trian": {}}', r"source\.json has a section 'trian': the name of a layer in .*common is needed; correct it"),
         ('{"train": {"no#where": 1}}', r"'no#where' in the sources of .*miar_knee cannot be merged"),
+        ('{"train": {"+datalists": {}}}', r"'\+datalists' in the sources of .*miar_knee cannot be merged"),
+        ('{"train": {"+datalist": [1]}}', r"'\+datalist' in the sources of .*miar_knee cannot be merged"),
         ("[]", r"source\.json cannot be read \(it is a list\): a JSON object is needed"),
     ):
         source.write_text(text)
