@@ -5,7 +5,7 @@
     python -m benchmarks.calibration measure ...
 
 ``fit`` looks at the validation patients: which sign of an error tells most about it, and which `ErrorModel` fits; its
-numbers belong into ``inference.json``. It writes ``fit.md``. ``measure`` looks at the test patients: expected beside
+numbers go into ``source.json``. It writes ``fit.md``. ``measure`` looks at the test patients: expected beside
 observed error, as a table, ``calibration.md``, and a picture, ``<name of the bundle>_calibration.png``. All is measured
 within the body, on every n-th slice, in network intensities. It needs the extras demo and bench.
 """
