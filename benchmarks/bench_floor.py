@@ -32,7 +32,8 @@ from benchmarks.table import commit, machine, publish, result_files
 from miar_monai.acceleration import layers as fused
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.networks.decoding import Decoding
 
 KINDS = {

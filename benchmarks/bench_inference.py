@@ -31,7 +31,8 @@ from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.cli.demo import template
 from miar_monai.data.atomic_write import whole_file
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.miar import MIAR, MIARResult
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust

@@ -38,7 +38,8 @@ from miar_monai.data.io import read_volume, write_nifti, write_volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.report import case_report
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 MIB = 2**20
@@ -107,7 +108,7 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
     plain = {name: getattr(resolver, name) for name in stages}
     for name, stage in stages.items():
         setattr(resolver, name, watch.of(stage, plain[name]))
-    prepared = resolver.prepared(volume)
+    prepared = resolver.prepare(volume)
     result = resolver.volume(volume, prepared)
     for name in stages:
         setattr(resolver, name, plain[name])

@@ -33,7 +33,8 @@ from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.resolver import SuperResolver
 
 RESULT = "levels.md"
 BLOCK = 8  # LR voxels
@@ -69,7 +70,7 @@ def block_means(slices: torch.Tensor) -> torch.Tensor:
 
 def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     """Super-resolve a volume and compare its level with the input's."""
-    prepared = resolver.prepared(volume)
+    prepared = resolver.prepare(volume)
     result = resolver.volume(volume, prepared)
     axis = axial_axis(volume.affine)
     lr, sr = (torch.from_numpy(np.moveaxis(x.array, axis, 0).astype(np.float64)) for x in (volume, result))

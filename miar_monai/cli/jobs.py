@@ -1,221 +1,193 @@
-"""What ``miar sr`` does: which files become which, what is done to each case, and said about it."""
+"""Planning of ``miar sr``: the request of the user, the result files of each case, and checks before the work."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-from functools import cache, cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import Any, NamedTuple
 
 from miar_monai.data.atomic_write import check_name, refuse_to_overwrite
-from miar_monai.data.cases import Case, opened
-from miar_monai.data.dicom_writer import check_series_folder, source_headers, write_series
-from miar_monai.data.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_volume
-from miar_monai.errors import ImageError, OutputError, sentence_for_user
-from miar_monai.inference.report import case_report, derivation, warnings_said, what_is_said
-from miar_monai.visualize.preview import check_preview, preview
+from miar_monai.data.cases import Case
+from miar_monai.data.io import check_output_folder, volume_stem
+from miar_monai.errors import OutputError, SettingError
+from miar_monai.visualize.preview import check_preview
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-    from miar_monai.inference.resolver import SuperResolver
-
-__all__ = ["Job", "Work", "check_outputs", "do_all", "list_jobs", "uncertainty_map"]
+__all__ = ["Job", "Request", "ResultFiles", "check_outputs", "check_writable", "list_jobs"]
 
 Job = tuple[Case, Path]
-"""A case, and the file of its result; as DICOM, the folder of its series."""
+"""A case and the file of its result, or for DICOM output the folder of its series."""
 
-_NO_FOLDERS = {
+_NOT_FOLDERS = {
     ".7z", ".bmp", ".bz2", ".csv", ".dcm", ".dicom", ".gif", ".gz", ".h5", ".hdr", ".html", ".ima", ".img", ".jpeg",
     ".jpg", ".json", ".mat", ".md", ".mgh", ".mgz", ".mha", ".mhd", ".mnc", ".nhdr", ".npy", ".npz", ".nrrd", ".par",
     ".pdf", ".png", ".rar", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv", ".txt", ".xz", ".zip", ".zst",
 }  # fmt: skip
-"""Endings of files that a user may expect, whereas an output named out.v2 is a folder."""
+"""Suffixes by which an output is meant to be a file, unlike that of a folder such as out.v2."""
 
 
-def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool, as_dicom: bool) -> list[Job]:
-    """Return each case with the file of its result; as DICOM, with the folder of its series.
+@dataclass(frozen=True)
+class Request:
+    """The arguments of ``miar sr``, see its ``--help``; None stands for the default of the bundle or the command."""
 
-    A result that an earlier run left among the cases is none of them.
+    source: Path
+    output: Path | None = None
+    series: str = ""
+    select: tuple[str, ...] = ()
+    out_format: str = "nifti"
+    model: str = "brats"
+    device: str = "auto"
+    lookahead_tokens: int | None = None
+    fidelity: float | None = None
+    blur: float | str | None = None
+    with_preview: bool = False
+    uncertainty: bool = False
+    report_file: Path | None = None
+    part: tuple[int, int] | None = None
+    skip_existing: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    @property
+    def as_dicom(self) -> bool:
+        """Whether results are DICOM series."""
+        return self.out_format == "dicom"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of inference that replace those of the bundle."""
+        settings: dict[str, Any] = {
+            "lookahead_tokens": self.lookahead_tokens,
+            "fidelity": self.fidelity,
+            "blur": self.blur,
+        }
+        if self.uncertainty:
+            settings["uncertainty"] = True
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+class ResultFiles(NamedTuple):
+    """The files of one result.
+
+    Attributes:
+        image: the super-resolved image; for DICOM output a folder.
+        preview: the picture, or None.
+        uncertainty: the map of the expected error, or None; for DICOM output a folder.
     """
-    named = output is not None and output.name.lower().endswith((".nii", ".nii.gz")) and not os.path.isdir(output)
-    if named and not single:
-        raise click.UsageError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
-    if named and as_dicom:
-        raise click.UsageError(f"a DICOM series is written to a folder, not to {output}: give a folder.")
-    if output is not None and not named and output.suffix.lower() in _NO_FOLDERS and not os.path.isdir(output):
-        raise click.UsageError(
-            f"{output} must be a .nii or .nii.gz file, or a folder: {output.suffix} files are not written; give another"
-            " output."
+
+    image: Path
+    preview: Path | None
+    uncertainty: Path | None
+
+    @classmethod
+    def of(cls, image: Path, preview: bool, uncertainty: bool) -> ResultFiles:
+        """Return the files of a result, named after its image.
+
+        Example:
+            >>> files = ResultFiles.of(Path("out/a_sr.nii.gz"), preview=True, uncertainty=True)
+            >>> files.preview.as_posix(), files.uncertainty.as_posix()
+            ('out/a_sr.png', 'out/a_sr_uncertainty.nii.gz')
+        """
+        stem = volume_stem(image)
+        picture = image.with_name(f"{stem}.png") if preview else None
+        return cls(
+            image, picture, image.with_name(f"{stem}_uncertainty{image.name[len(stem) :]}") if uncertainty else None
         )
-    if named:
-        assert output is not None
-        targets = [output]
-    else:
-        folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
-        suffix = "" if as_dicom else ".nii.gz"
-        targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
-    for case, target in zip(cases, targets, strict=True):
-        for path in (target, uncertainty_map(target)):
+
+    @property
+    def auxiliary(self) -> dict[str, Path]:
+        """The files other than the image, by their kind."""
+        files = {"preview": self.preview, "uncertainty": self.uncertainty}
+        return {kind: path for kind, path in files.items() if path is not None}
+
+    @property
+    def volumes(self) -> list[Path]:
+        """The image and the map, without the picture."""
+        return [path for path in (self.image, self.uncertainty) if path is not None]
+
+
+def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
+    """Return each case with its target; results of an earlier run among the cases are left out.
+
+    Args:
+        request: the request.
+        cases: those of its source.
+        single: whether the source is itself the only case, and not a folder of cases.
+
+    Raises:
+        SettingError: if the output does not suit the source or the format, or is the input.
+    """
+    targets = _targets(request, cases, single)
+    volumes = [ResultFiles.of(target, preview=False, uncertainty=True).volumes for target in targets]
+    for case, paths in zip(cases, volumes, strict=True):
+        for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
-                raise click.UsageError(f"{path} is the input, which is never changed; give another output.")
-    folder_of = cache(Path.resolve)  # there may be 100,000 files in one
-    results = {folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))}
+                raise SettingError(f"{path} is the input, which is never changed; give another output.")
+    resolved = cache(Path.resolve)  # there may be 100,000 files in one folder
+    results = {resolved(path.parent) / path.name for paths in volumes for path in paths}
     jobs = zip(cases, targets, strict=True)
-    return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
+    return [(case, target) for case, target in jobs if resolved(case.source.parent) / case.source.name not in results]
 
 
-def _picture(target: Path) -> Path:
-    return target.with_name(f"{volume_stem(target)}.png")
+def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path]:
+    """Return the file of each case's result, or for DICOM output the folder of its series."""
+    source, output = request.source, request.output
+    if output is not None and not output.is_dir():
+        if output.name.lower().endswith((".nii", ".nii.gz")):
+            if not single:
+                raise SettingError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
+            if request.as_dicom:
+                raise SettingError(f"a DICOM series is written to a folder, not to {output}: give a folder.")
+            return [output]
+        if output.suffix.lower() in _NOT_FOLDERS:
+            raise SettingError(
+                f"{output} must be a .nii or .nii.gz file, or a folder: {output.suffix} files are not written; give"
+                " another output."
+            )
+    folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
+    suffix = "" if request.as_dicom else ".nii.gz"
+    return [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
 
 
-def uncertainty_map(target: Path) -> Path:
-    """Return where the expected error of a result belongs: beside it."""
-    stem = volume_stem(target)
-    return target.with_name(f"{stem}_uncertainty{target.name[len(stem) :]}")
+def check_outputs(request: Request, targets: Sequence[Path]) -> None:
+    """Check before the work that the report and the results with some targets can be written.
 
-
-def check_outputs(
-    targets: list[Path],
-    maps: list[Path],
-    report_file: Path | None,
-    with_preview: bool,
-    overwrite: bool,
-    as_dicom: bool,
-) -> None:
-    """Refuse what cannot be written before the work is done."""
-    if with_preview:
+    Raises:
+        ConfigurationError: if a preview cannot be drawn.
+        OutputError: if a file cannot be written, or would overwrite something.
+    """
+    if request.with_preview:
         check_preview()
-    pictures = [_picture(target) for target in targets] if with_preview else []
-    for path in [*targets, *maps, *pictures, *([report_file] if report_file else [])]:
+    for path, may_be_folder in _outputs(request, targets):
         check_name(path)
         check_output_folder(path.parent)
-        if path.is_dir() and not (as_dicom and path in [*targets, *maps]):
+        if path.is_dir() and not may_be_folder:
             raise OutputError(f"{path} is a folder: a file is written there; give another name.")
-        if not overwrite:
-            refuse_to_overwrite(path)
+        check_writable(path, request.overwrite)
 
 
-class Work:
-    """What is done to each case, and said about it."""
-
-    def __init__(
-        self,
-        make_resolver: Callable[[], SuperResolver],
-        as_dicom: bool,
-        with_preview: bool,
-        overwrite: bool,
-        skip_existing: bool,
-        quiet: bool,
-        series: str = "",
-        select: tuple[str, ...] = (),
-    ) -> None:
-        self.make_resolver = make_resolver
-        self.series = series
-        self.select = select
-        self.as_dicom = as_dicom
-        self.with_preview = with_preview
-        self.overwrite = overwrite
-        self.skip_existing = skip_existing
-        self.quiet = quiet
-
-    @cached_property
-    def resolver(self) -> SuperResolver:
-        """What super-resolves the cases; made when it is first asked for, since that takes seconds."""
-        return self.make_resolver()
-
-    @cached_property
-    def seconds_per_tile(self) -> float:
-        """How long a tile takes on a CPU; 0 where nobody waits for that."""
-        return self.resolver.seconds_per_tile() if self.resolver.device.type == "cpu" and not self.quiet else 0.0
-
-    def say(self, text: str) -> None:
-        """Print to stderr; stdout is for the paths of results."""
-        if text and not self.quiet:
-            click.echo(text, err=True)
-
-    def do(self, case: Case, target: Path) -> dict[str, Any]:
-        """Super-resolve a case and return its report."""
-        if case.problem:
-            raise ImageError(case.problem)
-        if self.skip_existing and os.path.exists(target):
-            return {"input": str(case.source), "output": str(target), "skipped": True}
-        redo = self.overwrite or self.skip_existing  # what lies beside no result was left by a killed run
-        self._check([target], self.overwrite)
-        volume, headers = self._read(case)
-        pictures = [_picture(target)] * self.with_preview
-        maps = [uncertainty_map(target)] * bool(self.resolver.settings.get("uncertainty"))
-        self._check([*pictures, *maps], redo)
-        for folder in [target, *maps] if self.as_dicom else []:
-            check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
-        if self.seconds_per_tile:
-            seconds = self.seconds_per_tile * self.resolver.num_tiles(volume)
-            self.say(f"{' x '.join(map(str, volume.array.shape))} voxels: about {_duration(seconds)} on the CPU")
-        start = time.perf_counter()
-        with warnings_said() as said:
-            prepared = self.resolver.prepared(volume)
-            result = self.resolver.volume(volume, prepared)
-        seconds = time.perf_counter() - start
-        for picture in pictures:
-            preview(volume, result, picture, redo)
-        self._write(result, target, headers, redo)
-        beside = {what: path for what, paths in (("preview", pictures), ("uncertainty", maps)) for path in paths}
-        device, warnings = self.resolver.device, [*prepared.warnings, *said]
-        source, limits = str(case.source), prepared.limits
-        report = case_report(
-            source, target, volume, result, prepared.assumed, seconds, device, warnings, beside, limits
-        )
-        self.say(what_is_said(report, prepared.warnings))
-        if not self.quiet:
-            click.echo(str(target))
-        return report
-
-    @staticmethod
-    def _check(files: list[Path], overwrite: bool) -> None:
-        """Refuse what cannot be written, or would replace something, before the work is done."""
-        for file in files:
-            check_name(file)
-            if not overwrite:
-                refuse_to_overwrite(file)
-
-    def _read(self, case: Case) -> tuple[Volume, list[Dataset]]:
-        """Return the volume of a case and, if the result is a series, the headers of its slices."""
-        with opened(case.source) as path:
-            volume = read_volume(path, self.series, self.select)
-            return volume, source_headers(volume) if self.as_dicom else []
-
-    def _write(self, result: Volume, target: Path, headers: list[Dataset], redo: bool) -> None:
-        """Write a result after what goes beside it: a case is done when its result is there."""
-        for volume, quantity in parts_to_save(result):
-            path, overwrite = (uncertainty_map(target), redo) if quantity else (target, self.overwrite)
-            if self.as_dicom:
-                write_series(path, volume, headers, derivation(self.resolver), overwrite, quantity)
-            else:
-                write_volume(path, volume, overwrite)
+def _outputs(request: Request, targets: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    """Yield all files of a run, and whether they are folders of DICOM series."""
+    for target in targets:
+        files = ResultFiles.of(target, request.with_preview, request.uncertainty)
+        for path in files.volumes:
+            yield path, request.as_dicom
+        if files.preview is not None:
+            yield files.preview, False
+    if request.report_file is not None:
+        yield request.report_file, False
 
 
-def do_all(work: Work, numbered: list[tuple[int, Job]], count: int, single: bool) -> dict[int, dict[str, Any]]:
-    """Return the reports of cases, some of ``count``; a failure does not stop the others, unless it is a single one."""
-    reports = {}
-    for number, (case, target) in numbered:
-        work.say("" if single else f"[{number + 1}/{count}] {case.source}")
-        try:
-            reports[number] = work.do(case, target)
-        except Exception as error:
-            debug = click.get_current_context().meta.get("miar.debug")
-            if single or debug or isinstance(error, BrokenPipeError):
-                raise
-            reports[number] = {"input": str(case.source), "error": sentence_for_user(error)}
-            click.echo(f"error: {sentence_for_user(error)}", err=True)
-    return reports
+def check_writable(path: Path, overwrite: bool) -> None:
+    """Check that a result has a valid name and, unless ``overwrite`` is True, that it does not exist yet.
 
-
-def _duration(seconds: float) -> str:
-    """Return a time as people say it."""
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    Raises:
+        OutputError: if one of them does not hold.
+    """
+    if overwrite:
+        check_name(path)
+    else:
+        refuse_to_overwrite(path)

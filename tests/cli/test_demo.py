@@ -2,20 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from miar_monai.cli import demo
-from miar_monai.cli.demo import degrade, main, run_demo, template
+from miar_monai.cli.demo import degrade, run_demo, template
+from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import write_nifti
 from miar_monai.errors import ImageError
@@ -102,24 +101,23 @@ def test_without_nilearn_the_sentence_says_how_to_install_it(monkeypatch: pytest
         template()
 
 
-def test_the_command_prints_the_table_and_where_the_files_lie(
-    resolver: SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_prints_the_table_and_the_files(
+    resolver: SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brain = write_nifti(tmp_path / "brain.nii.gz", np.random.rand(37, 31, 41), AFFINE)
     monkeypatch.setattr(demo, "template", lambda: brain)
-    main(str(tmp_path / "out"), str(resolver.bundle), "cpu")
-    printed = capsys.readouterr().out
-    assert "| MIAR |" in printed
-    assert all(str(tmp_path / "out" / name) in printed for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))
+    result = CliRunner().invoke(
+        main, ["demo", "-o", f"{tmp_path}/out", "--model", str(resolver.bundle), "--device=cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "| MIAR |" in result.stdout
+    assert all(str(tmp_path / "out" / name) in result.stdout for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))
 
 
 def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "miar_monai.cli.demo", f"--bundle={tmp_path}", f"--output_dir={tmp_path}/out"]
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=hidden)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr
+    result = CliRunner().invoke(main, ["demo", "--model", str(tmp_path), "-o", f"{tmp_path}/out", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 

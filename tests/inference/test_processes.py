@@ -17,8 +17,8 @@ from helpers.phantoms import write_nifti_phantom
 
 from miar_monai.cli.main import main
 from miar_monai.data.io import read_volume
+from miar_monai.inference.devices import choose_device
 from miar_monai.inference.processes import part_of, processes
-from miar_monai.inference.resolver import choose_device
 
 SHAPE = (19, 13, 2)
 TWO = ("--standalone", "--nnodes=1", "--nproc_per_node=2", "-m", "miar_monai.cli.main")
@@ -174,4 +174,4 @@ def test_parts_for_jobs_that_know_nothing_of_each_other(bundle: Path, tmp_path: 
     for part in ("0/2", "3/2", "2", "a/b", "-1/2"):
         refused = miar(bundle, source, "--part", part)
         assert refused.exit_code == 2
-        assert f"'{part}' is no part such as 1/8 or 8/8" in refused.stderr
+        assert f"'{part}' must be of the form I/N" in refused.stderr
