@@ -37,7 +37,9 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_mock_imports = [] if find_spec("triton") else ["triton"]
-autosummary_context = {"left_out": ["monailabel_app"]}  # a program of MONAI Label, which is not installed here
+left_out = ["__main__", "_renamed", *(module.name for module in pkgutil.iter_modules(miar_monai.__path__[1:]))]
+left_out += ["monailabel_app"]  # a program of MONAI Label, which is not installed here
+autosummary_context = {"left_out": [f"miar_monai.{name}" for name in left_out]}
 napoleon_use_param = napoleon_use_rtype = False
 # attributes look like arguments, several in a line too
 napoleon_custom_sections = [("Attributes", "params_style"), ("Reference", "references")]

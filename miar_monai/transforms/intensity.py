@@ -59,6 +59,7 @@ def limits_in_units(image: MetaTensor, known: IntensityRange | None) -> tuple[fl
     """Return the limits of a range of intensities in the units that a preprocessed image had before, if there are any.
 
     Example:
+        >>> import torch
         >>> limits_in_units(ScaleIntensityHU()(torch.zeros(1, 4, 4)), IntensityRange(0, 2))
         (-1024.0, 3072.0)
     """
@@ -82,6 +83,7 @@ class ScaleIntensityRobust(ScaleIntensityWindow):
         percentile: the percentile that becomes 1, in (0, 100].
 
     Example:
+        >>> import torch
         >>> ScaleIntensityRobust(100)(torch.tensor([[0.0, 0.0, 50.0, 200.0]])).tolist()
         [[0.0, 0.0, 0.25, 1.0]]
     """
@@ -117,6 +119,7 @@ class ScaleIntensityHU(ScaleIntensityWindow):
         high: HU that become 1.
 
     Example:
+        >>> import torch
         >>> ScaleIntensityHU()(torch.tensor([[-1024.0, 0.0, 1024.0]])).tolist()
         [[0.0, 0.5, 1.0]]
     """

@@ -31,6 +31,7 @@ class SplitUncertaintyd(MapTransform):
         allow_missing_keys: pass over missing predictions.
 
     Example:
+        >>> import torch
         >>> data = SplitUncertaintyd("pred")({"pred": torch.zeros(2, 8, 8, 3)})
         >>> {key: tuple(value.shape) for key, value in data.items()}
         {'pred': (1, 8, 8, 3), 'uncertainty': (1, 8, 8, 3)}

@@ -26,6 +26,7 @@ class CentralSlices(Transform):
         num_slices: how many slices to keep; None or 0 keeps all (a bundle's command line cannot say None).
 
     Example:
+        >>> import torch
         >>> CentralSlices(4)(MetaTensor(torch.zeros(1, 5, 5, 7), affine=torch.eye(4))).affine[2, 3].item()
         1.0
     """
@@ -64,6 +65,7 @@ class SimulateLowResolution(Transform):
         blur_on: ``"lr"`` (the paper's words) or ``"hr"``.
 
     Example:
+        >>> import torch
         >>> SimulateLowResolution()(torch.zeros(1, 32, 16, 7)).shape
         torch.Size([1, 8, 4, 7])
     """

@@ -32,7 +32,8 @@ from miar_monai.cli.build_bundles import build_zip, bundle_files
 from miar_monai.cli.doctor import check_weights
 from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError, SettingError
-from miar_monai.inference.bundle import ALIASES, build, check_command_line, check_switches, find_bundle, metadata
+from miar_monai.cli.build_bundles import build
+from miar_monai.inference.bundle import ALIASES, check_command_line, check_switches, find_bundle, metadata
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 CONFIGS = sorted(path.name for path in (BUNDLES / NAMES[0] / "configs").glob("*.json"))

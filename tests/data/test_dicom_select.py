@@ -57,7 +57,7 @@ def sentence(folder: Path, select: tuple[str, ...] = ()) -> str:
 
 def advised(said: str) -> tuple[str, ...]:
     """Return the options that a refusal proposes, as a shell reads them."""
-    command = re.search(r"for example by (.*) \(or select of miar_monai\.io\.read_volume\)\.$", said)
+    command = re.search(r"for example by (.*) \(or select of miar_monai\.data\.io\.read_volume\)\.$", said)
     assert command is not None
     words = shlex.split(command[1])
     assert set(words[::2]) == {"--select"}

@@ -36,9 +36,10 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
-    found = pkgutil.walk_packages(miar_monai.__path__, "miar_monai.", onerror=lambda _: None)
-    modules = [module.name for module in found if "monailabel_app" not in module.name]
-    assert len(modules) > 30
+    found = pkgutil.walk_packages(miar_monai.__path__[:1], "miar_monai.", onerror=lambda _: None)
+    left_out = ("__main__", "_renamed", "monailabel_app")
+    modules = [module.name for module in found if not any(name in module.name for name in left_out)]
+    assert len(modules) > 50
     pages = site / "reference" / "generated"
     assert [name for name in modules if not (pages / f"{name}.html").is_file()] == []
 

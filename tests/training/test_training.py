@@ -443,7 +443,7 @@ def test_losses_are_logged_as_means(tmp_path: Path, caplog: pytest.LogCaptureFix
     LossLogger(interval=3).attach(trainer)
     with caplog.at_level(logging.INFO, logger="miar_monai.training"):
         trainer.run()
-    lines = [record.getMessage() for record in caplog.records if record.name == "miar_monai.training"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "miar_monai.training.handlers"]
     assert [line.split(":")[0] for line in lines] == [
         f"epoch {epoch}/2, iteration {i}" for epoch, i in ((1, 3), (1, 4), (2, 6), (2, 8))
     ]
@@ -472,7 +472,7 @@ def test_time_budget_ends_within_an_epoch_and_keeps_its_end(monkeypatch: pytest.
     trainer = miar_trainer(batches(LR, HR, batch_size=1), max_epochs=50)
     budget = TimeBudget(minutes=1.0, free_iterations=2)
     clock, ended, rates = [0.0], [], []
-    monkeypatch.setattr("miar_monai.training.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("miar_monai.training.handlers.time.monotonic", lambda: clock[0])
     schedule = WarmupCosine(trainer.optimizer, warmup_steps=1, total_steps=10**6, final_lr=1e-4, budget=budget)
     budget.attach(trainer)
 
@@ -511,7 +511,7 @@ def test_the_time_of_validations_counts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("miar_monai.training.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("miar_monai.training.handlers.time.monotonic", lambda: clock[0])
     network = tiny_tokenizer()
     evaluator = TokenizerEvaluator("cpu", batches(HR[:3], batch_size=1), network)
     trainer = tokenizer_trainer(network, batches(HR, batch_size=1), max_epochs=50, adversarial_weight=0.0)
