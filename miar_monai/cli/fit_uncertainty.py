@@ -104,7 +104,7 @@ class ErrorMeasurement(NamedTuple):
         return cls(inference.get_parsed_content("inferer"), network, volumes, evaluation, notes)
 
     @torch.inference_mode()
-    def errors(self, method: Method, lr: Callable[[SlicePairs], Tensor] = lambda pair: pair.lr) -> list[SliceErrors]:
+    def errors(self, method: Method, lr: Callable[[SlicePairs], Tensor] = lambda volume: volume.lr) -> list[SliceErrors]:
         """Return the errors of a method and its values per voxel, slice by slice.
 
         Args:
@@ -125,6 +125,10 @@ class ErrorMeasurement(NamedTuple):
 def add_noise(level: float, lr: Tensor) -> Tensor:
     """Add white Gaussian noise with this standard deviation, the same in each run."""
     return lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _noisy_lr(level: float, volume: SlicePairs) -> Tensor:
+    return add_noise(level, volume.lr)
 
 
 def rank_correlations(slices: Sequence[SliceErrors], channel: int = 0) -> np.ndarray:
@@ -178,8 +182,7 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
     with_predictors.error_model = signs  # type: ignore[assignment]  # same arguments; returns the predictors themselves
     slices = measurement.errors(with_predictors)
     model = fit_error_model(slices)
-    noises = [partial(add_noise, level) for level in NOISE_LEVELS]
-    noisy = [measurement.errors(with_predictors, lambda pair, noise=noise: noise(pair.lr)) for noise in noises]
+    noisy = (measurement.errors(with_predictors, partial(_noisy_lr, level)) for level in NOISE_LEVELS)
     model = replace(model, noise=fit_noise_weight(model, noisy))
     weights = np.array([getattr(model, name) for name in SIGNS])
     fitted = [one._replace(values=(one.values @ weights)[:, None]) for one in slices]

@@ -50,5 +50,5 @@ def _low_resolution(path: str, degradation: Degradation) -> Volume:
     image = Orientation(axcodes="RAS", labels=None)(LoadVolume()(path))
     scale = degradation.scale
     width, height = (size // scale * scale for size in image.shape[1:3])
-    lr = SimulateLowResolution(scale, degradation.sigma, degradation.blur_on)(image[:, :width, :height])
+    lr: Any = SimulateLowResolution(scale, degradation.sigma, degradation.blur_on)(image[:, :width, :height])
     return Volume(lr.as_tensor()[0].numpy(), np.asarray(lr.affine), np.dtype(np.float32), Path(path))

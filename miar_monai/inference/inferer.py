@@ -101,7 +101,7 @@ class BeamSearchInferer(Inferer):
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
         uncertainty: return the expected absolute error of a `MIAR` as a second channel; the first stays as it is.
-        error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
+        error_model: gives that error; fitted to the weights by ``miar fit-uncertainty``.
         lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
             fewer: see `miar_monai.networks.decoding.Decoding`.
         intensity_range: lowest and highest intensity that the weights have met in training; what lies beyond is
@@ -165,7 +165,7 @@ class BeamSearchInferer(Inferer):
         if uncertainty and error_model is None:
             raise SettingError(
                 "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"
-                " inferer has one, fit it (python -m benchmarks.calibration fit), or leave uncertainty out."
+                " inferer has one, fit it (miar fit-uncertainty), or leave uncertainty out."
             )
         self.fidelity = fidelity
         self.blur = blur

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from helpers.bundle_runs import BUNDLES, NAMES, TOKENIZER, tiny, tiny_checkpoint
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from ignite.engine import Engine
 
+from benchmarks import paper_figures
 from benchmarks.figures import Figures
-from benchmarks.table import read_config
+from miar_monai.cli.workflow import read_config
 from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from miar_monai.networks.weights import load_weights, save_weights
 from miar_monai.training import LossLogger
@@ -31,8 +33,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     """Return a dictionary that gets what each picture is drawn from."""
     found = {}
 
-    def recorded(name: str) -> Callable[..., Path]:
-        draw = getattr(figures, name)
+    def recorded(module: ModuleType, name: str) -> Callable[..., Path]:
+        draw = getattr(module, name)
 
         def record_and_draw(*args: Any) -> Path:
             found[name] = args
@@ -40,8 +42,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
 
         return record_and_draw
 
-    for name in ("side_by_side", "layer_wise", "codebook_map", "training_curves"):
-        monkeypatch.setattr(figures, name, recorded(name))
+    monkeypatch.setattr(figures, "side_by_side", recorded(figures, "side_by_side"))
+    for name in ("layer_wise", "codebook_map", "training_curves"):
+        monkeypatch.setattr(paper_figures, name, recorded(paper_figures, name))
     return found
 
 
@@ -168,7 +171,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> No
         drawing.curves()
     with pytest.raises(CheckpointError, match=r"there are no weights at .*b\.pt; train the bundle first"):
         Figures(**given, checkpoint=str(tmp_path / "b.pt")).side_by_side()
-    with pytest.raises(ConfigurationError, match="has no unknown"):
+    with pytest.raises(ConfigurationError, match="has no key unknown"):
         Figures(**given, unknown=3).side_by_side()
     with pytest.raises(ConfigurationError, match=r"tokenizers is 'a\.pt', but names and paths are needed"):
         Figures(tokenizers="a.pt")  # type: ignore[arg-type]

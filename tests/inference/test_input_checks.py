@@ -9,20 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from helpers.bundle_runs import BUNDLES, NAMES
-from helpers.phantoms import head, write_brats_folder, write_dicom_series, write_nifti_phantom
+from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 
-from benchmarks import training_range
 from miar_monai.cli.main import main
 from miar_monai.data.io import Volume, read_volume, what_it_is
-from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.input_checks import TrainingDomain, oddities
-from miar_monai.transforms import ScaleIntensityRobust
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
@@ -187,24 +183,6 @@ def test_damaged_metadata_stop_the_command_before_the_work(tmp_path: Path, monke
     assert result.exit_code == 1
     assert "metadata.json cannot be read" in result.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_the_range_of_the_training_is_measured_on_degraded_volumes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_brats_folder(tmp_path / "data", 3, (41, 36, 4), ("t2",))
-    split = {"training": ["BraTS_00000", "BraTS_00002"], "validation": ["BraTS_00001"], "test": []}
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    training_range.main(str(data), str(BUNDLES / "miar_brats"), split_file=str(tmp_path / "split.json"))
-    found = json.loads(capsys.readouterr().out)
-    assert found["in_plane_spacing_mm"] == [4, 4]
-    assert found["minimum"] == pytest.approx([0, 0], abs=0.1)
-    maxima = []
-    for name in split["training"]:
-        hr = read_volume(data / name / f"{name}_t2.nii.gz").array[:40].transpose(2, 0, 1)
-        lr = Degradation()(torch.from_numpy(np.ascontiguousarray(hr))).movedim(0, -1)[None]
-        maxima.append(float(ScaleIntensityRobust()(lr).max()))
-    assert found["maximum"] == pytest.approx([min(maxima), max(maxima)], abs=0.03)
 
 
 @pytest.mark.parametrize("name", NAMES)
