@@ -28,7 +28,7 @@ from benchmarks.common import machine
 from benchmarks.measuring import OperationCounter, median_ms, product_ceiling
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.cli.demo import template
-from miar_monai.evaluation.markdown import markdown_table
+from miar_monai.evaluation.tables import markdown_table
 from miar_monai.training import compile_networks
 from miar_monai.training.losses import MIARObjective, ReconstructionLoss
 

@@ -31,7 +31,7 @@ from miar_monai.cli.fit_uncertainty import (
 )
 from miar_monai.data.atomic_write import whole_file
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.evaluation.markdown import markdown_table
+from miar_monai.evaluation.tables import markdown_table
 
 RESULT = "calibration.md"
 NUM_BINS = 10

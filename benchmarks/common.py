@@ -16,7 +16,7 @@ from torch import Tensor
 from miar_monai.cli.workflow import SlicePairs, patients_note, read_config, with_contrasts
 from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file
 from miar_monai.data.io import check_output_folder
-from miar_monai.evaluation.markdown import markdown_table
+from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.bundle import check_switches
 
 Method = Callable[[Tensor], Tensor]

@@ -33,7 +33,7 @@ from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.evaluation.markdown import markdown_table
+from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.devices import choose_device
 from miar_monai.inference.resolver import SuperResolver
 

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 
 from miar_monai.evaluation import Row
-from miar_monai.evaluation.markdown import markdown_table
 from miar_monai.evaluation.metrics import METRICS
+from miar_monai.evaluation.tables import markdown_table
 
 __all__ = ["EXPLANATION", "Paired", "difference", "differences_table", "headline_table", "log_ratio", "paired", "pairs"]
 

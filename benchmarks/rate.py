@@ -20,8 +20,8 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.evaluation.markdown import markdown_table
 from miar_monai.evaluation.metrics import body_mask, psnr
+from miar_monai.evaluation.tables import markdown_table
 from miar_monai.networks import MSVQVAE
 
 

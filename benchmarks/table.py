@@ -31,7 +31,7 @@ from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, read_config
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation, by_contrast
-from miar_monai.evaluation.markdown import markdown_table
+from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MSVQVAE
 from miar_monai.networks.weights import load_weights

@@ -104,7 +104,9 @@ class ErrorMeasurement(NamedTuple):
         return cls(inference.get_parsed_content("inferer"), network, volumes, evaluation, notes)
 
     @torch.inference_mode()
-    def errors(self, method: Method, lr: Callable[[SlicePairs], Tensor] = lambda volume: volume.lr) -> list[SliceErrors]:
+    def errors(
+        self, method: Method, lr: Callable[[SlicePairs], Tensor] = lambda volume: volume.lr
+    ) -> list[SliceErrors]:
         """Return the errors of a method and its values per voxel, slice by slice.
 
         Args:

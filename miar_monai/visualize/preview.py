@@ -113,7 +113,7 @@ def _draw(ax: Any, image: np.ndarray, size: np.ndarray, style: dict[str, Any]) -
     """Draw a plane without a frame."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return draw_slice(ax, image, size, style)
+    return draw_slice(ax, image, size.tolist(), style)
 
 
 def _scale_bar(ax: Any, size: np.ndarray) -> None:
