@@ -115,7 +115,7 @@ def test_results_say_what_they_are_and_are_known_again(kind: str, resolver: Supe
         source, result = write_nifti_phantom(tmp_path / "scan.nii", SHAPE), tmp_path / "sr.nii"
         nib.save(resolver(source), result)
     first, second = (resolver.prepare(read_volume(path)).warnings for path in (source, result))
-    sentence = "the image is a result itself: give the image that it was made of."
+    sentence = "the image is already a super-resolved image: give the original."
     assert sentence not in first
     assert second[0] == sentence
 

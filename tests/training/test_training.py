@@ -493,12 +493,12 @@ def test_time_budget_ends_within_an_epoch_and_keeps_its_end(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("seconds", "batches_seen", "epochs", "said"),
+    ("seconds", "batches_seen", "epochs", "message"),
     [
         # a step of the training, one of the validation (of three batches), and the limit is 60 s
-        ((5.0, 5.0), [3, 1], 2, "the metrics are those of 1 batches of 3"),  # 4 x 5 + 3 x 5 + 4 x 5 + 5 = 60
-        ((15.0, 1.0), [], 1, "there is no validation at the end"),  # 4 x 15 = 60
-        ((5.0, 40.0), [1], 1, "the metrics are those of 1 batches of 3"),  # 4 x 5 + 40 = 60
+        ((5.0, 5.0), [3, 1], 2, "the metrics are those of 1 of 3 batches"),  # 4 x 5 + 3 x 5 + 4 x 5 + 5 = 60
+        ((15.0, 1.0), [], 1, "the last validation is skipped"),  # 4 x 15 = 60
+        ((5.0, 40.0), [1], 1, "the metrics are those of 1 of 3 batches"),  # 4 x 5 + 40 = 60
         ((5.0, 13.5), [3], 1, ""),  # 4 x 5 + 3 x 13.5 > 60
     ],
 )
@@ -506,7 +506,7 @@ def test_the_time_of_validations_counts(
     seconds: tuple[float, float],
     batches_seen: list[int],
     epochs: int,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -529,7 +529,7 @@ def test_the_time_of_validations_counts(
         trainer.run()
     assert trainer.state.epoch == trainer.state.max_epochs == epochs
     assert trainer.state.iteration == 4 * epochs
-    assert (said in caplog.text) if said else "the time is over" not in caplog.text
+    assert (message in caplog.text) if message else "the time is over" not in caplog.text
     assert clock[0] < 60 + max(seconds)
     assert seen == batches_seen
 
@@ -574,7 +574,7 @@ def test_a_recorded_step_learns_as_a_launched_one_does() -> None:
         trainer.objective.cuda()
         trainer.optimizer.param_groups[0].update(capturable=True, lr=torch.tensor(1e-3, device="cuda"))
         trainer.state.device, trainer.cuda_graphs = torch.device("cuda"), graphs
-        trainer.learn = trainer.graphed(trainer._step)
+        trainer._graphed_step = trainer.graphed(trainer._step)
         history = losses(trainer)
         trainer.run()
         histories.append([parts["loss"] for parts in history])
