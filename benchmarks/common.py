@@ -1,4 +1,4 @@
-"""What the benchmarks share: opening a run, its batches, its provenance, and writing of results."""
+"""Common code of the benchmarks: configs, batches, provenance, and writing of results."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def timed(method: Method, lr: Tensor) -> tuple[Tensor, float]:
 def measure(
     evaluation: SuperResolutionEvaluation,
     volumes: Iterable[SlicePairs],
-    learned: Mapping[str, Method],
+    trained: Mapping[str, Method],
     batch_size: int,
 ) -> None:
     """Add the rows of the baselines and of the trained methods, the latter also with data consistency.
@@ -88,18 +88,18 @@ def measure(
     Args:
         evaluation: collects the rows.
         volumes: the slices.
-        learned: the trained methods.
+        trained: the trained methods by name.
         batch_size: number of slices in a batch.
     """
     warm = False
     for volume in tqdm(list(volumes), desc="measuring", unit="volume"):
         for slices, lr, hr in batches(volume, batch_size, evaluation.device):
             estimates, milliseconds = {}, {}
-            for name, method in {**evaluation.baseline_methods, **learned}.items():
+            for name, method in {**evaluation.baseline_methods, **trained}.items():
                 if not warm:
                     method(lr)
                 estimates[name], milliseconds[name] = timed(method, lr)
-                if name in learned:
+                if name in trained:
                     sr, consistent = estimates[name].float(), f"{name}, data-consistent"
                     estimates[consistent], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[consistent] = milliseconds[name] + more
@@ -186,15 +186,15 @@ def main(
     peers, missing = load_peers(bundle, peers_dir, tokenizer_path)
     for network in (*networks.values(), *peers.values()):
         network.to(evaluation.device).eval()
-    learned: dict[str, Method] = dict(peers)
+    trained: dict[str, Method] = dict(peers)
     for name, inferer in inferers.items():
-        learned[name] = partial(inferer, network=networks[name])
+        trained[name] = partial(inferer, network=networks[name])
     for sentence in (*missing, *evaluation.missing):
         logger.warning(sentence)
 
     volumes = load_slice_pairs(config)
     with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
-        measure(evaluation, volumes, learned, batch_size)
+        measure(evaluation, volumes, trained, batch_size)
     evaluation.write_rows(folder / "table.csv", overwrite)
     if {"PSNR", "LPIPS"} <= set(evaluation.scores):
         sweeps = [sweep, [f"{name}, data-consistent" for name in sweep]]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import miar_monai
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, patients_note, read_config
 from miar_monai.errors import ConfigurationError
-from miar_monai.evaluation import SuperResolutionEvaluation
+from miar_monai.evaluation import SuperResolutionEvaluation, markdown_table
 from miar_monai.evaluation.metrics import body_mask
 from miar_monai.inference.error_model import SIGNS, ErrorModel, signs, smoothed
 from miar_monai.inference.inferer import BeamSearchInferer
@@ -65,7 +65,7 @@ class SliceErrors(NamedTuple):
 
 
 class ErrorMeasurement(NamedTuple):
-    """What the errors of a bundle are measured on.
+    """The network and the slices on which errors are measured.
 
     Attributes:
         inferer: that of ``inference.json``, with uncertainty.
@@ -193,9 +193,9 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
     rows["all predictors but the spread, fitted"] = rank_correlations(fitted)
     numbers = json.dumps({"_target_": "miar_monai.inference.error_model.ErrorModel", **vars(model)}, indent=4)
     lines = ["# Predictors of the error", "", f"- Bundle {Path(bundle).name}, MIAR {miar_monai.__version__}."]
-    lines += [*measurement.notes, "", "| predictor | rank correlation ↑ | of the worst slice |", "|---|---|---|"]
-    lines += [f"| {name} | {found.mean():.3f} | {found.min():.3f} |" for name, found in rows.items()]
-    return "\n".join([*lines, "", "```json", numbers, "```", ""])
+    cells = [(name, f"{ranks.mean():.3f}", f"{ranks.min():.3f}") for name, ranks in rows.items()]
+    table = markdown_table(("predictor", "rank correlation ↑", "of the worst slice"), cells)
+    return "\n".join([*lines, *measurement.notes, "", table, "", "```json", numbers, "```", ""])
 
 
 def _spread_of_samples(measurement: ErrorMeasurement) -> list[SliceErrors]:

@@ -153,7 +153,7 @@ def body_mask(hr: Tensor, threshold: float) -> Tensor:
         threshold: intensity that the body exceeds and the background does not.
 
     Returns:
-        bool, (N, 1, H, W), on the device of ``hr``; all False where nothing exceeds the threshold.
+        bool, (N, 1, H, W), on the device of ``hr``; all False if no voxel exceeds the threshold.
 
     Example:
         >>> ring = torch.ones(1, 1, 3, 3)

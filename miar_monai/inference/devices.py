@@ -1,4 +1,4 @@
-"""The device that a name stands for."""
+"""Choice of the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all pictures share: the page, orientation, gray levels and the scale bar.
+"""Parts of all pictures: the page, orientation, color levels and the scale bar.
 
 Pictures need matplotlib, but no display. They are 1350 pixels wide, for a page of 900 pixels.
 """

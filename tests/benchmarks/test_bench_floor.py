@@ -67,7 +67,7 @@ def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture
         main(bundle, "cpu", output_dir=out)
 
 
-def test_kernels_of_our_own_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Kernels:
         __all__ = ("double",)
 

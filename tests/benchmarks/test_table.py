@@ -76,7 +76,7 @@ def test_identical_methods_do_not_differ() -> None:
     assert "| 1.00 | [1.00, 1.00] | [1.00, 1.00] | 2 |" in headline_table(rows, ["a"], "b").splitlines()[2]
 
 
-def test_patients_count_alike_whatever_their_number_of_slices() -> None:
+def test_patients_have_equal_weight_regardless_of_their_number_of_slices() -> None:
     a, b = {"p": [31.0] * 40, "q": [27.0]}, {"p": [30.0] * 40, "q": [24.0]}
     assert paired(pairs(rows_of({"a": a, "b": b}), "a", "b", "PSNR")).estimate == pytest.approx(2)
 
@@ -100,7 +100,7 @@ def test_the_bootstrap_agrees_with_theory_where_there_are_many_patients(rng: np.
     assert result.bootstrap == paired(patients).bootstrap != paired(patients, seed=1).bootstrap
 
 
-def test_one_patient_says_nothing_about_others() -> None:
+def test_a_single_patient_has_no_interval() -> None:
     rows = rows_of({"a": {"p": [31.0, 32.0]}, "b": {"p": [30.0, 30.0]}})
     assert differences_table(rows, ["a"], "b", ["PSNR"]).splitlines()[2] == "| a | PSNR | +1.50 | – | – | 1 |"
 
@@ -111,7 +111,7 @@ def test_values_that_are_not_finite_are_left_out_with_their_partner() -> None:
     assert [values.tolist() for values in found] == [[[32.0, 30.0]]]
 
 
-def test_slices_that_do_not_belong_together_are_not_compared() -> None:
+def test_methods_on_different_slices_are_not_compared() -> None:
     with pytest.raises(ValueError, match="not measured on the same slices"):
         pairs(rows_of({"a": {"p": [1.0], "q": [2.0]}, "b": {"q": [2.0], "p": [1.0]}}), "a", "b", "PSNR")
 
@@ -176,7 +176,7 @@ def test_every_method_is_measured_on_every_slice_and_timed() -> None:
     assert paired(pairs(evaluation.rows, "peer, data-consistent", "peer", "PSNR")).estimate > 3
 
 
-def test_the_tokenizers_report_counts_the_codes_that_are_seen() -> None:
+def test_the_tokenizer_report_counts_the_codes_in_use() -> None:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer().eval()
     tokenizer.quantizer.initialize_codebook(tokenizer.encoder(tiny_slices(8)))
@@ -225,7 +225,7 @@ def make_table(folder: Path, **options: Any) -> tuple[str, list[dict[str, str]]]
         return (folder / "out" / "table.md").read_text(encoding="utf-8"), list(csv.DictReader(file))
 
 
-def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     text, rows = make_table(bundle.parent)
     learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
@@ -250,7 +250,7 @@ def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplo
         make_table(bundle.parent)
 
 
-def test_peers_tokenizer_other_weights_and_contrasts_are_measured_where_they_are_given(
+def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = shrink_peers(monkeypatch)
@@ -306,7 +306,7 @@ def test_mistakes_are_found_before_the_work(
     assert not [path for path in (bundle.parent / "out").glob("*") if path.is_file()]
 
 
-def test_the_plane_is_in_the_way_too(bundle: Path) -> None:
+def test_an_existing_picture_of_the_plane_stops_the_run(bundle: Path) -> None:
     with whole_file(bundle.parent / "out" / "plane.png") as part:
         part.write_text("mine")
     with pytest.raises(OutputError, match=r"plane\.png exists already"):

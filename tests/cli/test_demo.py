@@ -88,14 +88,14 @@ def test_a_second_demo_replaces_the_first(volume: Path, resolver: SuperResolver,
     assert nib.load(second.super_resolved).shape[2] == 5
 
 
-def test_the_brain_of_the_demo_is_there_and_oriented_as_assumed() -> None:
+def test_the_template_has_the_expected_shape_and_orientation() -> None:
     pytest.importorskip("nilearn")
     image = nib.load(template())
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
     assert image.shape == (197, 233, 189)
 
 
-def test_without_nilearn_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nilearn_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(ImageError, match=r"not installed: install it with pip install miar-monai\[demo\]"):
         template()
@@ -121,7 +121,7 @@ def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_degraded_volume_is_what_the_degradation_makes_of_the_truth(volume: Path, tmp_path: Path) -> None:
+def test_the_written_lr_volume_is_the_degraded_hr_volume(volume: Path, tmp_path: Path) -> None:
     truth, low_resolution = degrade(volume, tmp_path / "out", num_slices=7)
     hr, lr = (torch.from_numpy(nib.load(path).get_fdata()).movedim(-1, 0) for path in (truth, low_resolution))
     torch.testing.assert_close(demo.Degradation()(hr), lr, atol=1e-3, rtol=0)

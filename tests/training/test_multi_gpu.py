@@ -32,7 +32,7 @@ def test_two_processes_train_both_stages(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("kind", STAGES)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_overlay_changes_what_it_means_to_change(name: str, kind: str) -> None:
+def test_the_overlay_changes_only_the_intended_keys(name: str, kind: str) -> None:
     alone, overlaid = ConfigParser(), ConfigParser()
     alone.read_config(config(name, kind))
     overlaid.read_config([config(name, kind), config(name, f"multi_gpu_{kind}")])

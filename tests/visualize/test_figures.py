@@ -86,7 +86,7 @@ def test_a_picture_without_errors_to_show_is_drawn_too(panels: dict[str, np.ndar
     assert side_by_side({"truth": panels["truth"]}, tmp_path / "one.png").is_file()
 
 
-def test_the_truth_must_be_there(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_a_missing_truth_is_refused(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"there is no panel 'HR', only \['LR', 'nearest', 'truth'\]"):
         side_by_side(panels, tmp_path / "a.png", truth="HR")
 
@@ -114,7 +114,7 @@ def test_the_sharpest_square_holds_the_edges_wherever_they_are(x: int, y: int) -
     assert image[found[0] : found[0] + 16, found[1] : found[1] + 16].sum() == image.sum()
 
 
-def test_what_the_truth_has_no_error_for_holds_the_color_bars(
+def test_the_color_bars_take_the_place_of_the_error_of_the_truth(
     panels: dict[str, np.ndarray], tmp_path: Path, drawn: list[Any]
 ) -> None:
     side_by_side(panels, tmp_path / "a.png", unit="HU")
