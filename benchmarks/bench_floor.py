@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import Row, commit, machine, publish, result_files, rows_table
 from benchmarks.measuring import WARM_UP, OperationCounter, brain_slices, median_ms, product_ceiling
-from miar_monai.acceleration import layers as fused
+from miar_monai.acceleration import layers as fused_layers
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.devices import choose_device
@@ -67,8 +67,9 @@ def own_kernels(counter: OperationCounter) -> Iterator[None]:
         return counted
 
     with ExitStack() as stack:
-        for name in fused.kernels.__all__ if fused.kernels else ():
-            stack.enter_context(patch.object(fused.kernels, name, counting(getattr(fused.kernels, name))))
+        kernels = fused_layers.triton_kernels
+        for name in kernels.__all__ if kernels else ():
+            stack.enter_context(patch.object(kernels, name, counting(getattr(kernels, name))))
         yield
 
 
@@ -83,10 +84,10 @@ def measure(
     for decoding in decodings:
         for size in batch_sizes:
             case: Row = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales, "batch": size}
-            observed = network.observe(brain_slices(resolver, network.lr_side, size))
+            observed = network.observe(brain_slices(resolver, size))
 
             def predict(linear: Tensor, condition: Tensor, decoding: Decoding = decoding) -> dict[str, Tensor]:
-                return {"maps": layers.predict(linear, condition, decoding)[0]}
+                return {"maps": layers.predict(linear, condition, decoding).maps}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
             # inference mode would hide operations from the counter

@@ -29,7 +29,7 @@ from miar_monai.cli.fit_uncertainty import (
     add_noise,
     rank_correlations,
 )
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation.tables import markdown_table
 
@@ -96,7 +96,7 @@ def draw(patients: Mapping[str, np.ndarray], overall: np.ndarray, path: Path, ov
         ax.set_aspect("equal")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7, frameon=False)
-        with whole_file(path, overwrite) as part:
+        with atomic_file(path, overwrite) as part:
             figure.savefig(part)
     return path
 

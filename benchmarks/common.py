@@ -14,8 +14,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from miar_monai.cli.workflow import SlicePairs, patients_note, read_config, with_contrasts
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file
-from miar_monai.data.io import check_output_folder
+from miar_monai.data.atomic_write import atomic_file
+from miar_monai.data.outputs import check_output_folder, refuse_to_overwrite
 from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.bundle import check_switches
 
@@ -117,7 +117,7 @@ def rows_table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path, overwrite: bool) -> None:
     """Write rows as CSV; the columns of rows may differ."""
-    with whole_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
@@ -125,6 +125,6 @@ def write_csv(rows: Sequence[Row], path: Path, overwrite: bool) -> None:
 
 def publish(text: str, path: Path, overwrite: bool) -> None:
     """Write the text of a benchmark to a file and to stdout."""
-    with whole_file(path, overwrite) as part:
+    with atomic_file(path, overwrite) as part:
         part.write_text(text, encoding="utf-8")
     print(text)

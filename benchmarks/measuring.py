@@ -106,11 +106,20 @@ class PeakMemory:
             self.mib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
-def brain_slices(resolver: SuperResolver, side: int, count: int = 40) -> Tensor:
-    """Return LR slices of the demo's brain, in network intensities: (count, 1, side, side)."""
-    scale = resolver.network.scale
+def brain_slices(resolver: SuperResolver, count: int = 40, side: int | None = None) -> Tensor:
+    """Return LR slices of the demo's brain, in network intensities.
+
+    Args:
+        resolver: the model, whose degradation is used.
+        count: number of slices.
+        side: LR voxels along both axes; those of one tile by default.
+
+    Returns:
+        (count, 1, side, side).
+    """
+    hr_side = resolver.network.side if side is None else 4 * side
     hr = ScaleIntensityRobust()(CentralSlices(40)(LoadVolume()(str(template())))).as_tensor()
-    padded = ResizeWithPadOrCrop((side * scale, side * scale, -1))(hr)
+    padded = ResizeWithPadOrCrop((hr_side, hr_side, -1))(hr)
     slices = convert_to_tensor(padded).movedim(-1, 0).contiguous()  # a plain tensor: a MetaTensor is slower
     lr = resolver.network.degradation(slices).to(resolver.device)  # (40, 1, side, side)
     return lr.repeat(-(-count // len(lr)), 1, 1, 1)[:count]

@@ -107,7 +107,7 @@ def fit_uncertainty(
     every: int,
     num_slices: int | None,
 ) -> None:
-    """Fit the error model to the validation patients of DATASET and print it for the bundle's inference.json.
+    """Fit the error model to the validation patients of DATASET and print it for the bundle's source.json.
 
     Also prints how well each predictor ranks the errors. Needs the extra bench (scikit-learn).
     """

@@ -6,13 +6,13 @@ All errors are measured within the body, on every n-th slice, in network intensi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, patients_note,
 from miar_monai.errors import ConfigurationError
 from miar_monai.evaluation import SuperResolutionEvaluation, markdown_table
 from miar_monai.evaluation.metrics import body_mask
-from miar_monai.inference.error_model import SIGNS, ErrorModel, signs, smoothed
-from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.inference.error_model import PREDICTORS, ErrorModel, error_predictors, smoothed
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.weights import load_weights
 
@@ -43,11 +42,11 @@ __all__ = [
 ]
 
 NOISE_LEVELS = (0.003, 0.01, 0.03)
-_WITHOUT_NOISE = SIGNS[:3]  # fitted to slices as in training, which have no noise
+_WITHOUT_NOISE = PREDICTORS[:3]  # fitted to slices as in training, which have no noise
 _NUM_SAMPLES = 4  # decodings whose spread is compared with the error
 
-Method = Callable[[Tensor, torch.nn.Module], Tensor]
-"""From LR slices (N, 1, h, w) and a network to SR slices and C values per voxel: (N, 1 + C, H, W)."""
+Method = Callable[[Tensor, torch.nn.Module], Mapping[str, Tensor]]
+"""From LR slices (N, 1, h, w) and a network to ``"image"``, (N, 1, H, W), and C values per voxel, ``"error"``."""
 
 
 class SliceErrors(NamedTuple):
@@ -68,14 +67,14 @@ class ErrorMeasurement(NamedTuple):
     """The network and the slices on which errors are measured.
 
     Attributes:
-        inferer: that of ``inference.json``, with uncertainty.
+        inferer: the `BeamSearchInferer` of ``inference.json``, with uncertainty.
         network: of the bundle, with its weights.
         volumes: every n-th slice of each volume.
         evaluation: of ``evaluate.json``.
         notes: sentences for the report.
     """
 
-    inferer: BeamSearchInferer
+    inferer: Any
     network: torch.nn.Module
     volumes: list[SlicePairs]
     evaluation: SuperResolutionEvaluation
@@ -115,12 +114,13 @@ class ErrorMeasurement(NamedTuple):
         """
         measured = []
         for volume in tqdm(self.volumes, desc="measuring", unit="volume"):
-            result = method(lr(volume).to(self.evaluation.device), self.network).float().cpu()
+            result = method(lr(volume).to(self.evaluation.device), self.network)
+            images, values = (result[name].float().cpu() for name in ("image", "error"))
             bodies = body_mask(volume.hr, self.evaluation.body_threshold)
             patient = " ".join(filter(None, (volume.subject, volume.contrast)))
-            for sr, hr, body in zip(result, volume.hr, bodies, strict=True):
-                error, values = (sr[0] - hr[0]).abs()[body[0]], sr[1:, body[0]].T
-                measured.append(SliceErrors(patient, error.numpy(), values.numpy()))
+            for sr, compared, hr, (body,) in zip(images, values, volume.hr, bodies, strict=True):
+                error = (sr[0] - hr[0]).abs()[body]
+                measured.append(SliceErrors(patient, error.numpy(), compared[:, body].T.numpy()))
         return measured
 
 
@@ -165,8 +165,8 @@ def fit_noise_weight(model: ErrorModel, levels: Iterable[Sequence[SliceErrors]])
     points = []
     for slices in levels:
         values, errors = np.concatenate([one.values for one in slices]), np.concatenate([one.error for one in slices])
-        expected = np.exp(model.offset + values @ [getattr(model, name) for name in SIGNS])
-        points.append([values[:, SIGNS.index("noise")].mean(), np.log(errors.mean() / expected.mean())])
+        expected = np.exp(model.offset + values @ [getattr(model, name) for name in PREDICTORS])
+        points.append([values[:, PREDICTORS.index("noise")].mean(), np.log(errors.mean() / expected.mean())])
     noise, log_ratio = np.array(points).T
     return round(float(noise @ log_ratio / (noise @ noise)), 4)
 
@@ -181,12 +181,12 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
     """
     measurement = ErrorMeasurement.of(bundle, config, every)
     with_predictors = copy(measurement.inferer)
-    with_predictors.error_model = signs  # type: ignore[assignment]  # same arguments; returns the predictors themselves
+    with_predictors.error_model = error_predictors  # returns the predictors themselves
     slices = measurement.errors(with_predictors)
     model = fit_error_model(slices)
     noisy = (measurement.errors(with_predictors, partial(_noisy_lr, level)) for level in NOISE_LEVELS)
     model = replace(model, noise=fit_noise_weight(model, noisy))
-    weights = np.array([getattr(model, name) for name in SIGNS])
+    weights = np.array([getattr(model, name) for name in PREDICTORS])
     fitted = [one._replace(values=(one.values @ weights)[:, None]) for one in slices]
     rows = {name: rank_correlations(slices, i) for i, name in enumerate(_WITHOUT_NOISE)}
     rows[f"spread of {_NUM_SAMPLES} sampled decodings"] = rank_correlations(_spread_of_samples(measurement))
@@ -201,7 +201,7 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
 def _spread_of_samples(measurement: ErrorMeasurement) -> list[SliceErrors]:
     """Return, as values, the standard deviation of SR over decodings that sample their tokens."""
 
-    def sampled(lr: Tensor, network: torch.nn.Module) -> Tensor:
+    def sampled(lr: Tensor, network: torch.nn.Module) -> dict[str, Tensor]:
         plain = copy(measurement.inferer)
         plain.uncertainty = False
         images = []
@@ -209,6 +209,6 @@ def _spread_of_samples(measurement: ErrorMeasurement) -> list[SliceErrors]:
             sampler = copy(plain)
             sampler.decoding = Decoding("top_p", seed=seed * 1000)
             images.append(sampler(lr, network))
-        return torch.cat([plain(lr, network), smoothed(torch.stack(images).std(dim=0))], dim=1)
+        return {"image": plain(lr, network), "error": smoothed(torch.stack(images).std(dim=0))}
 
     return measurement.errors(sampled)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from miar_monai.data.atomic_write import check_name, refuse_to_overwrite
 from miar_monai.data.cases import Case
-from miar_monai.data.io import check_output_folder, volume_stem
-from miar_monai.errors import OutputError, SettingError
+from miar_monai.data.outputs import ResultPaths, check_output, result_path
+from miar_monai.errors import SettingError
 from miar_monai.visualize.preview import check_preview
 
-__all__ = ["Job", "Request", "ResultFiles", "check_outputs", "check_writable", "list_jobs"]
+__all__ = ["Job", "Request", "auxiliary_outputs", "check_outputs", "list_jobs"]
 
 Job = tuple[Case, Path]
 """A case and the file of its result, or for DICOM output the folder of its series."""
@@ -69,46 +68,6 @@ class Request:
         return {name: value for name, value in settings.items() if value is not None}
 
 
-class ResultFiles(NamedTuple):
-    """The files of one result.
-
-    Attributes:
-        image: the super-resolved image; for DICOM output a folder.
-        preview: the picture, or None.
-        uncertainty: the map of the expected error, or None; for DICOM output a folder.
-    """
-
-    image: Path
-    preview: Path | None
-    uncertainty: Path | None
-
-    @classmethod
-    def of(cls, image: Path, preview: bool, uncertainty: bool) -> ResultFiles:
-        """Return the files of a result, named after its image.
-
-        Example:
-            >>> files = ResultFiles.of(Path("out/a_sr.nii.gz"), preview=True, uncertainty=True)
-            >>> files.preview.as_posix(), files.uncertainty.as_posix()
-            ('out/a_sr.png', 'out/a_sr_uncertainty.nii.gz')
-        """
-        stem = volume_stem(image)
-        picture = image.with_name(f"{stem}.png") if preview else None
-        return cls(
-            image, picture, image.with_name(f"{stem}_uncertainty{image.name[len(stem) :]}") if uncertainty else None
-        )
-
-    @property
-    def auxiliary(self) -> dict[str, Path]:
-        """The files other than the image, by their kind."""
-        files = {"preview": self.preview, "uncertainty": self.uncertainty}
-        return {kind: path for kind, path in files.items() if path is not None}
-
-    @property
-    def volumes(self) -> list[Path]:
-        """The image and the map, without the picture."""
-        return [path for path in (self.image, self.uncertainty) if path is not None]
-
-
 def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
     """Return each case with its target; results of an earlier run among the cases are left out.
 
@@ -121,7 +80,7 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
         SettingError: if the output does not suit the source or the format, or is the input.
     """
     targets = _targets(request, cases, single)
-    volumes = [ResultFiles.of(target, preview=False, uncertainty=True).volumes for target in targets]
+    volumes = [ResultPaths.of(target)[:2] for target in targets]  # image and uncertainty
     for case, paths in zip(cases, volumes, strict=True):
         for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
@@ -148,8 +107,23 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
                 " another output."
             )
     folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
-    suffix = "" if request.as_dicom else ".nii.gz"
-    return [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
+    ending = "" if request.as_dicom else ".nii.gz"
+    return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
+
+
+def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[str, Path]:
+    """Return the files that are written besides a result, by their kind.
+
+    Example:
+        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), preview=True, uncertainty=False)["preview"].as_posix()
+        'out/a_sr.png'
+    """
+    paths, outputs = ResultPaths.of(target), {}
+    if preview:
+        outputs["preview"] = paths.preview
+    if uncertainty:
+        outputs["uncertainty"] = paths.uncertainty
+    return outputs
 
 
 def check_outputs(request: Request, targets: Sequence[Path]) -> None:
@@ -161,33 +135,9 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
     """
     if request.with_preview:
         check_preview()
-    for path, may_be_folder in _outputs(request, targets):
-        check_name(path)
-        check_output_folder(path.parent)
-        if path.is_dir() and not may_be_folder:
-            raise OutputError(f"{path} is a folder: a file is written there; give another name.")
-        check_writable(path, request.overwrite)
-
-
-def _outputs(request: Request, targets: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """Yield all files of a run, and whether they are folders of DICOM series."""
     for target in targets:
-        files = ResultFiles.of(target, request.with_preview, request.uncertainty)
-        for path in files.volumes:
-            yield path, request.as_dicom
-        if files.preview is not None:
-            yield files.preview, False
+        check_output(target, request.overwrite, request.as_dicom)
+        for kind, path in auxiliary_outputs(target, request.with_preview, request.uncertainty).items():
+            check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
     if request.report_file is not None:
-        yield request.report_file, False
-
-
-def check_writable(path: Path, overwrite: bool) -> None:
-    """Check that a result has a valid name and, unless ``overwrite`` is True, that it does not exist yet.
-
-    Raises:
-        OutputError: if one of them does not hold.
-    """
-    if overwrite:
-        check_name(path)
-    else:
-        refuse_to_overwrite(path)
+        check_output(request.report_file, request.overwrite)

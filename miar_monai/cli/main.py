@@ -19,7 +19,7 @@ from miar_monai.cli.dataset_commands import evaluate, fit_uncertainty, training_
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices
 from miar_monai.cli.super_resolve import sr
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
-from miar_monai.inference.bundle import MODELS, find_bundle, locate_bundle, metadata, weights_path
+from miar_monai.inference.bundle import find_bundle, locate_bundle, metadata, models, weights_path
 from miar_monai.inference.packages import installed_version
 
 __all__ = ["main"]
@@ -66,7 +66,7 @@ def info() -> None:
     click.echo(f"miar {miar_monai.__version__} in {Path(miar_monai.__file__).parent}")
     for name in ("torch", "monai", "numpy", "nibabel", "itk"):
         click.echo(f"  {name:8} {installed_version(name) or 'not installed'}")
-    for model in MODELS:
+    for model in models():
         try:
             bundle, origin = locate_bundle(model)
             about = metadata(bundle)
@@ -97,7 +97,7 @@ def doctor(context: click.Context) -> None:
     check("packages", check_packages)
     for device in devices():
         check(f"device {device}", partial(check_device, device))
-    for model in MODELS:
+    for model in models():
         check(f"model {model}", partial(check_weights, model))
     if problems:
         click.echo(f"{len(problems)} problems: {', '.join(problems)}", err=True)

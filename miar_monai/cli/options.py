@@ -87,9 +87,9 @@ def part_of_folder(_: click.Context, __: click.Parameter, value: str | None) -> 
 def conditions_option(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse malformed conditions on DICOM slices before a model is loaded."""
     if value:
-        from miar_monai.data.dicom_select import conditions
+        from miar_monai.data.dicom_select import parse_conditions
 
-        conditions(value)
+        parse_conditions(value)
     return value
 
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miar_monai.cli.jobs import Job, Request, ResultFiles, check_outputs, check_writable, list_jobs
-from miar_monai.data.atomic_write import whole_file
-from miar_monai.data.cases import Case, find_cases, opened
-from miar_monai.data.dicom_writer import check_series_folder, source_headers, write_series
+from miar_monai.cli.jobs import Job, Request, auxiliary_outputs, check_outputs, list_jobs
+from miar_monai.data.atomic_write import atomic_file
+from miar_monai.data.cases import Case, find_cases, unpacked
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
+from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.processes import part_of, processes
 from miar_monai.inference.report import capture_warnings, case_message, case_report, derivation, run_report
@@ -118,16 +120,16 @@ class CaseRunner:
             raise ImageError(case.problem)
         if request.skip_existing and os.path.exists(target):
             return {"input": str(case.source), "output": str(target), "skipped": True}
-        check_writable(target, request.overwrite)
+        check_output(target, request.overwrite, request.as_dicom)
         volume, headers = self._read(case)
-        files = ResultFiles.of(target, request.with_preview, bool(self.resolver.settings.get("uncertainty")))
-        self._check(files, headers)
+        auxiliary = auxiliary_outputs(target, request.with_preview, self.resolver.settings["uncertainty"])
+        self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume)
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
-        self._write(volume, result, files, headers)
+        self._write(volume, result, target, auxiliary, headers)
         report = case_report(
             str(case.source),
             target,
@@ -137,7 +139,7 @@ class CaseRunner:
             seconds,
             self.resolver.device,
             [*prepared.warnings, *captured],
-            files.auxiliary,
+            auxiliary,
             prepared.limits,
         )
         self.print(case_message(report, prepared.warnings))
@@ -147,7 +149,7 @@ class CaseRunner:
 
     def _read(self, case: Case) -> tuple[Volume, list[Dataset]]:
         """Return the volume of a case and, for DICOM output, the headers of its slices."""
-        with opened(case.source) as path:
+        with unpacked(case.source) as path:
             volume = read_volume(path, self.request.series, self.request.select)
             return volume, source_headers(volume) if self.request.as_dicom else []
 
@@ -156,24 +158,26 @@ class CaseRunner:
         """Whether existing auxiliary files may be replaced; without an image they are left over from a killed run."""
         return self.request.overwrite or self.request.skip_existing
 
-    def _check(self, files: ResultFiles, headers: list[Dataset]) -> None:
+    def _check(self, target: Path, auxiliary: dict[str, Path], headers: list[Dataset]) -> None:
         """Check before the work that the result of a case can be written."""
-        for path in files.auxiliary.values():
-            check_writable(path, self._replace_auxiliary)
-        if self.request.as_dicom:
-            check_series_folder(files.image, headers, self.request.overwrite)
-            if files.uncertainty is not None:
-                check_series_folder(files.uncertainty, headers, self._replace_auxiliary)
+        as_dicom = self.request.as_dicom
+        for kind, path in auxiliary.items():
+            check_output(path, self._replace_auxiliary, as_dicom and kind == "uncertainty")
+        if as_dicom:
+            check_series_folder(target, headers, self.request.overwrite)
+            if "uncertainty" in auxiliary:
+                check_series_folder(auxiliary["uncertainty"], headers, self._replace_auxiliary)
 
-    def _write(self, volume: Volume, result: Volume, files: ResultFiles, headers: list[Dataset]) -> None:
+    def _write(
+        self, volume: Volume, result: Volume, target: Path, auxiliary: dict[str, Path], headers: list[Dataset]
+    ) -> None:
         """Write the result of a case; the image comes last, since it marks the case as done."""
-        if files.preview is not None:
-            preview(volume, result, files.preview, self._replace_auxiliary)
+        if "preview" in auxiliary:
+            preview(volume, result, auxiliary["preview"], self._replace_auxiliary)
         for part, quantity in parts_to_save(result):
-            path, overwrite = files.image, self.request.overwrite
+            path, overwrite = target, self.request.overwrite
             if quantity:
-                assert files.uncertainty is not None
-                path, overwrite = files.uncertainty, self._replace_auxiliary
+                path, overwrite = auxiliary["uncertainty"], self._replace_auxiliary
             if self.request.as_dicom:
                 write_series(path, part, headers, derivation(self.resolver), overwrite, quantity)
             else:
@@ -184,7 +188,7 @@ class CaseRunner:
         request = self.request
         if request.report_file is not None:
             content = json.dumps(run_report(self.resolver, reports), indent=2)
-            with whole_file(request.report_file, request.overwrite) as part:
+            with atomic_file(request.report_file, request.overwrite) as part:
                 part.write_text(content + "\n", encoding="utf-8")
         if skipped := sum("skipped" in report for report in reports):
             self.print(f"{skipped} of {len(reports)} cases had a result already")

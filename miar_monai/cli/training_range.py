@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.bundle import ConfigParser
 from monai.transforms import Orientation
 from nibabel.affines import voxel_sizes
@@ -13,8 +11,8 @@ from tqdm import tqdm
 
 from miar_monai.cli.workflow import read_config
 from miar_monai.data.io import Volume
-from miar_monai.degradation import Degradation
 from miar_monai.transforms import LoadVolume, SimulateLowResolution
+from miar_monai.transforms.metatensor import metatensor_to_volume
 
 __all__ = ["training_range"]
 
@@ -45,10 +43,10 @@ def training_range(bundle: str, config: ConfigParser) -> dict[str, list[float]]:
     return {name: [round(min(values), 3), round(max(values), 3)] for name, values in ranges.items()}
 
 
-def _low_resolution(path: str, degradation: Degradation) -> Volume:
+def _low_resolution(path: str, degradation: Any) -> Volume:
     """Return a degraded volume in its own units, in RAS+; rows and columns that do not fill an LR voxel are cropped."""
     image = Orientation(axcodes="RAS", labels=None)(LoadVolume()(path))
-    scale = degradation.scale
+    scale = int(degradation.scales[0])
     width, height = (size // scale * scale for size in image.shape[1:3])
     lr: Any = SimulateLowResolution(scale, degradation.sigma, degradation.blur_on)(image[:, :width, :height])
-    return Volume(lr.as_tensor()[0].numpy(), np.asarray(lr.affine), np.dtype(np.float32), Path(path))
+    return metatensor_to_volume(lr)

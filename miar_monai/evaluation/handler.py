@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys, ImageMetaKey
 
-from miar_monai.data.atomic_write import refuse_to_overwrite
 from miar_monai.data.io import volume_stem
+from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.evaluation.slices import SuperResolutionEvaluation
 
 __all__ = ["EvaluationHandler"]

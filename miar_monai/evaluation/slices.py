@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from miar_monai.data.atomic_write import whole_file
-from miar_monai.degradation.operators import Degradation
+from miar_monai.data.atomic_write import atomic_file
+from miar_monai.degradation import Degradation
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError
 from miar_monai.evaluation.metrics import METRICS, Score, body_mask, create_metrics
@@ -29,7 +29,7 @@ class SuperResolutionEvaluation:
     """Compares MIAR and three baselines (nearest, bicubic, damped linear inverse) with the true slices.
 
     A call adds rows for these methods. MIAR has two rows: its result, and the result after data consistency with the LR
-    slices in closed form (`Degradation.enforce`), which requires a known degradation. `add` adds any other methods.
+    slices in closed form (`SeparableOperator.prox`), which requires a known degradation. `add` adds any other methods.
 
     All metrics are computed in network intensities, clamped to [0, 1] here. Metrics whose weights or package are
     missing are left out and listed below the table.
@@ -38,7 +38,7 @@ class SuperResolutionEvaluation:
         degradation: the degradation of the LR slices; defines the scale and the linear inverse.
         metrics: names from `miar_monai.evaluation.metrics.METRICS`.
         body_threshold: intensity in [0, 1] that the body exceeds and the background does not.
-        damping: damping of the linear inverse, see `Degradation.enforce`.
+        damping: damping of the linear inverse, see `SeparableOperator.prox`.
         device: device of the metrics.
         batch_size: number of slices in a batch of the metrics.
 
@@ -87,7 +87,7 @@ class SuperResolutionEvaluation:
         return {
             "nearest": lambda lr: self._interpolate(lr, "nearest-exact"),
             "bicubic": lambda lr: self._interpolate(lr, "bicubic"),
-            "linear inverse": lambda lr: self.degradation.restore(lr, self.damping),
+            "linear inverse": lambda lr: self.degradation.for_lr(lr).restore(lr, self.damping),
         }
 
     def baselines(self, lr: Tensor) -> dict[str, Tensor]:
@@ -95,12 +95,13 @@ class SuperResolutionEvaluation:
         return {name: method(lr) for name, method in self.baseline_methods.items()}
 
     def _interpolate(self, lr: Tensor, mode: str) -> Tensor:
-        rows, columns = (interpolation_matrix(n, n * self.degradation.scale, mode).to(lr) for n in lr.shape[-2:])
+        sizes = zip(lr.shape[-2:], self.degradation.for_lr(lr).hr_shape, strict=True)
+        rows, columns = (interpolation_matrix(*size, mode).to(lr) for size in sizes)
         return resample(lr, rows, columns)
 
     def make_consistent(self, sr: Tensor, lr: Tensor) -> Tensor:
         """Return the images closest to ``sr``, (N, 1, H, W), that degrade to ``lr``, (N, 1, h, w), up to damping."""
-        return self.degradation.enforce(sr, lr, self.damping)
+        return self.degradation.for_lr(lr).prox(sr, lr, self.damping)
 
     @torch.no_grad()
     def __call__(
@@ -127,7 +128,7 @@ class SuperResolutionEvaluation:
         Raises:
             ConfigurationError: if the sizes are inconsistent.
         """
-        expected = (*lr.shape[:2], *(size * self.degradation.scale for size in lr.shape[2:]))
+        expected = (*lr.shape[:2], *self.degradation.for_lr(lr).hr_shape)
         if not sr.shape == hr.shape == expected:
             raise ConfigurationError(
                 f"{subject}: the LR slices {tuple(lr.shape)}, the SR slices {tuple(sr.shape)} and the true slices "
@@ -233,7 +234,7 @@ class SuperResolutionEvaluation:
         """
         table = Path(output_dir, "metrics.md")
         rows = self.write_rows(Path(output_dir, "metrics.csv"), overwrite)
-        with whole_file(table, overwrite) as part:
+        with atomic_file(table, overwrite) as part:
             part.write_text(self.table(), encoding="utf-8")
         return rows, table
 
@@ -253,7 +254,7 @@ class SuperResolutionEvaluation:
         names = ["subject", "contrast", "slice", "method", *self.scores, MILLISECONDS]
         if not any("contrast" in row for row in self.rows):
             names.remove("contrast")
-        with whole_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)

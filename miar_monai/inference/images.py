@@ -13,10 +13,11 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from torch import Tensor
 
-from miar_monai.data.checks import checked
+from miar_monai.data.checks import check_volume
 from miar_monai.data.io import Volume, uncertainty_of
-from miar_monai.data.nifti import check_layout, nifti_image, volume_of
+from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
 from miar_monai.errors import ImageError
+from miar_monai.transforms.metatensor import with_affine
 
 __all__ = ["Image", "image_like", "image_volume"]
 
@@ -37,7 +38,7 @@ def image_volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
     can_be_labels = True
     if isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         check_layout(_IN_MEMORY, image)
-        volume = volume_of(image, _IN_MEMORY)
+        volume = nifti_to_volume(image, _IN_MEMORY)
     elif isinstance(image, MetaTensor):
         array = _voxels(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
         affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
@@ -54,7 +55,7 @@ def image_volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
             f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed"
             f"{hint}."
         )
-    return checked(volume, can_be_labels)
+    return check_volume(volume, can_be_labels)
 
 
 def _voxels(array: np.ndarray, num_spatial: int, expected: str, ndims: tuple[int, int]) -> np.ndarray:
@@ -74,9 +75,8 @@ def image_like(image: Image, sr: Volume) -> Any:
     if sr.uncertainty is not None:
         return image_like(image, sr._replace(uncertainty=None)), image_like(image, uncertainty_of(sr))
     if isinstance(image, MetaTensor):
-        result = MetaTensor(torch.from_numpy(sr.array)[None]).copy_meta_from(image)
-        result.affine = torch.from_numpy(sr.affine)
+        result = with_affine(image, torch.from_numpy(sr.array)[None], sr.affine)
         return result[..., 0] if image.ndim == 3 else result
     if isinstance(image, np.ndarray):
         return sr.array[..., 0] if image.ndim == 2 else sr.array
-    return nifti_image(sr)
+    return volume_to_nifti(sr)

@@ -150,7 +150,7 @@ def oddities(lr: Volume) -> list[str]:
         'the slices are sagittal, 5 mm apart'
     """
     sentences = list(lr.remarks)
-    if lr.is_own:
+    if lr.is_miar_result:
         sentences.append("the image is already a super-resolved image: give the original.")
     if lr.space == 0:
         sentences.append(

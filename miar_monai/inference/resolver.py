@@ -8,23 +8,23 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from torch import Tensor
 
 from miar_monai.data.cases import read_case
-from miar_monai.data.io import Volume, what_it_is
-from miar_monai.degradation.operators import Degradation
+from miar_monai.data.io import Volume
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
-from miar_monai.inference.bundle import find_bundle, metadata, weights_path
+from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.devices import choose_device
 from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
+from miar_monai.transforms.metatensor import metatensor_to_volume
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -127,6 +127,7 @@ class SuperResolver:
         with self._wrap_config_errors():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
+            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty")})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             if not isinstance(self.inferer, BeamSearchInferer):
                 raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
@@ -184,14 +185,9 @@ class SuperResolver:
         data = {"image": image, "pred": self.infer(image, assumed)}
         with self._wrap_config_errors():
             data = self.postprocessing(data)
-        arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
-        affine = np.asarray(data["pred"].affine, dtype=np.float64)
-        return volume._replace(
-            array=arrays["pred"],
-            affine=affine,
-            uncertainty=arrays.get("uncertainty"),
-            description=what_it_is(),
-        )
+        sr = metatensor_to_volume(data["pred"])
+        error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
+        return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
 
     def prepare(self, volume: Volume) -> Prepared:
         """Preprocess and check a volume, and determine its degradation, before the network runs."""
@@ -205,12 +201,14 @@ class SuperResolver:
             image: MetaTensor = self.preprocessing({"image": volume})["image"]
         return image
 
-    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor:
+    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor | dict[str, Tensor]:
         """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches."""
         # recording a CUDA graph synchronizes the current device, which must not be that of another process
         own_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), own_device:
-            return self.inferer(image[None], self.network, assumed=assumed)[0]
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
+        with torch.inference_mode(), own_device, bfloat16:
+            result = self.inferer(image[None], self.network, assumed=assumed)
+        return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
         """Return the degradation that is assumed for a preprocessed volume; its blur is measured if that is "auto"."""
@@ -236,5 +234,6 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
 
 
 def _setting_names(parser: ConfigParser) -> list[str]:
-    """Return the settings of inference: the keys that the inferer of the config refers to."""
-    return [value[1:] for value in parser["inferer"].values() if isinstance(value, str) and value.startswith("@")]
+    """Return the names of the settings of inference, which the config lists."""
+    names: list[str] = parser["settings"]
+    return names

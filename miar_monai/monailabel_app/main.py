@@ -12,9 +12,9 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
 import miar_monai
 from miar_monai.errors import MiarError
-from miar_monai.inference.bundle import MODELS, find_bundle
-from miar_monai.monailabel_app.store import ResultStore, is_result, source_of
-from miar_monai.monailabel_app.task import Result, SuperResolutionTask, switch
+from miar_monai.inference.bundle import find_bundle, models
+from miar_monai.monailabel_app.store import ResultStore, image_source, is_result
+from miar_monai.monailabel_app.task import Result, SuperResolutionTask, parse_flag
 
 
 class MiarApp(MONAILabelApp):
@@ -40,7 +40,7 @@ class MiarApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, SuperResolutionTask]:
         """Return a task for each bundle, by the name of its folder; weights are loaded by the first request."""
-        bundles = [find_bundle(name) for name in self.conf.get("models", ",".join(MODELS)).split(",")]
+        bundles = [find_bundle(name) for name in self.conf.get("models", ",".join(models())).split(",")]
         return {bundle.name: SuperResolutionTask(bundle) for bundle in bundles}
 
     def _download_dcmqi_tools(self) -> None:
@@ -70,8 +70,8 @@ class MiarApp(MONAILabelApp):
         if request.get("label_info"):
             raise HTTPException(400, f"{name} makes images, which no DICOM SEG holds: ask with output=image.")
         try:
-            save = switch(request, "save_image")
-            with source_of(image, datastore) as source:
+            save = parse_flag(request, "save_image")
+            with image_source(image, datastore) as source:
                 result = self._infers[name].super_resolve(source, request)
                 if save:
                     self._save(result, datastore)

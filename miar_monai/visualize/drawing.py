@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def page_figure(path: str | os.PathLike[str], height: float, overwrite: bool) ->
         figure = Figure(figsize=(PAGE_WIDTH, height), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with whole_file(path, overwrite) as part:
+        with atomic_file(path, overwrite) as part:
             figure.savefig(part)
             if part.suffix == ".png" and part.stat().st_size > _MAX_BYTES:  # a palette halves the size
                 Image.open(part).convert("RGB").quantize(256, kmeans=1).save(part, optimize=True)

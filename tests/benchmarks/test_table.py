@@ -23,7 +23,7 @@ from benchmarks import robustness, table
 from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
 from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
@@ -307,7 +307,7 @@ def test_mistakes_are_found_before_the_work(
 
 
 def test_an_existing_picture_of_the_plane_stops_the_run(bundle: Path) -> None:
-    with whole_file(bundle.parent / "out" / "plane.png") as part:
+    with atomic_file(bundle.parent / "out" / "plane.png") as part:
         part.write_text("mine")
     with pytest.raises(OutputError, match=r"plane\.png exists already"):
         make_table(bundle.parent)

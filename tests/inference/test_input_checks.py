@@ -15,7 +15,7 @@ from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 
 from miar_monai.cli.main import main
-from miar_monai.data.io import Volume, read_volume, what_it_is
+from miar_monai.data.io import Volume, read_volume, result_description
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.input_checks import TrainingDomain, oddities
@@ -128,7 +128,7 @@ def test_doubtful_inputs_cause_a_warning() -> None:
         " series."
     ]
     assert "qform_code and sform_code are 0" in oddities(axial._replace(space=0))[0]
-    assert "already a super-resolved image" in oddities(axial._replace(description=what_it_is()))[0]
+    assert "already a super-resolved image" in oddities(axial._replace(description=result_description()))[0]
 
 
 def test_only_described_properties_are_compared() -> None:

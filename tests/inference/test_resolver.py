@@ -20,7 +20,8 @@ from helpers.tiny_bundle import write_tiny_bundle
 from monai.data import MetaTensor
 
 from miar_monai import SuperResolver, super_resolve
-from miar_monai.data.dicom_writer import source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import write_series
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.errors import CheckpointError, ConfigurationError, GeometryError, ImageError
@@ -181,6 +182,15 @@ def test_resolvers_with_other_settings_share_weights_and_are_thread_safe(resolve
         resolver.with_settings(fidelity=2)
 
 
+def test_bfloat16_is_a_setting(resolver: SuperResolver) -> None:
+    image = resolver.prepare(_volume(SHAPE)).image
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = resolver.infer(image)
+    result = resolver.with_settings(amp=True).infer(image)
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, resolver.infer(image))
+
+
 @pytest.mark.parametrize("value", ["$__import__('os').getpid()", "@alpha", "%alpha", {"_target_": "os.getpid"}, [1]])
 def test_settings_are_not_executed_as_code(resolver: SuperResolver, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^blur is .*, but a number or a word is needed;"):
@@ -194,6 +204,11 @@ def test_settings_are_not_executed_as_code(resolver: SuperResolver, value: Any) 
         ({"fidelity": None}, "fidelity is None, but it must lie between 0 and 1; correct the setting."),
         ({"lookahead_tokens": "two"}, "lookahead_tokens is 'two', but it must be a whole number; correct the setting."),
         ({"top_k": float("nan")}, "top_k is nan, but it must be a whole number; correct the setting."),
+        (
+            {"amp": "false"},
+            "amp is 'false', but it must be True or False; on the command line give --amp True or --amp False, with a "
+            "capital letter.",
+        ),
         ({"lookahead_tokens": True}, "lookahead_tokens is True, but it must lie between 0 and 8; correct the setting."),
     ],
 )
@@ -209,13 +224,13 @@ def test_the_number_of_tiles_equals_that_of_network_inputs(bundle: Path, monkeyp
     seen: list[int] = []
     original = resolver.network.predict
 
-    def counted(tiles: torch.Tensor, *args: Any) -> Any:
+    def counted(tiles: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(len(tiles))
-        return original(tiles, *args)
+        return original(tiles, *args, **kwargs)
 
     monkeypatch.setattr(resolver.network, "predict", counted)
     resolver.volume(volume)
-    assert 2 * resolver.inferer.num_tiles(101, 64) == sum(seen) == 4
+    assert 2 * resolver.inferer.num_tiles(101, 64, resolver.network) == sum(seen) == 4
 
 
 def test_a_prepared_volume_can_be_used_again(bundle: Path) -> None:
@@ -268,7 +283,7 @@ def test_unusable_images_are_refused_in_one_sentence(
 def test_unknown_settings_devices_and_bundles_are_reported(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*inference\.json has alpha, blur, fidelity"):
+    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*\.json has alpha, amp, blur, fidelity"):
         SuperResolver(bundle, "cpu", beams=3)
     with pytest.raises(ConfigurationError, match="fidelity"):
         SuperResolver(bundle, "cpu", fidelity=3)
