@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-import miar_monai
+from miar_monai._version import __version__
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, patients_note, read_config
 from miar_monai.errors import ConfigurationError
 from miar_monai.evaluation import SuperResolutionEvaluation, markdown_table
@@ -192,7 +192,7 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
     rows[f"spread of {_NUM_SAMPLES} sampled decodings"] = rank_correlations(_spread_of_samples(measurement))
     rows["all predictors but the spread, fitted"] = rank_correlations(fitted)
     numbers = json.dumps({"_target_": "miar_monai.inference.error_model.ErrorModel", **vars(model)}, indent=4)
-    lines = ["# Predictors of the error", "", f"- Bundle {Path(bundle).name}, MIAR {miar_monai.__version__}."]
+    lines = ["# Predictors of the error", "", f"- Bundle {Path(bundle).name}, MIAR {__version__}."]
     cells = [(name, f"{ranks.mean():.3f}", f"{ranks.min():.3f}") for name, ranks in rows.items()]
     table = markdown_table(("predictor", "rank correlation ↑", "of the worst slice"), cells)
     return "\n".join([*lines, *measurement.notes, "", table, "", "```json", numbers, "```", ""])

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 import miar_monai
+from miar_monai._version import __version__
 from miar_monai.cli import options
 from miar_monai.cli.dataset_commands import evaluate, fit_uncertainty, training_range
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices
@@ -47,7 +48,7 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=options.EXIT_CODES,
 )
-@click.version_option(miar_monai.__version__, message="miar %(version)s")
+@click.version_option(__version__, message="miar %(version)s")
 def main() -> None:
     """Fourfold super-resolution of MRI and CT slices. For research, not for clinical use.
 
@@ -63,7 +64,7 @@ for _command in (sr, evaluate, fit_uncertainty, training_range):
 @options.debug
 def info() -> None:
     """Print the versions of packages and models, and where they are."""
-    click.echo(f"miar {miar_monai.__version__} in {Path(miar_monai.__file__).parent}")
+    click.echo(f"miar {__version__} in {Path(miar_monai.__file__).parent}")
     for name in ("torch", "monai", "numpy", "nibabel", "itk"):
         click.echo(f"  {name:8} {installed_version(name) or 'not installed'}")
     for model in models():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 
-import miar_monai
+from miar_monai._version import __version__
 from miar_monai.data.geometry import axial_axis, fov_corners
 from miar_monai.data.io import SOFTWARE, Volume
 from miar_monai.degradation import Degradation
@@ -187,7 +187,7 @@ def derivation(resolver: SuperResolver) -> str:
     about = resolver.about
     settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
     return (
-        f"MIAR fourfold super-resolution in the axial plane, {SOFTWARE} {miar_monai.__version__}, "
+        f"MIAR fourfold super-resolution in the axial plane, {SOFTWARE} {__version__}, "
         f"bundle {about.get('name')} {about.get('version')}, {settings}. For research: detail may be invented."
     )
 
