@@ -26,7 +26,7 @@ from monai.transforms import CropForeground
 from torch import Tensor, nn
 
 from benchmarks.table import read_config
-from miar_monai.data.atomic_write import refuse_to_overwrite
+from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.errors import ConfigurationError, DatasetError, find_miar_error, report_errors_in_one_sentence
 from miar_monai.evaluation.metrics import psnr
 from miar_monai.inference.bundle import check_switches

@@ -27,6 +27,7 @@ import fire
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import voxel_sizes
 
 from benchmarks.table import commit, machine, publish, result_files
 from miar_monai.data.geometry import axial_axis
@@ -75,15 +76,17 @@ def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     lr, sr = (torch.from_numpy(np.moveaxis(x.array, axis, 0).astype(np.float64)) for x in (volume, result))
     degradation: Degradation = prepared.assumed
     span = float(lr.max() - lr.min())
-    noise = float(degradation.noise_level(lr).median()) / span
-    before, degraded, after = (block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, degradation.scale)))
+    noise = float(degradation.for_lr(lr).noise_level(lr).median()) / span
+    before, degraded, after = (
+        block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, int(degradation.scales[0])))
+    )
     level = before - min(float(lr.min()), 0)
     deviation = (block_means(lr**2) - before**2).clamp(min=0).sqrt() / level
     bright = before - float(lr.min()) > 0.3 * span
     flat = bright & (deviation <= deviation[bright].quantile(0.1))
     relative = ((after - before) / level)[flat]
-    differences, as_they_are = ((x - before).abs() / span for x in (degraded, after))
-    shares = noise, differences.max(), (differences > 1e-3).double().mean(), as_they_are.max(), relative.mean()
+    differences, lenient_pydicom = ((x - before).abs() / span for x in (degraded, after))
+    shares = noise, differences.max(), (differences > 1e-3).double().mean(), lenient_pydicom.max(), relative.mean()
     return Levels(degradation.lr_sigma, *(100 * float(share) for share in shares))
 
 
@@ -113,7 +116,7 @@ def main(
     for scan in scans:
         volume = read_volume(scan)
         found = levels(resolver, central(volume, num_slices))
-        spacing = " x ".join(f"{mm:.3g}" for mm in np.linalg.norm(volume.affine[:3, :3], axis=0))
+        spacing = " x ".join(f"{mm:.3g}" for mm in voxel_sizes(volume.affine))
         numbers = f"{found.blur:.2f} | {found.noise:.2f} | {found.block:.3f} | {found.beyond:.2f}"
         lines.append(
             f"| {Path(scan).name} | {spacing} | {numbers} | {found.block_as_it_is:.3f} | {found.flat_tissue:+.3f} |"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.evaluation import Row, by_contrast
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def perception_distortion(
         figure.draw_without_rendering()  # from here on it is known where on the page the points lie
         for ax, some in numbered:
             _number(ax, some, numbers)
-        with whole_file(path, overwrite) as part:
+        with atomic_file(path, overwrite) as part:
             figure.savefig(part)
     return Path(path)
 

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
 from benchmarks.plane import perception_distortion
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file
-from miar_monai.data.io import check_output_folder
+from miar_monai.data.atomic_write import atomic_file
+from miar_monai.data.outputs import check_output_folder, refuse_to_overwrite
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation, by_contrast
 from miar_monai.inference.bundle import check_switches
@@ -335,7 +335,7 @@ def commit() -> str:
 
 def publish(text: str, path: Path, overwrite: bool) -> None:
     """Write a benchmark's text and print it."""
-    with whole_file(path, overwrite) as part:
+    with atomic_file(path, overwrite) as part:
         part.write_text(text, encoding="utf-8")
     print(text)
 

@@ -13,27 +13,27 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import fire
-import numpy as np
 from monai.transforms import Orientation
+from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from benchmarks.table import read_config, with_contrasts
 from miar_monai.data.io import Volume
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.transforms import LoadVolume, SimulateLowResolution
+from miar_monai.transforms.metatensor import metatensor_to_volume
 
 
 def low_resolution(path: str, degradation: Any) -> Volume:
     """Return a volume in its units, in RAS+, degraded; rows and columns that do not fill an LR voxel are cut off."""
     image = Orientation(axcodes="RAS", labels=None)(LoadVolume()(path))
-    scale = degradation.scale
+    scale = int(degradation.scales[0])
     width, height = (size // scale * scale for size in image.shape[1:3])
     lr = SimulateLowResolution(scale, degradation.sigma, degradation.blur_on)(image[:, :width, :height])
-    return Volume(lr.as_tensor()[0].numpy(), np.asarray(lr.affine), np.dtype(np.float32), Path(path))
+    return metatensor_to_volume(lr)
 
 
 def main(
@@ -58,7 +58,7 @@ def main(
     for item in tqdm(items, unit="volume"):
         volume = low_resolution(item["image"], degradation)
         scaled = preprocessing({"image": volume})["image"]
-        spacings += np.linalg.norm(volume.affine[:3, :2], axis=0).tolist()
+        spacings += voxel_sizes(volume.affine)[:2].tolist()
         minima.append(float(scaled.min()))
         maxima.append(float(scaled.max()))
     found = {"in_plane_spacing_mm": spacings, "minimum": minima, "maximum": maxima}

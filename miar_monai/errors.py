@@ -1,11 +1,12 @@
-"""What MIAR says to its users when something is wrong: one sentence each, never a traceback.
+"""Errors for users: one sentence each, never a traceback.
 
-Every error says what was found and where, what is needed, and what to do. The classes also derive from the
-built-in exception of the same meaning, so that callers who know nothing of MIAR can still handle them.
+The sentence says what was found and where, what is needed, and what to do. Each class also derives from the built-in
+exception with the same meaning, so that generic code can handle it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from numbers import Real
 from types import TracebackType
 
 __all__ = [
-    "OVERWRITE",
     "CheckpointError",
     "ConfigurationError",
     "DatasetError",
+    "ExistsError",
     "GeometryError",
     "ImageError",
     "MiarError",
@@ -31,12 +32,9 @@ __all__ = [
     "sentence_for_user",
 ]
 
-OVERWRITE = "(overwrite=True)"
-"""How a message tells a caller from Python to allow overwriting; who prints it for a command says what to type."""
-
 
 class MiarError(Exception):
-    """Base of all errors that a user can mend; its text is meant to be read by a person."""
+    """Base class of all errors that a user can fix."""
 
 
 class ImageError(MiarError, ValueError):
@@ -44,7 +42,7 @@ class ImageError(MiarError, ValueError):
 
 
 class GeometryError(MiarError, ValueError):
-    """Positions in millimeters cannot be trusted: singular affine, missing slices, several series."""
+    """Positions in millimeters are unreliable: singular affine, missing slices, several series."""
 
 
 class DatasetError(MiarError, ValueError):
@@ -56,7 +54,7 @@ class CheckpointError(MiarError, RuntimeError):
 
 
 class MissingWeightsError(MiarError, FileNotFoundError):
-    """Weights of a metric or of a perceptual loss are not on this machine."""
+    """Weights of a metric or a perceptual loss are missing."""
 
 
 class ConfigurationError(MiarError, ValueError):
@@ -64,17 +62,44 @@ class ConfigurationError(MiarError, ValueError):
 
 
 class SettingError(ConfigurationError):
-    """A setting that a caller gave, a device or a model among them, is unknown or out of range."""
+    """A setting, device or model that the caller chose is unknown or out of range."""
 
 
 class OutputError(MiarError, OSError):
     """A result cannot be written, or would overwrite something."""
 
 
+class ExistsError(OutputError):
+    """A result would overwrite a file or folder.
+
+    Args:
+        path: the existing file or folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.sentence("overwrite=True")
+
+    def sentence(self, option: str) -> str:
+        """Return the message, with the option that allows overwriting where the caller is.
+
+        Example:
+            >>> ExistsError("a.nii").sentence("--overwrite")
+            'a.nii exists already and is left as it is: give another output, remove it, or allow overwriting (--overwrite).'
+        """
+        return (
+            f"{self.path} exists already and is left as it is: give another output, remove it, or allow overwriting "
+            f"({option})."
+        )
+
+
 def find_miar_error(error: BaseException | None) -> MiarError | None:
     """Return the first `MiarError` in the chain of causes of ``error``, or None.
 
-    MONAI and ignite wrap what a transform or a component raises; the sentence for the user is further down.
+    MONAI and ignite wrap the errors of transforms and components.
 
     Example:
         >>> try:
@@ -96,31 +121,31 @@ def find_miar_error(error: BaseException | None) -> MiarError | None:
 
 
 def sentence_for_user(error: BaseException, overwrite: str = "--overwrite") -> str:
-    """Return what the command tells a user about an error: ours, or what is unexpected and how to see more of it.
+    """Return the message of a command for an error, also for one that is not a `MiarError`.
 
     Args:
         error: what was raised.
-        overwrite: what the user types to allow overwriting.
+        overwrite: the option of the command that allows overwriting.
 
     Example:
         >>> sentence_for_user(KeyError("x"))
         "unexpected KeyError ('x'); --debug shows where it happened: please report it."
-        >>> sentence_for_user(OutputError(f"remove it, or allow overwriting {OVERWRITE}."))
-        'remove it, or allow overwriting (--overwrite).'
+        >>> sentence_for_user(ConfigurationError("fidelity is 3."))
+        'fidelity is 3.'
     """
     if found := find_miar_error(error):
-        return str(found).replace(OVERWRITE, f"({overwrite})")
+        return found.sentence(overwrite) if isinstance(found, ExistsError) else str(found)
     reason = (str(error).strip() or "without a message").splitlines()[0]
     return f"unexpected {type(error).__name__} ({reason}); --debug shows where it happened: please report it."
 
 
 @contextmanager
 def in_one_sentence(kind: type[MiarError], problem: str, advice: str) -> Iterator[None]:
-    """Let any error of a block be a sentence: which ones a library raises at what is damaged, nobody documents.
+    """Convert any error of a block to one sentence: libraries do not document what they raise for damaged files.
 
     Args:
-        kind: class of the error that is raised instead; a `MiarError` in the chain of causes is raised as it is.
-        problem: what was found and where; the library's own reason follows it.
+        kind: class of the new error; a `MiarError` in the chain of causes is raised unchanged.
+        problem: what was found and where; the message of the library is appended.
         advice: what is needed, and what to do.
 
     Example:
@@ -141,10 +166,10 @@ def in_one_sentence(kind: type[MiarError], problem: str, advice: str) -> Iterato
 
 
 def report_errors_in_one_sentence() -> None:
-    """Make this process print a `MiarError` as ``error: <sentence>`` instead of a traceback; it still exits with 1.
+    """Print an uncaught `MiarError` as ``error: <sentence>`` instead of a traceback; the exit code is still 1.
 
-    The bundles call this in ``initialize``, since ``monai.bundle run`` lets every exception through. All other
-    exceptions are defects and keep their traceback.
+    The bundles call this in ``initialize``, since ``monai.bundle run`` catches nothing. Any other exception is a defect
+    and keeps its traceback.
     """
     previous = sys.excepthook
 
@@ -158,20 +183,20 @@ def report_errors_in_one_sentence() -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Check a setting.
+    """Check that a setting is a number within a range.
 
     Raises:
-        ConfigurationError: if ``value`` is no number, or not within [low, high].
+        SettingError: if ``value`` is not a number within [low, high].
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise SettingError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
 
 
 def check_whole(name: str, value: float) -> None:
-    """Check that a setting is a whole number, of whatever type.
+    """Check that a setting is a whole number, of any numeric type.
 
     Raises:
-        ConfigurationError: if it is not; infinity is none.
+        SettingError: if it is not.
     """
     if not isinstance(value, Real) or value % 1:
         raise SettingError(f"{name} is {value!r}, but it must be a whole number; correct the setting.")

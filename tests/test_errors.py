@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from miar_monai import errors
-from miar_monai.errors import MiarError, find_miar_error
+from miar_monai.errors import ExistsError, MiarError, OutputError, find_miar_error, sentence_for_user
 
-CLASSES = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
+ALL = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
+CLASSES = [kind for kind in ALL if kind is not ExistsError]  # whose message is made of the path
 SCRIPT = """
 from miar_monai.errors import GeometryError, report_errors_in_one_sentence
 report_errors_in_one_sentence()
@@ -29,6 +30,15 @@ def test_every_error_is_ours_and_also_a_builtin_one_that_keeps_its_text(kind: ty
     builtin = [base for base in kind.__mro__ if base.__module__ == "builtins"]
     assert kind is MiarError or builtin[0] not in (Exception, BaseException, object)
     assert str(kind("a.nii.gz: one sentence.")) == "a.nii.gz: one sentence."
+
+
+def test_an_existing_file_is_named_with_the_option_of_the_caller() -> None:
+    error = ExistsError("a.nii.gz")
+    assert isinstance(error, OutputError)
+    assert str(error).startswith("a.nii.gz exists already")
+    assert str(error).endswith("(overwrite=True).")
+    assert sentence_for_user(error).endswith("(--overwrite).")
+    assert sentence_for_user(error, "--overwrite True").endswith("(--overwrite True).")
 
 
 def test_ours_is_found_wherever_it_is_in_the_chain() -> None:

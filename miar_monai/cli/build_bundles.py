@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from miar_monai.cli.compose_configs import write_configs
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import CheckpointError, ConfigurationError, report_errors_in_one_sentence
 from miar_monai.inference.bundle import metadata, weights_path
 
@@ -60,7 +60,7 @@ def build_zip(bundle: str | os.PathLike[str], output: str | os.PathLike[str] = "
     bundle = Path(bundle).resolve()
     files = bundle_files(bundle)
     path = Path(output, f"{bundle.name}_v{metadata(bundle)['version']}.zip")
-    with whole_file(path, overwrite) as part, zipfile.ZipFile(part, "w") as archive:
+    with atomic_file(path, overwrite) as part, zipfile.ZipFile(part, "w") as archive:
         for file in files:
             info = zipfile.ZipInfo(f"{bundle.name}/{file.relative_to(bundle).as_posix()}", _TIMESTAMP)
             info.external_attr = 0o644 << 16

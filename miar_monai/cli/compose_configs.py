@@ -16,7 +16,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import read_json
 
@@ -71,7 +71,7 @@ def write_configs(bundle: str | os.PathLike[str]) -> list[Path]:
     for path, text in composed_files(bundle).items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path, overwrite=True) as part:
+            with atomic_file(path, overwrite=True) as part:
                 part.write_text(text, encoding="utf-8")
             changed.append(path)
     return changed

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miar_monai.data.atomic_write import check_name, refuse_to_overwrite
-from miar_monai.data.cases import Case, opened
-from miar_monai.data.dicom_writer import check_series_folder, source_headers, write_series
-from miar_monai.data.io import Volume, check_output_folder, parts_to_save, read_volume, volume_stem, write_volume
-from miar_monai.errors import ImageError, OutputError, sentence_for_user
+from miar_monai.data.cases import Case, unpacked
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import check_series_folder, write_series
+from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
+from miar_monai.data.outputs import ResultPaths, check_output, result_path
+from miar_monai.errors import ImageError, sentence_for_user
 from miar_monai.inference.report import case_report, derivation, warnings_said, what_is_said
 from miar_monai.visualize.preview import check_preview, preview
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from miar_monai.inference.resolver import SuperResolver
 
-__all__ = ["Job", "Work", "check_outputs", "do_all", "list_jobs", "uncertainty_map"]
+__all__ = ["Job", "Work", "check_outputs", "do_all", "list_jobs"]
 
 Job = tuple[Case, Path]
 """A case, and the file of its result; as DICOM, the folder of its series."""
@@ -57,31 +58,21 @@ def list_jobs(cases: list[Case], source: Path, output: Path | None, single: bool
         targets = [output]
     else:
         folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
-        suffix = "" if as_dicom else ".nii.gz"
-        targets = [folder / case.name.with_name(f"{case.name.name}_sr{suffix}") for case in cases]
+        ending = "" if as_dicom else ".nii.gz"
+        targets = [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
     for case, target in zip(cases, targets, strict=True):
-        for path in (target, uncertainty_map(target)):
+        for path in ResultPaths.of(target)[:2]:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
                 raise click.UsageError(f"{path} is the input, which is never changed; give another output.")
     folder_of = cache(Path.resolve)  # there may be 100,000 files in one
-    results = {folder_of(path.parent) / path.name for target in targets for path in (target, uncertainty_map(target))}
+    results = {folder_of(path.parent) / path.name for target in targets for path in ResultPaths.of(target)[:2]}
     jobs = zip(cases, targets, strict=True)
     return [(case, target) for case, target in jobs if folder_of(case.source.parent) / case.source.name not in results]
 
 
-def _picture(target: Path) -> Path:
-    return target.with_name(f"{volume_stem(target)}.png")
-
-
-def uncertainty_map(target: Path) -> Path:
-    """Return where the expected error of a result belongs: beside it."""
-    stem = volume_stem(target)
-    return target.with_name(f"{stem}_uncertainty{target.name[len(stem) :]}")
-
-
 def check_outputs(
-    targets: list[Path],
-    maps: list[Path],
+    results: list[ResultPaths],
+    with_uncertainty: bool,
     report_file: Path | None,
     with_preview: bool,
     overwrite: bool,
@@ -90,14 +81,14 @@ def check_outputs(
     """Refuse what cannot be written before the work is done."""
     if with_preview:
         check_preview()
-    pictures = [_picture(target) for target in targets] if with_preview else []
-    for path in [*targets, *maps, *pictures, *([report_file] if report_file else [])]:
-        check_name(path)
-        check_output_folder(path.parent)
-        if path.is_dir() and not (as_dicom and path in [*targets, *maps]):
-            raise OutputError(f"{path} is a folder: a file is written there; give another name.")
-        if not overwrite:
-            refuse_to_overwrite(path)
+    for paths in results:
+        check_output(paths.image, overwrite, as_dicom)
+        if with_uncertainty:
+            check_output(paths.uncertainty, overwrite, as_dicom)
+        if with_preview:
+            check_output(paths.preview, overwrite)
+    if report_file:
+        check_output(report_file, overwrite)
 
 
 class Work:
@@ -145,11 +136,15 @@ class Work:
         if self.skip_existing and os.path.exists(target):
             return {"input": str(case.source), "output": str(target), "skipped": True}
         redo = self.overwrite or self.skip_existing  # what lies beside no result was left by a killed run
-        self._check([target], self.overwrite)
+        paths = ResultPaths.of(target)
+        check_output(target, self.overwrite, self.as_dicom)
         volume, headers = self._read(case)
-        pictures = [_picture(target)] * self.with_preview
-        maps = [uncertainty_map(target)] * bool(self.resolver.settings.get("uncertainty"))
-        self._check([*pictures, *maps], redo)
+        pictures = [paths.preview] if self.with_preview else []
+        maps = [paths.uncertainty] if self.resolver.settings.get("uncertainty") else []
+        for picture in pictures:
+            check_output(picture, redo)
+        for path in maps:
+            check_output(path, redo, self.as_dicom)
         for folder in [target, *maps] if self.as_dicom else []:
             check_series_folder(folder, headers, self.overwrite or (redo and folder != target))
         if self.seconds_per_tile:
@@ -174,24 +169,16 @@ class Work:
             click.echo(str(target))
         return report
 
-    @staticmethod
-    def _check(files: list[Path], overwrite: bool) -> None:
-        """Refuse what cannot be written, or would replace something, before the work is done."""
-        for file in files:
-            check_name(file)
-            if not overwrite:
-                refuse_to_overwrite(file)
-
     def _read(self, case: Case) -> tuple[Volume, list[Dataset]]:
         """Return the volume of a case and, if the result is a series, the headers of its slices."""
-        with opened(case.source) as path:
+        with unpacked(case.source) as path:
             volume = read_volume(path, self.series, self.select)
             return volume, source_headers(volume) if self.as_dicom else []
 
     def _write(self, result: Volume, target: Path, headers: list[Dataset], redo: bool) -> None:
         """Write a result after what goes beside it: a case is done when its result is there."""
         for volume, quantity in parts_to_save(result):
-            path, overwrite = (uncertainty_map(target), redo) if quantity else (target, self.overwrite)
+            path, overwrite = (ResultPaths.of(target).uncertainty, redo) if quantity else (target, self.overwrite)
             if self.as_dicom:
                 write_series(path, volume, headers, derivation(self.resolver), overwrite, quantity)
             else:

@@ -18,7 +18,7 @@ import click
 
 import miar_monai
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices, installed
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
 from miar_monai.inference.bundle import find_bundle, locate_bundle, metadata, models, number_or_text, weights_path
 
@@ -97,9 +97,9 @@ def _fraction(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 def _conditions(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse what selects no slices of any series before a model is loaded."""
     if value:
-        from miar_monai.data.dicom_select import conditions
+        from miar_monai.data.dicom_select import parse_conditions
 
-        conditions(value)
+        parse_conditions(value)
     return value
 
 
@@ -222,8 +222,9 @@ def sr(
     INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
     covers the same field of view, in the units of the input.
     """
-    from miar_monai.cli.jobs import Work, check_outputs, do_all, list_jobs, uncertainty_map
+    from miar_monai.cli.jobs import Work, check_outputs, do_all, list_jobs
     from miar_monai.data.cases import find_cases
+    from miar_monai.data.outputs import ResultPaths
     from miar_monai.inference.processes import part_of, processes
     from miar_monai.inference.report import run_report
     from miar_monai.inference.resolver import SuperResolver
@@ -238,9 +239,8 @@ def sr(
             raise click.UsageError(f"{source} is a folder of cases, and a series is one of a single DICOM folder.")
         as_dicom = out_format == "dicom"
         jobs = list_jobs(cases, source, output, single, as_dicom)
-        targets = [target for _, target in jobs] if single and not skip_existing else []
-        maps = [uncertainty_map(target) for target in targets] if uncertainty else []
-        check_outputs(targets, maps, report_file, with_preview, overwrite, as_dicom)
+        results = [ResultPaths.of(target) for _, target in jobs] if single and not skip_existing else []
+        check_outputs(results, uncertainty, report_file, with_preview, overwrite, as_dicom)
         jobs = part_of(jobs, part[0] - 1, part[1]) if part else jobs
         all_of_us.wait()  # with the first result until all have looked at the folder
         settings = {"lookahead_tokens": lookahead_tokens, "fidelity": fidelity, "blur": number_or_text(blur)}
@@ -256,7 +256,7 @@ def sr(
         failed = [report["input"] for report in reports if "error" in report]
         if all_of_us.rank == 0:
             if report_file is not None:
-                with whole_file(report_file, overwrite) as file:
+                with atomic_file(report_file, overwrite) as file:
                     file.write_text(json.dumps(run_report(work.resolver, reports), indent=2) + "\n", encoding="utf-8")
             if skipped := sum("skipped" in report for report in reports):
                 work.say(f"{skipped} of {len(jobs)} cases had a result already")

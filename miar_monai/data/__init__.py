@@ -1,1 +1,1 @@
-"""Volumes and their files: NIfTI, DICOM and what else ITK reads, geometry, folders of cases, data sets."""
+"""Volumes and their files (NIfTI, DICOM, NRRD, MetaImage, MGH), geometry, cases and data sets."""

@@ -1,4 +1,4 @@
-"""Results appear on disk whole or not at all, and replace nothing unless that is asked for."""
+"""Atomic writing: files and folders are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,70 +8,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miar_monai.errors import OVERWRITE, OutputError
+from miar_monai.data.outputs import refuse_to_overwrite
+from miar_monai.errors import OutputError
 
-__all__ = ["check_name", "refuse_to_overwrite", "whole_file", "whole_folder"]
-
-
-def check_name(path: str | os.PathLike[str]) -> None:
-    """Check that a file system takes the name of a result, which is longer than that of its input.
-
-    Raises:
-        OutputError: if it does not, as most do with more than 255 bytes.
-
-    Example:
-        >>> check_name("a" * 300)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        miar_monai.errors.OutputError: aaa...aaa cannot be written (File name too long): a shorter name is needed; ...
-    """
-    absolute = Path(os.path.abspath(path))
-    existing = next((folder for folder in absolute.parents if os.path.exists(folder)), absolute)
-    try:
-        os.lstat(existing / absolute.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror}): a shorter name is needed; give an output of another name, or"
-            " rename the input."
-        ) from error
-
-
-def refuse_to_overwrite(path: str | os.PathLike[str]) -> None:
-    """Check that a result would not replace a file; worth asking before hours of work.
-
-    Raises:
-        OutputError: if ``path`` exists, or has a name that no file can have.
-    """
-    check_name(path)
-    if Path(path).exists():
-        raise OutputError(
-            f"{path} exists already and is left as it is: "
-            f"give another output, remove it, or allow overwriting {OVERWRITE}."
-        )
+__all__ = ["atomic_file", "atomic_folder"]
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary path of the same name, which becomes ``path`` when the block ends without an error.
+def atomic_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path of the same name, moved to ``path`` when the block ends without an error.
 
     Args:
-        path: the file to write. Its folder is made if needed.
+        path: the file to write. Its folder is created if needed.
         overwrite: replace an existing file.
 
     Yields:
-        The path to write to, in the same file system as ``path``.
+        The temporary path, in the same file system as ``path``.
 
     Raises:
-        OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
+        OutputError: if the file exists and ``overwrite`` is False, or cannot be written.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with whole_file(folder + "/a.txt") as part:
-        ...         _ = part.write_text("all of it")
+        ...     with atomic_file(folder + "/a.txt") as part:
+        ...         _ = part.write_text("complete")
         ...     print(Path(folder, "a.txt").read_text())
-        all of it
+        complete
     """
     path = Path(path)
     if not overwrite:
@@ -89,29 +51,29 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder of the same name, which becomes ``path`` when the block ends without an error.
+def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder of the same name, moved to ``path`` when the block ends without an error.
 
     Args:
-        path: the folder to write. The folder above it is made if needed.
-        overwrite: replace what is there, a folder with all that it holds.
+        path: the folder to write. Its parent is created if needed.
+        overwrite: replace an existing file, or a folder with its content.
 
     Yields:
-        The empty folder to write to, in the same file system as ``path``.
+        The empty temporary folder, in the same file system as ``path``.
 
     Raises:
-        OutputError: if ``path`` exists and ``overwrite`` is False, or if it cannot be written.
+        OutputError: if ``path`` exists and ``overwrite`` is False, or cannot be written.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with whole_folder(folder + "/a") as part:
-        ...         _ = (part / "b.txt").write_text("all of it")
+        ...     with atomic_folder(folder + "/a") as part:
+        ...         _ = (part / "b.txt").write_text("complete")
         ...     print(Path(folder, "a", "b.txt").read_text())
-        all of it
+        complete
     """
-    with whole_file(path, overwrite) as part:
+    with atomic_file(path, overwrite) as part:
         part.mkdir()
         yield part
         if Path(path).exists():
-            # a folder cannot take the place of one that is not empty; what was there goes with the temporary folder
+            # a folder that is not empty cannot be replaced; the old content is deleted with the temporary folder
             os.replace(path, Path(tempfile.mkdtemp(dir=part.parent), part.name))

@@ -1,4 +1,4 @@
-"""What a user gives to be super-resolved: a NIfTI file, a DICOM series, a zip file of either, a folder of all these."""
+"""The cases of an input: a volume file, a DICOM series, a zip file of either, or a folder of these."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from miar_monai.data.dicom_reader import dicom_files
-from miar_monai.data.folders import Case, case_stem, cases_in, folders_in, is_zip_name
+from miar_monai.data.dicom_headers import dicom_files
+from miar_monai.data.folders import Case, cases_in, folders_in
+from miar_monai.data.formats import case_stem, is_zip_name
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
 
-__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "opened", "read_case", "temporary_folder"]
+__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "read_case", "temporary_folder", "unpacked"]
 
 MAX_ZIP_BYTES = 4 * 2**30
-"""The most that the entries of a zip file may hold together, uncompressed."""
+"""Maximum total size of the entries of a zip file, uncompressed."""
 
 MAX_ZIP_ENTRIES = 20_000
-"""The most entries of a zip file."""
+"""Maximum number of entries of a zip file."""
 
 
 def find_cases(source: str | os.PathLike[str]) -> list[Case]:
-    """List the volumes that ``source`` stands for, and what looks like one and is none, sorted by folder.
+    """List the cases of an input, sorted by folder.
 
     Args:
-        source: a NIfTI file, a zip file, or a folder. In a folder, NIfTI files, pairs of .hdr and .img, zip files and
-            folders with a DICOM series count at any depth, unless they are hidden; results are named after the places
-            of the cases in it. Links are followed, but not in circles; a folder that two paths lead to is done once.
+        source: a volume file, a zip file, or a folder. In a folder, volume files, pairs of .hdr and .img, zip files and
+            folders with a DICOM series are found at any depth, unless they are hidden; names of results are relative to
+            it. Links are followed, but not in circles; a folder with several paths is listed once.
 
     Returns:
-        The cases. A file, or a folder with a DICOM series and nothing else, is one case whose source is ``source``.
-        Those with a ``problem`` are none: links that lead to no file, halves of pairs, files of other formats, folders
-        that cannot be listed, and cases whose results would have the same name.
+        The cases. A file, or a folder with only a DICOM series, is one case whose source is ``source``. Cases with a
+        ``problem`` cannot be processed: broken links, halves of pairs, files of other formats, folders that cannot be
+        listed, and cases whose results would have the same name.
 
     Raises:
-        ImageError: if ``source`` is no file and no folder.
-        DatasetError: if a folder holds no case, and nothing that looks like one.
+        ImageError: if ``source`` is neither a file nor a folder.
+        DatasetError: if a folder contains no case.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,46 +57,46 @@ def find_cases(source: str | os.PathLike[str]) -> list[Case]:
         return [Case(source, Path(case_stem(source)))]
     if not source.is_dir():
         raise ImageError(
-            f"{source} {'is no file and no folder' if source.exists() else 'does not exist'}: a NIfTI file, a folder "
-            "with a DICOM series, a zip file of either, or a folder of such cases is needed."
+            f"{source} {'is neither a file nor a folder' if source.exists() else 'does not exist'}: a NIfTI file, a "
+            "folder with a DICOM series, a zip file of either, or a folder of such cases is needed."
         )
     found = [case for folder in folders_in(source) for case in cases_in(source, folder)]
-    if not found and dicom_files(source):  # whose reading says what they are instead
+    if not found and dicom_files(source):  # reading reports what else they are
         return [Case(source, Path(source.resolve().name))]
     if not found:
         raise DatasetError(
-            f"{source} holds no case: NIfTI files (.nii, .nii.gz), folders with the slices of a DICOM series, or zip "
-            "files (.zip) are needed; give another folder."
+            f"{source} contains no case: NIfTI files (.nii, .nii.gz), folders with the slices of a DICOM series, or "
+            "zip files (.zip) are needed; give another folder."
         )
-    of_name = defaultdict(list)
+    sources = defaultdict(list)
     for case in found:
         if not case.problem:
-            of_name[case.name].append(case.source)
-    return [case if case.problem else case._replace(problem=_namesakes(case, of_name[case.name])) for case in found]
+            sources[case.name].append(case.source)
+    return [case if case.problem else case._replace(problem=_name_conflict(case, sources[case.name])) for case in found]
 
 
-def _namesakes(case: Case, sources: list[Path]) -> str:
-    """Return that the results of a case and of others would have the same name, or an empty text."""
+def _name_conflict(case: Case, sources: list[Path]) -> str:
+    """Return a sentence if the results of a case and of others would have the same name, or an empty string."""
     others = " and ".join(str(source) for source in sources if source != case.source)
     return others and (
-        f"{case.source} and {others} would have results of the same name; give them one at a time, each with an output "
-        "of its own."
+        f"{case.source} and {others} would have results of the same name; give them one at a time, each with its "
+        "own output."
     )
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the NIfTI file or the DICOM folder that a case stands for; what a zip file holds lies there while it lasts.
+def unpacked(source: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the volume file or the DICOM folder of a case, extracted to a temporary folder if it is a zip file.
 
     Args:
-        source: of a case. A zip file is extracted to a temporary folder; nothing that it holds can lie elsewhere.
+        source: of a case.
 
     Yields:
-        What `miar_monai.data.io.read_volume` reads.
+        An input of `miar_monai.data.io.read_volume`.
 
     Raises:
-        ImageError: if a zip file is damaged, encrypted or too large, has an entry that would lie outside of its
-            folder or is a link, or holds no volume or several.
+        ImageError: if a zip file is damaged, encrypted or too large, has an entry that is a link or would be extracted
+            to another folder, or does not contain exactly one volume.
     """
     source = Path(source)
     if not (is_zip_name(source) and source.is_file()):
@@ -107,31 +108,31 @@ def opened(source: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def read_case(source: str | os.PathLike[str]) -> Volume:
-    """Read the volume of a case, which knows the zip file as its path if it comes from one.
+    """Read the volume of a case; the path of a volume from a zip file is that of the zip file.
 
     Args:
         source: of a case.
 
     Raises:
-        ImageError, GeometryError: as `opened` and `miar_monai.data.io.read_volume` do.
+        ImageError, GeometryError: see `unpacked` and `miar_monai.data.io.read_volume`.
     """
-    with opened(source) as path:
+    with unpacked(source) as path:
         return read_volume(path)._replace(path=Path(source))
 
 
 @contextmanager
 def temporary_folder(name: str, source: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder that is gone when the block ends.
+    """Yield an empty folder, deleted when the block ends.
 
     Args:
         name: of the folder.
-        source: where its content comes from; the user knows that one, so that errors of the block speak of it.
+        source: of its content; replaces the path of the folder in errors of the block.
 
     Yields:
         The folder.
 
     Raises:
-        MiarError: what the block raises, with ``source`` in place of the folder.
+        MiarError: an error of the block, with ``source`` in place of the folder.
 
     Example:
         >>> with temporary_folder("series", "study.zip") as folder:
@@ -150,7 +151,7 @@ def temporary_folder(name: str, source: str | os.PathLike[str]) -> Iterator[Path
 
 
 def _extract(source: Path, folder: Path) -> None:
-    advice = "a complete zip file of one volume is needed; make it again."
+    advice = "a complete zip file of one volume is needed; create it again."
     with in_one_sentence(ImageError, f"{source} cannot be extracted", advice), zipfile.ZipFile(source) as archive:
         entries = archive.infolist()
         _check_entries(source, entries)
@@ -163,18 +164,19 @@ def _extract(source: Path, folder: Path) -> None:
 
 
 def _check_entries(source: Path, entries: list[zipfile.ZipInfo]) -> None:
-    """Refuse what should not be extracted; zipfile reads no more of an entry than the size that it declares."""
+    """Check that entries are safe to extract; zipfile reads at most the declared size of each."""
     size = sum(entry.file_size for entry in entries)
     if len(entries) > MAX_ZIP_ENTRIES or size > MAX_ZIP_BYTES:
         raise ImageError(
-            f"{source} holds {len(entries)} entries of {size / 2**30:.1f} GiB together, but at most {MAX_ZIP_ENTRIES} "
-            f"entries of {MAX_ZIP_BYTES / 2**30:g} GiB are extracted: extract it yourself and give the folder."
+            f"{source} contains {len(entries)} entries of {size / 2**30:.1f} GiB in total, but at most "
+            f"{MAX_ZIP_ENTRIES} entries of {MAX_ZIP_BYTES / 2**30:g} GiB are extracted: extract it yourself and give "
+            "the folder."
         )
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if path.is_absolute() or ".." in path.parts or ":" in entry.filename or "\\" in entry.filename:
-            problem = "would lie outside of its folder"
+            problem = "would be extracted to another folder"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "is a link or a device"
         elif entry.flag_bits & 1:
@@ -182,12 +184,12 @@ def _check_entries(source: Path, entries: list[zipfile.ZipInfo]) -> None:
         else:
             continue
         raise ImageError(
-            f"{source}: the entry {entry.filename!r} {problem}; a zip file of plain files is needed: make it again."
+            f"{source}: the entry {entry.filename!r} {problem}; a zip file of regular files is needed: create it again."
         )
 
 
 def _only_volume(source: Path, folder: Path) -> Path:
-    """Return the volume in an extracted archive; archives within are none, nor are the shadows that macOS packs."""
+    """Return the only volume in an extracted archive, without nested archives and the shadow files of macOS."""
     folders = [name for name in folders_in(folder) if "__MACOSX" not in name.parts]
     found = [case for name in folders for case in cases_in(folder, name) if not is_zip_name(case.source)]
     for case in found:
@@ -196,7 +198,7 @@ def _only_volume(source: Path, folder: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(case.source.relative_to(folder).as_posix() for case in found[:5])
         raise ImageError(
-            f"{source} holds {len(found)} volumes{names and f' ({names})'}: one NIfTI file or one DICOM series is "
+            f"{source} contains {len(found)} volumes{names and f' ({names})'}: one NIfTI file or one DICOM series is "
             "needed; extract it and give the folder."
         )
     return found[0].source

@@ -19,9 +19,9 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
 from miar_monai.data.cases import find_cases
-from miar_monai.data.dicom_reader import dicom_tag, slice_files
+from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
-from miar_monai.data.outputs import result_path
+from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.errors import DatasetError
 
 __all__ = [
@@ -146,9 +146,9 @@ def _series_folder(root: Path, folder: Path, modality: str) -> Iterator[Item]:
         if is_volume_file(path):
             yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
     file = next(slice_files(sorted(folder.iterdir())), None)
-    if file is not None and dicom_tag(file, "0008|0060") == modality:
+    if file is not None and header_text(file, "Modality") == modality:
         top = (*inside, folder.name)[0]
-        yield {"image": str(folder), "subject": dicom_tag(file, "0010|0020") or top}
+        yield {"image": str(folder), "subject": header_text(file, "PatientID") or top}
 
 
 def lidc_datalist(dataset_dir: Paths) -> list[Item]:
@@ -180,9 +180,9 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
     if output_dir is None:
         return items
     results = {
-        os.path.realpath(result_path(item["image"], output_dir, ending, item["name"]))
+        os.path.realpath(path)
         for item in items
-        for ending in ("sr", "sr_uncertainty")
+        for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"]))
     }
     return [item for item in items if os.path.realpath(item["image"]) not in results]
 

@@ -1,61 +1,44 @@
-"""Which files are DICOM, which of them are slices, and what their headers say; no pixels are read here."""
+"""Headers of DICOM files; pixels are not read."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from struct import unpack_from
 from typing import TYPE_CHECKING, NamedTuple
+
+from miar_monai.data.dicom_signature import is_dicom, is_dicom_head, is_dicomdir, read_head
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = [
-    "Folder",
-    "as_they_are",
+    "DicomFolder",
     "dicom_files",
+    "header_text",
     "holds_slices",
-    "is_dicom",
     "is_missing",
     "is_mosaic",
+    "lenient_pydicom",
     "numbers",
-    "read_folder",
+    "read_dicom_folder",
     "read_header",
     "slice_files",
     "text",
     "values",
 ]
 
-_HEAD = 1024
-"""Bytes of a file that tell whether it is DICOM."""
-
-_DIRECTORY = b"1.2.840.10008.1.3.10"
-"""SOP class of a DICOMDIR, whatever its name."""
-
-_UID = re.compile(rb"[0-2](\.(0|[1-9][0-9]*))+\0? *")
-_TELLING = {  # elements of which one is among the first of every image, and what their values look like
-    0x00020002: _UID,
-    0x00020010: _UID,
-    0x00080016: _UID,
-    0x00080018: _UID,
-    0x00080060: re.compile(rb"[A-Z]{2,16} *"),
-    0x00080010: re.compile(rb"ACR-NEMA [0-9.]+ *"),
-}
-_LONG = tuple(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # VRs with a length of four bytes
-_SHORT = tuple(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-
 _B_VALUES = {0x0019100C: "SIEMENS", 0x00431039: "GEMS", 0x20011003: "Philips", 0x00651009: "Image Private"}
-"""Private elements that hold the b-value of a diffusion image, and how their creators' names begin."""
+"""Private elements with the b-value of a diffusion image, and the prefixes of their private creators."""
 
 _MOSAIC_TILES = 0x0019100A
 _CREATORS = (0x00190010, 0x00430010, 0x20010010, 0x00650010)
 _READ: tuple[str | int, ...] = (
+    *("Modality", "DerivationDescription"),
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "ModalityLUTSequence", "RescaleSlope"),
     *("RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
@@ -65,13 +48,13 @@ _READ: tuple[str | int, ...] = (
 
 
 @contextmanager
-def as_they_are() -> Iterator[None]:
-    """Let pydicom take values that the standard does not allow without a word: whether they can be used is said here.
+def lenient_pydicom() -> Iterator[None]:
+    """Disable pydicom's validation and warnings: invalid values are checked, and reported, by this package.
 
     Example:
         >>> from pydicom import Dataset
         >>> header = Dataset()
-        >>> with as_they_are():
+        >>> with lenient_pydicom():
         ...     header.ImageType = "in lower case"
     """
     from pydicom.config import disable_value_validation
@@ -87,103 +70,61 @@ def as_they_are() -> Iterator[None]:
             logger.disabled = before
 
 
-def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM: by ``DICM`` after a preamble of 128 bytes or, in old archives, by its elements.
-
-    Example:
-        >>> is_dicom(Path(__file__))
-        False
-    """
-    return _is_dicom(_head(path))
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD)
-
-
-def _is_dicom(head: bytes) -> bool:
-    return head[128:132] == b"DICM" or (head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") and _begins_with_elements(head))
-
-
-def _is_directory(path: Path, head: bytes) -> bool:
-    """Return whether a DICOM file is a DICOMDIR, by its name or by what it says."""
-    return path.name.upper() == "DICOMDIR" or _DIRECTORY in head
-
-
-def _begins_with_elements(head: bytes) -> bool:
-    """Return whether bytes are at least three standard elements, of which one tells that this is DICOM."""
-    from pydicom.datadict import dictionary_has_tag
-
-    last, count, telling = -1, 0, False
-    for tag, value in _elements(head):
-        known = dictionary_has_tag(tag) or not tag & 0xFFFF or tag >> 16 & 1
-        if tag <= last or not known:
-            break
-        last, count = tag, count + 1
-        telling = telling or (tag in _TELLING and bool(_TELLING[tag].fullmatch(value)))
-    return telling and count >= 3
-
-
-def _elements(head: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield tags and values of the elements at the beginning of a data set, as far as they look like such."""
-    order, offset = "<" if head[0] else ">", 0
-    while offset + 12 <= len(head):
-        group, element = unpack_from(f"{order}HH", head, offset)
-        kind = head[offset + 4 : offset + 6]
-        if kind in _LONG:
-            start, length = 12, unpack_from(f"{order}I", head, offset + 8)[0]
-        elif kind in _SHORT:
-            start, length = 8, unpack_from(f"{order}H", head, offset + 6)[0]
-        else:
-            start, length = 8, unpack_from(f"{order}I", head, offset + 4)[0]
-        if length % 2 and length != 0xFFFFFFFF:
-            return
-        yield group << 16 | element, head[offset + start : offset + start + length]
-        offset += start + length
-
-
 def dicom_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the DICOM files that lie directly in a folder, known by their content, whatever their names."""
+    """Return the DICOM files in a folder, not in its subfolders, recognized by their content."""
     return [path for path in sorted(Path(folder).iterdir()) if path.is_file() and is_dicom(path)]
 
 
 def slice_files(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield those of some files that are DICOM images, or are too damaged to tell.
+    """Yield the files that are DICOM images, or too damaged to tell.
 
-    Directories (DICOMDIR by any name), reports, presentation states, structures, segmentations and the like are none.
+    Skips DICOMDIR files and other objects, such as reports, presentation states and segmentations.
     """
     for path in files:
         try:
-            head = _head(path) if path.is_file() else b""
-            if not _is_dicom(head) or _is_directory(path, head):
+            head = read_head(path) if path.is_file() else b""
+            if not is_dicom_head(head) or is_dicomdir(path, head):
                 continue
-            with as_they_are():
-                other = _other_object(read_header(path, ("SOPClassUID", "Rows")))
-        except Exception:  # no permission, or whatever a damaged header does to its parser; reading says what is wrong
+            with lenient_pydicom():
+                other = _non_image_kind(read_header(path, ("SOPClassUID", "Rows")))
+        except Exception:  # parsers of damaged headers raise anything; reading reports it
             other = ""
         if not other:
             yield path
 
 
 def holds_slices(files: Iterable[Path]) -> bool:
-    """Return whether there is a DICOM image among files; the first is enough, and there may be millions."""
+    """Return whether any of the files is a DICOM image; stops at the first, as there may be millions."""
     return next(slice_files(files), None) is not None
 
 
 def read_header(path: str | os.PathLike[str], names: Sequence[str | int] | None = None) -> Dataset:
-    """Read the header of a DICOM file, with or without preamble; of its elements, all or those that are named."""
+    """Read the header of a DICOM file, with or without preamble: all elements, or those in ``names``."""
     from pydicom import dcmread
     from pydicom.tag import Tag
 
     tags = None if names is None else [Tag(name) for name in names]
     header: Dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
-    header.filename = os.fspath(path)  # pydicom 2 has another one for files that are deflated
+    header.filename = os.fspath(path)  # pydicom 2 changes it for deflated files
     return header
 
 
-def _other_object(header: Dataset) -> str:
-    """Return what a DICOM object is that is no image, such as ``"RT Structure Set Storage"``; empty for an image."""
+@lenient_pydicom()
+def header_text(path: str | os.PathLike[str], keyword: str) -> str:
+    """Return the text of one element of a DICOM file, or an empty text if the element or a DICOM header is missing.
+
+    Args:
+        path: a DICOM file.
+        keyword: of the element, such as ``"PatientID"``.
+    """
+    try:
+        return text(read_header(path, [keyword]), keyword)
+    except Exception:  # parsers of damaged headers raise anything
+        return ""
+
+
+def _non_image_kind(header: Dataset) -> str:
+    """Return the kind of a DICOM object, such as ``"RT Structure Set Storage"``; empty for an image."""
     from pydicom.uid import UID, UID_dictionary
 
     uid = UID(text(header, "SOPClassUID") or str(header.file_meta.get("MediaStorageSOPClassUID") or ""))
@@ -192,51 +133,51 @@ def _other_object(header: Dataset) -> str:
     return "" if uid not in UID_dictionary and header.get_item("Rows") else uid.name
 
 
-class Folder(NamedTuple):
+class DicomFolder(NamedTuple):
     """The DICOM files of a folder.
 
     Attributes:
-        series: headers of the slices by SeriesInstanceUID, empty where they have none.
-        others: what else there is, by kind and count.
-        unread: names of files that are neither.
+        series: headers of the slices by SeriesInstanceUID, which is empty where it is missing.
+        others: number of other DICOM objects by kind.
+        unreadable: names of damaged files.
     """
 
     series: dict[str, list[Dataset]]
     others: Counter[str]
-    unread: list[str]
+    unreadable: list[str]
 
 
-def read_folder(folder: Path, keywords: Sequence[str] = ()) -> Folder:
-    """Read the headers of the DICOM files that lie directly in a folder, each once.
+def read_dicom_folder(folder: Path, keywords: Sequence[str] = ()) -> DicomFolder:
+    """Read the headers of the DICOM files in a folder, not in its subfolders.
 
     Args:
-        folder: where they lie.
-        keywords: elements that are read beside those that a volume is made of.
+        folder: of the files.
+        keywords: elements to read in addition to those needed for a volume.
     """
-    found = Folder(defaultdict(list), Counter(), [])
+    found = DicomFolder(defaultdict(list), Counter(), [])
     for path in sorted(folder.iterdir()):
         try:
-            head = _head(path) if path.is_file() else b""
-            if not _is_dicom(head):
+            head = read_head(path) if path.is_file() else b""
+            if not is_dicom_head(head):
                 continue
-            if _is_directory(path, head):
+            if is_dicomdir(path, head):
                 found.others["DICOMDIR"] += 1
                 continue
             header = read_header(path, [*_READ, *keywords])
-            if other := _other_object(header):
+            if other := _non_image_kind(header):
                 found.others[other] += 1
             elif not all(isinstance(size, int) and size > 0 for size in (header.get("Rows"), header.get("Columns"))):
-                found.unread.append(path.name)
+                found.unreadable.append(path.name)
             else:
                 _add_b_value(header)
                 found.series[text(header, "SeriesInstanceUID")].append(header)
-        except Exception:  # no permission, or whatever a damaged header does to its parser
-            found.unread.append(path.name)
+        except Exception:  # no permission, or a damaged header
+            found.unreadable.append(path.name)
     return found
 
 
 def values(header: Dataset, keyword: str | int) -> list[str]:
-    """Return the values of an element as texts of one line: none, one or several, however many it should have.
+    """Return the values of an element as strings without control characters, whatever its multiplicity.
 
     Example:
         >>> from pydicom import Dataset
@@ -250,8 +191,8 @@ def values(header: Dataset, keyword: str | int) -> list[str]:
 
     try:
         value = header.get(keyword)
-        value = value.value if isinstance(value, DataElement) else value  # of a tag, pydicom gives the element
-    except Exception:  # whatever a damaged element does to its parser
+        value = value.value if isinstance(value, DataElement) else value  # pydicom returns the element for a tag
+    except Exception:  # parsers of damaged elements raise anything
         return []
     if value is None or value == "":
         return []
@@ -260,7 +201,7 @@ def values(header: Dataset, keyword: str | int) -> list[str]:
 
 
 def is_missing(header: Dataset, keyword: str) -> bool:
-    """Return whether a header lacks an element, or has it without a value."""
+    """Return whether an element is missing or empty."""
     value = None if (element := header.get_item(keyword)) is None else element.value
     if isinstance(value, bytes):  # not parsed yet
         value = value.strip(b" \0")
@@ -268,12 +209,12 @@ def is_missing(header: Dataset, keyword: str) -> bool:
 
 
 def text(header: Dataset, keyword: str | int) -> str:
-    """Return the text of an element, its values parted by spaces; empty where it is missing."""
+    """Return the values of an element, separated by spaces; empty if it is missing."""
     return " ".join(values(header, keyword)).strip()
 
 
 def numbers(header: Dataset, keyword: str | int) -> list[float]:
-    """Return the numbers of an element; none where it is missing, or has values that are no numbers."""
+    """Return the values of an element as numbers; empty if it is missing or a value is not a number."""
     try:
         return [float(value) for value in values(header, keyword)]
     except ValueError:
@@ -281,16 +222,16 @@ def numbers(header: Dataset, keyword: str | int) -> list[float]:
 
 
 def _add_b_value(header: Dataset) -> None:
-    """Let an image whose b-value is in a manufacturer's element have it in the standard's."""
+    """Copy a b-value from a private element to the standard one."""
     if "DiffusionBValue" in header:
         return
     for tag, maker in _B_VALUES.items():
         creator = text(header, tag & 0xFFFF0000 | 0x10)
         if creator.lower().startswith(maker.lower()) and (found := numbers(header, tag)):
-            header.DiffusionBValue = found[0] % 1e9  # to which GE adds a code
+            header.DiffusionBValue = found[0] % 1e9  # GE adds a code above 1e9
 
 
 def is_mosaic(header: Dataset) -> bool:
-    """Return whether an image holds the slices of a volume as tiles, as those of Siemens may."""
+    """Return whether an image is a Siemens mosaic, with the slices of a volume as tiles."""
     tiles = numbers(header, _MOSAIC_TILES) if text(header, 0x00190010).upper().startswith("SIEMENS") else []
     return "MOSAIC" in text(header, "ImageType").upper() or max(tiles, default=0) > 1

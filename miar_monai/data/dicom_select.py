@@ -1,4 +1,4 @@
-"""Several volumes in one DICOM series, such as echoes or time points: named, and one of them chosen by its header."""
+"""Selection of one of several volumes in a DICOM series, such as echoes or time points, by its headers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from miar_monai.errors import GeometryError, SettingError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["DIFFERENCES", "check_one_volume", "conditions", "selected", "uncovered"]
+__all__ = ["DISTINGUISHING_ELEMENTS", "check_one_volume", "coverage_remarks", "parse_conditions", "select_slices"]
 
-DIFFERENCES = {
+DISTINGUISHING_ELEMENTS = {
     "EchoTime": ("echoes", "ms"),
     "DiffusionBValue": ("diffusion b-values", "s/mm2"),
     "DiffusionGradientOrientation": ("diffusion directions", ""),
@@ -43,17 +43,17 @@ DIFFERENCES = {
     "AcquisitionTime": ("acquisition times", ""),
     "ContentTime": ("content times", ""),
 }
-"""Elements that tell the volumes of a series apart, the most telling first: what they are called, and their unit."""
+"""Elements that may distinguish the volumes of a series, most specific first, with their descriptions and units."""
 
-_SAME_PLACE = 1e-2  # mm
+_POSITION_TOLERANCE = 1e-2  # mm
 
 
 class Condition(NamedTuple):
-    """What the header of a slice must hold to be chosen: ``keyword=value``, or the n-th value at each position.
+    """A condition on the headers of slices: ``keyword=value``, or the n-th value at each position.
 
     Attributes:
         keyword: of a DICOM element.
-        value: one of its values, or all of them with backslashes between them; ``#2`` for the second.
+        value: one of its values, or all of them separated by backslashes; ``#2`` for the second at each position.
     """
 
     keyword: str
@@ -61,21 +61,21 @@ class Condition(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Which of the values at each position, in ascending order, counted from 1; 0 where the value is given."""
+        """Rank of the value at each position, in ascending order from 1; 0 if the value itself is given."""
         return int(self.value[1:]) if re.fullmatch("#[1-9][0-9]*", self.value) else 0
 
 
-def conditions(select: Sequence[str]) -> list[Condition]:
-    """Return what slices are chosen by.
+def parse_conditions(select: Sequence[str]) -> list[Condition]:
+    """Parse conditions on slices.
 
     Args:
-        select: texts such as ``"EchoTime=80"`` or ``"TriggerTime=#2"``.
+        select: conditions such as ``"EchoTime=80"`` or ``"TriggerTime=#2"``.
 
     Raises:
-        SettingError: if one is of another form, or its keyword is not that of a DICOM element.
+        SettingError: if one is malformed, or its keyword is not that of a DICOM element.
 
     Example:
-        >>> conditions(["EchoTime=80"])
+        >>> parse_conditions(["EchoTime=80"])
         [Condition(keyword='EchoTime', value='80')]
     """
     from pydicom.datadict import tag_for_keyword
@@ -85,45 +85,45 @@ def conditions(select: Sequence[str]) -> list[Condition]:
         keyword, _, value = (part.strip() for part in text.partition("="))
         if not (keyword and value) or tag_for_keyword(keyword) is None:
             raise SettingError(
-                f"{text!r} chooses no slices: the keyword of a DICOM element and one of its values are needed, such as "
-                "EchoTime=80; give both."
+                f"{text!r} is not a condition on slices: the keyword of a DICOM element and one of its values are "
+                "needed, such as EchoTime=80; give both."
             )
         found.append(Condition(keyword, value))
     return found
 
 
-def selected(folder: Path, headers: Sequence[Dataset], select: Sequence[str]) -> list[Dataset]:
-    """Return the headers of the slices that are chosen.
+def select_slices(folder: Path, headers: Sequence[Dataset], select: Sequence[str]) -> list[Dataset]:
+    """Return the headers of the slices that meet all conditions.
 
     Args:
         folder: of the series.
         headers: of its slices.
-        select: see `conditions`; all of them must hold.
+        select: see `parse_conditions`.
 
     Raises:
-        SettingError: if a condition has another form, or holds for none of the slices.
-        GeometryError: if the n-th value is wanted where there are not equally many at all positions.
+        SettingError: if a condition is malformed, or met by no slice.
+        GeometryError: if the n-th value is selected, and the number of values differs between positions.
     """
     chosen = list(headers)
-    for condition in conditions(select):
+    for condition in parse_conditions(select):
         found = [header for header in chosen if _matches(_values(header, condition.keyword), condition.value)]
         if condition.rank:
             found = _of_rank(folder, chosen, condition)
         if not found:
-            there = sorted({_values(header, condition.keyword) for header in chosen} - {""}, key=_order)
-            has = f"{condition.keyword} is {_listed(there)}" if there else f"none has {condition.keyword}"
+            present = sorted({_values(header, condition.keyword) for header in chosen} - {""}, key=_order)
+            has = f"{condition.keyword} is {_listed(present)}" if present else f"none has {condition.keyword}"
             raise SettingError(
                 f"{folder}: no slice has {condition.keyword}={condition.value}: in its {len(chosen)} slices {has}; "
-                "choose a value that is there."
+                "choose one of these values."
             )
         chosen = found
     return chosen
 
 
 def _of_rank(folder: Path, headers: Sequence[Dataset], condition: Condition) -> list[Dataset]:
-    """Return those whose value is, in ascending order, the n-th at their position.
+    """Return the headers with the n-th value, in ascending order, at their position.
 
-    Where a value is missing at a position, the n-th of it is that of another volume.
+    Every position must have the same number of values: otherwise the n-th ones belong to different volumes.
     """
     found, counts = [], set()
     for place in _places(headers):
@@ -136,32 +136,32 @@ def _of_rank(folder: Path, headers: Sequence[Dataset], condition: Condition) -> 
         raise GeometryError(
             f"{folder}: {min(counts)} to {max(counts)} values of {condition.keyword} lie at each position, so"
             f" {condition.keyword}={condition.value} would mix volumes; the same number at all positions is needed:"
-            " choose by another element, or leave out the unfinished volume."
+            " select by another element, or remove the incomplete volume."
         )
     return found
 
 
-def uncovered(headers: Sequence[Dataset], chosen: Sequence[Dataset]) -> tuple[str, ...]:
-    """Return, in a sentence, that a volume covers less than the others of its series, if it does.
+def coverage_remarks(headers: Sequence[Dataset], chosen: Sequence[Dataset]) -> tuple[str, ...]:
+    """Return a remark if a volume covers fewer positions than its series.
 
     Args:
         headers: of all slices of the series.
-        chosen: those of the volume.
+        chosen: of the slices of the volume.
     """
     places, count = _places(headers), len(_places(chosen))
-    if count == len(places) or len(places) == len(headers):  # all positions, or one of several stacks
+    if count == len(places) or len(places) == len(headers):  # complete, or one of several stacks
         return ()
     return (f"the selected volume has slices at {count} of the {len(places)} positions of its series.",)
 
 
 def _values(header: Dataset, keyword: str) -> str:
-    """Return the values of an element as one text, numbers in the same form whatever that of the header."""
+    """Return the values of an element as one string, with numbers in a common format."""
     reals = numbers(header, keyword)
     return "\\".join([f"{number:g}" for number in reals] or values(header, keyword))
 
 
-def _matches(text: str, wanted: str) -> bool:
-    """Return whether values are, or hold, the wanted one: as numbers if they are some, whatever the case otherwise."""
+def _matches(text: str, value: str) -> bool:
+    """Return whether values equal, or include, a value; compared as numbers if possible, else ignoring case."""
 
     def same(a: str, b: str) -> bool:
         try:
@@ -169,11 +169,11 @@ def _matches(text: str, wanted: str) -> bool:
         except ValueError:
             return a.strip().lower() == b.strip().lower()
 
-    return same(text, wanted) or (text != "" and any(same(part, wanted) for part in text.split("\\")))
+    return same(text, value) or (text != "" and any(same(part, value) for part in text.split("\\")))
 
 
 def _order(text: str) -> tuple[bool, float, str]:
-    """Sort numbers by size, before all other texts."""
+    """Return a sort key: numbers by size, then other strings."""
     try:
         return False, float(text), text
     except ValueError:
@@ -181,22 +181,22 @@ def _order(text: str) -> tuple[bool, float, str]:
 
 
 def _places(headers: Sequence[Dataset]) -> list[np.ndarray]:
-    """Return the slices at each position, by their numbers."""
+    """Return the indices of the slices at each position."""
     where = np.array([[*numbers(header, "ImagePositionPatient"), *3 * [np.nan]][:3] for header in headers])
     order = np.argsort(where[:, np.ptp(where, axis=0).argmax()], kind="stable")
-    apart = ~(np.linalg.norm(np.diff(where[order], axis=0), axis=1) < _SAME_PLACE)
+    apart = ~(np.linalg.norm(np.diff(where[order], axis=0), axis=1) < _POSITION_TOLERANCE)
     return np.split(order, np.flatnonzero(apart) + 1)
 
 
 def check_one_volume(folder: Path, headers: Sequence[Dataset]) -> None:
-    """Refuse a series with several slices at one position, and say what tells them apart.
+    """Check that a series has one slice at each position.
 
     Args:
         folder: of the series.
         headers: of its slices.
 
     Raises:
-        GeometryError: if there are such slices.
+        GeometryError: if it has several; the message names the elements that distinguish them.
     """
     places = _places(headers)
     if len(places) == len(headers):
@@ -205,30 +205,34 @@ def check_one_volume(folder: Path, headers: Sequence[Dataset]) -> None:
     chosen = _choice(headers, places)
     if not chosen:
         raise GeometryError(
-            f"{folder}: {len(headers) - len(places)} slices lie at the position of another one ({len(headers)} slices "
-            f"at {len(places)} positions), and nothing in their headers says which belong together; one volume is "
-            "needed: leave out the copies, or export the series again."
+            f"{folder}: {len(headers) - len(places)} slices share a position with another one ({len(headers)} slices "
+            f"at {len(places)} positions), and their headers do not distinguish volumes; one volume is "
+            "needed: remove the copies, or export the series again."
         )
     several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     found = " and ".join(_named(headers, counts[-1], condition) for condition in chosen)
     options = " ".join(f"--select {shlex.quote('='.join(condition))}" for condition in chosen)
     raise GeometryError(
-        f"{folder}: {several} slices lie at each position, of {found}; one volume is needed: say which, for example by "
+        f"{folder}: {several} slices lie at each position, of {found}; one volume is needed: choose it, for example by "
         f"{options} (or select of miar_monai.data.io.read_volume)."
     )
 
 
 def _choice(headers: Sequence[Dataset], places: Sequence[np.ndarray]) -> list[Condition]:
-    """Return an example of what leaves one slice at each position, by the fewest and most telling elements."""
-    texts = {name: [_values(header, name) for header in headers] for name in (*DIFFERENCES, "InstanceNumber")}
-    varying = [name for name in DIFFERENCES if any(len({texts[name][i] for i in place}) > 1 for place in places)]
+    """Return example conditions that leave one slice at each position, with the fewest and most specific elements."""
+    texts = {
+        name: [_values(header, name) for header in headers] for name in (*DISTINGUISHING_ELEMENTS, "InstanceNumber")
+    }
+    varying = [
+        name for name in DISTINGUISHING_ELEMENTS if any(len({texts[name][i] for i in place}) > 1 for place in places)
+    ]
     for names in chain.from_iterable(combinations(varying, count) for count in (1, 2, 3)):
         found = [Counter(tuple(texts[name][i] for name in names) for i in place) for place in places]
         once = [key for key, _ in found[0].items() if all(key) and all(counter[key] == 1 for counter in found)]
         if once:
             example = min(once, key=lambda key: [_order(text) for text in key])
             return [Condition(name, _shortest(text, texts[name])) for name, text in zip(names, example, strict=True)]
-    for name in (*varying, "InstanceNumber"):  # with values of their own at each position
+    for name in (*varying, "InstanceNumber"):  # whose values differ between positions
         distinct = {len({texts[name][i] for i in place} - {""}) for place in places}
         if distinct == {len(place) for place in places} and len(distinct) == 1:
             return [Condition(name, "#1")]
@@ -236,22 +240,22 @@ def _choice(headers: Sequence[Dataset], places: Sequence[np.ndarray]) -> list[Co
 
 
 def _shortest(text: str, others: Sequence[str]) -> str:
-    r"""Return that of several values which no other image has, such as ``M`` of ``ORIGINAL\PRIMARY\M``, or all."""
+    r"""Return a value that no other image has, such as ``M`` of ``ORIGINAL\PRIMARY\M``, or all values."""
     own = [part for part in text.split("\\") if part and _order(part)[0]]
     return next((part for part in own if all(other == text or not _matches(other, part) for other in others)), text)
 
 
 def _named(headers: Sequence[Dataset], most: int, condition: Condition) -> str:
-    """Return what volumes differ in, such as ``2 echoes (EchoTime 10 and 80 ms)``."""
+    """Return how volumes differ, such as ``2 echoes (EchoTime 10 and 80 ms)``."""
     name = condition.keyword
-    what, unit = DIFFERENCES.get(name, ("instances", ""))
+    what, unit = DISTINGUISHING_ELEMENTS.get(name, ("instances", ""))
     if condition.rank:
-        return f"{most} {what} ({name}, whose values differ from position to position)"
-    there = sorted({_values(header, name) for header in headers} - {""}, key=_order)
-    return f"{len(there)} {what} ({name} {_listed(there)}{unit and f' {unit}'})"
+        return f"{most} {what} ({name}, whose values differ between positions)"
+    present = sorted({_values(header, name) for header in headers} - {""}, key=_order)
+    return f"{len(present)} {what} ({name} {_listed(present)}{unit and f' {unit}'})"
 
 
 def _listed(texts: Sequence[str]) -> str:
-    """Return texts as people list them; of many, the first and the last."""
+    """Return an enumeration, shortened to the first and the last items."""
     shown = [*texts[:4], "...", texts[-1]] if len(texts) > 6 else list(texts)
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -1,122 +1,42 @@
-"""Super-resolved volumes out as DICOM: a derived series in the study, and the frame of reference, of its source."""
+"""Writes super-resolved volumes as DICOM: a derived series in the study and the frame of reference of its source."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from copy import deepcopy
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 import miar_monai
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_folder
-from miar_monai.data.dicom_headers import as_they_are, numbers, read_header, text, values
-from miar_monai.data.dicom_reader import LPS_TO_RAS, dicom_files, series_files
-from miar_monai.data.geometry import axial_axis
-from miar_monai.data.io import SOFTWARE, Volume
-from miar_monai.errors import GeometryError, ImageError, OutputError, in_one_sentence
+from miar_monai.data.atomic_write import atomic_folder
+from miar_monai.data.dicom_grid import LPS_TO_RAS
+from miar_monai.data.dicom_headers import dicom_files, lenient_pydicom, numbers, text, values
+from miar_monai.data.dicom_source import repeated
+from miar_monai.data.outputs import refuse_to_overwrite
+from miar_monai.data.volume import SOFTWARE, Volume
+from miar_monai.errors import OutputError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.sr.coding import Code
 
-__all__ = ["check_series_folder", "is_own", "source_headers", "write_series"]
-
-_NEEDED = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "Columns",
-    "PhotometricInterpretation",
-    "PixelRepresentation",
-)
-
-_NO_LONGER_TRUE = (
-    "InstanceCreatorUID",
-    "SmallestImagePixelValue",
-    "LargestImagePixelValue",
-    "SmallestPixelValueInSeries",
-    "LargestPixelValueInSeries",
-    "PixelPaddingValue",  # padding does not survive the network as one value
-    "PixelPaddingRangeLimit",
-    "RealWorldValueMappingSequence",  # of the source's stored values
-    "IconImageSequence",
-    "MACParametersSequence",
-    "DigitalSignaturesSequence",
-    "DataSetTrailingPadding",
-)
-
-
-@as_they_are()
-def source_headers(volume: Volume) -> list[Dataset]:
-    """Read the headers of the series that a result is to be derived from; worth asking before the work is done.
-
-    Args:
-        volume: the source, as read from the folder of its series.
-
-    Returns:
-        The headers without pixels, in the order of the volume's slices.
-
-    Raises:
-        ImageError: if the volume is no DICOM series, or the series is neither CT nor MR, or lacks what a derived
-            image must repeat, or has a header that is damaged.
-        GeometryError: if the slices of the series are not axial: then others become finer than those it consists of.
-    """
-    folder = volume.path
-    if not folder.is_dir():
-        raise ImageError(
-            f"{folder} is no DICOM series, and a derived series repeats the patient and the study of its source: "
-            "give a folder with a DICOM series, or write NIfTI (--out-format nifti)."
-        )
-    if axial_axis(volume.affine) != 2:
-        raise GeometryError(
-            f"{folder}: the slices are not axial, but it is the axial plane that becomes finer, so they have no "
-            "counterparts in a derived series: write NIfTI (--out-format nifti)."
-        )
-    advice = "export the series again, or write NIfTI (--out-format nifti)."
-    with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
-        files = series_files(folder, volume.series, volume.select)
-        headers = [read_header(file) for file in files]
-        for header in headers:
-            _check_header(header)
-            _repeated(header).save_as(BytesIO())  # what will be repeated
-        normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
-        heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
-    return [headers[i] for i in np.argsort(heights, kind="stable")]
-
-
-def _check_header(header: Dataset) -> None:
-    from pydicom.uid import UID, CTImageStorage, MRImageStorage
-
-    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
-    if missing:
-        raise ImageError(
-            f"{header.filename} has no {missing[0]}, which a derived image must have: "
-            "export the series again, or write NIfTI (--out-format nifti)."
-        )
-    kind, coding = UID(text(header, "SOPClassUID")), text(header, "PhotometricInterpretation")
-    if kind not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
-        raise ImageError(
-            f"{header.filename} holds {kind.name} in {coding}, but a series is "
-            "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
-        )
+__all__ = ["check_series_folder", "is_miar_result", "write_series"]
 
 
 def check_series_folder(folder: str | os.PathLike[str], headers: Sequence[Dataset], overwrite: bool = False) -> None:
-    """Refuse a folder that a series must not be written to; worth asking before the work is done.
+    """Check, before the work is done, that a series can be written to a folder.
 
     Args:
-        folder: where the series is to go.
-        headers: of `source_headers`.
-        overwrite: a folder with nothing but DICOM files may be replaced.
+        folder: of the new series.
+        headers: from `miar_monai.data.dicom_source.source_headers`.
+        overwrite: whether a folder that contains only DICOM files may be replaced.
 
     Raises:
-        OutputError: if the folder exists and ``overwrite`` is False, or if it is the source, or holds anything else.
+        OutputError: if the folder exists and ``overwrite`` is False, is the source, or contains other files.
     """
     folder = Path(folder)
     if not overwrite:
@@ -125,12 +45,12 @@ def check_series_folder(folder: str | os.PathLike[str], headers: Sequence[Datase
         raise OutputError(f"{folder} is the input, which is never changed: give another output folder.")
     if folder.exists() and not (folder.is_dir() and len(dicom_files(folder)) == len(list(folder.iterdir()))):
         raise OutputError(
-            f"{folder} is not a folder with DICOM files and nothing else, so it is not replaced: "
+            f"{folder} is not a folder of DICOM files only, so it is not replaced: "
             "move it away, or give another output folder."
         )
 
 
-@as_they_are()
+@lenient_pydicom()
 def write_series(
     folder: str | os.PathLike[str],
     sr: Volume,
@@ -139,28 +59,27 @@ def write_series(
     overwrite: bool = False,
     quantity: str = "",
 ) -> Path:
-    """Write a super-resolved volume as a DICOM series: whole or not at all, and never over another unless asked to.
+    """Write a super-resolved volume as a DICOM series, atomically.
 
     Each slice repeats the header of its source slice (patient, study, equipment, acquisition, frame of reference,
-    window) and refers to it. What a derived image must say follows DICOM PS3.3, C.7.6.1 (General Image: image type,
-    derivation, source image), C.7.5.2 (Contributing Equipment) and C.7.6.2 (Image Plane). Private elements, overlays,
-    curves, icons and signatures are left out.
+    window) and refers to it. Derived elements follow DICOM PS3.3, C.7.6.1 (General Image: image type, derivation,
+    source image), C.7.5.2 (Contributing Equipment) and C.7.6.2 (Image Plane). Private elements, overlays, curves,
+    icons and signatures are omitted.
 
     Args:
-        folder: the folder to write, ``0001.dcm`` and so on in the order of the slices. The folder above it is made if
-            needed.
-        sr: intensities (HU for CT), (X, Y, Z), on a grid finer along X and Y, with the slices of the source along Z.
-        headers: of `source_headers`, Z of them.
-        derivation: how ``sr`` was made, for the DerivationDescription.
-        overwrite: replace an existing folder that holds nothing but DICOM files.
-        quantity: what the voxels are, in a few words, if it is another one than the source's; then the window is that
-            of the values, and the series has a number of its own.
+        folder: the folder to write: ``0001.dcm`` and so on, in the order of the slices. Parent folders are created.
+        sr: intensities (HU for CT), (X, Y, Z), finer than the source along X and Y, with the same slices along Z.
+        headers: Z headers from `miar_monai.data.dicom_source.source_headers`.
+        derivation: for the DerivationDescription.
+        overwrite: replace an existing folder that contains only DICOM files.
+        quantity: short name of the voxel values, if they are not intensities; the window and the number of the series
+            are then different from those of an image.
 
     Returns:
         ``folder``.
 
     Raises:
-        OutputError: if the folder must not be replaced (see `check_series_folder`), or cannot be written.
+        OutputError: if the folder must not be replaced (see `check_series_folder`) or cannot be written.
     """
     from pydicom.uid import generate_uid
 
@@ -168,47 +87,32 @@ def write_series(
     check_series_folder(folder, headers, overwrite)
     encoding = _encoding(sr, headers[0])
     series, now = generate_uid(), datetime.now()
-    with whole_folder(folder, overwrite) as part:
+    with atomic_folder(folder, overwrite) as part:
         for k, header in enumerate(headers):
-            image = _repeated(header)
-            _identify(image, series, now, k, sr.array.shape[0] // header.Columns, quantity)
-            _explain(image, header, f"{quantity} of {derivation}" if quantity else derivation)
+            image = repeated(header)
+            _assign_identity(image, series, now, k, sr.array.shape[0] // header.Columns, quantity)
+            _describe_derivation(image, header, f"{quantity} of {derivation}" if quantity else derivation)
             if quantity:
-                _show_all(image, sr.array)
-            _place(image, sr, k)
-            _fill(image, sr.array[:, :, k], encoding)
+                _fit_window(image, sr.array)
+            _set_geometry(image, sr, k)
+            _set_pixels(image, sr.array[:, :, k], encoding)
             image.save_as(part / f"{k + 1:04d}.dcm")
     return folder
 
 
-def is_own(header: Dataset) -> bool:
-    """Return whether an image with this header was written by `write_series`: its contributing equipment says so."""
+def is_miar_result(header: Dataset) -> bool:
+    """Return whether an image was written by `write_series`, according to its contributing equipment."""
     equipment = header.get("ContributingEquipmentSequence") or []
     return any(item.get("ManufacturerModelName") == SOFTWARE for item in equipment)
 
 
-def _repeated(header: Dataset) -> Dataset:
-    """Return what still holds of a source's header."""
-    from pydicom.dataset import FileDataset
-
-    # what a file is wrapped in is said here, since pydicom 2 and 3 have no common words for it when they write
-    repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
-    for element in header:
-        curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
-        of_the_file = element.tag.group < 8  # such a one belongs before the data set, and here only by damage
-        if not (element.tag.is_private or curve_or_overlay or of_the_file or element.keyword in _NO_LONGER_TRUE):
-            repeated.add(deepcopy(element))  # an element is shared otherwise, and what is set here changes the source's
-    repeated.remove_private_tags()  # within sequences
-    return repeated
-
-
-def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int, quantity: str) -> None:
-    """Make an image one of the new series, told apart from its source by number and description."""
+def _assign_identity(image: Dataset, series: str, now: datetime, k: int, factor: int, quantity: str) -> None:
+    """Set the UIDs, numbers, dates and description of an image of the new series."""
     from pydicom.dataset import FileMetaDataset, validate_file_meta
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), series
-    image.SeriesNumber = _number_beside(_whole_number(image, "SeriesNumber") or 0, 2000 if quantity else 1000)
+    image.SeriesNumber = _derived_number(_whole_number(image, "SeriesNumber") or 0, 2000 if quantity else 1000)
     if _whole_number(image, "InstanceNumber") is None:
         image.InstanceNumber = k + 1
     suffix = f" SR {factor}x {quantity}".rstrip()
@@ -217,53 +121,54 @@ def _identify(image: Dataset, series: str, now: datetime, k: int, factor: int, q
         setattr(image, f"{event}Date", now.strftime("%Y%m%d"))
         setattr(image, f"{event}Time", now.strftime("%H%M%S"))
     image.file_meta = FileMetaDataset()
-    image.file_meta.FileMetaInformationGroupLength = 0  # counted when it is written
+    image.file_meta.FileMetaInformationGroupLength = 0  # computed when written
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    validate_file_meta(image.file_meta, enforce_standard=True)  # adds the version and who wrote it
+    validate_file_meta(image.file_meta, enforce_standard=True)  # adds the version and the implementation
 
 
 def _whole_number(header: Dataset, name: str) -> int | None:
-    """Return the value of an integer string, or None where it is missing or is none that the standard allows."""
+    """Return the value of an integer string, or None if it is missing or invalid."""
     found = numbers(header, name)
     return int(found[0]) if len(found) == 1 and -(2**31) <= found[0] < 2**31 and found[0] % 1 == 0 else None
 
 
-def _number_beside(number: int, step: int) -> int:
-    """Return a number a step above, or below where an integer string holds no more (2^31 - 1).
+def _derived_number(number: int, step: int) -> int:
+    """Return ``number + step``, or ``number - step`` if that exceeds an integer string (2^31 - 1).
 
     Example:
-        >>> _number_beside(4, 1000), _number_beside(2**31 - 1, 1000)
+        >>> _derived_number(4, 1000), _derived_number(2**31 - 1, 1000)
         (1004, 2147482647)
     """
     return number + step if number + step < 2**31 else number - step
 
 
-def _explain(image: Dataset, header: Dataset, derivation: str) -> None:
-    """Say that an image is derived, from which, how and by what."""
+def _describe_derivation(image: Dataset, header: Dataset, derivation: str) -> None:
+    """Set image type, derivation, source image and contributing equipment."""
     from pydicom import Dataset
+    from pydicom.sr.codedict import codes
 
     kind = [*values(header, "ImageType"), "", "", ""]
     plane = "AXIAL" if _is_ct(header) else kind[2] or "OTHER"
     image.ImageType = ["DERIVED", "SECONDARY", plane, *filter(None, kind[3:])]
-    # the source's character set may hold no more than ASCII; 1024 characters are what the element holds
+    # ASCII for any character set of the source; the element is limited to 1024 characters
     before = f"{header.get('DerivationDescription') or ''}; ".removeprefix("; ")
     image.DerivationDescription = f"{before}{derivation.encode('ascii', 'replace').decode()}"[-1024:]
-    image.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
+    image.DerivationCodeSequence = [_code(codes.DCM.SpatialResampling)]
     source = Dataset()
     source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    source.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
     image.SourceImageSequence = [source]
     equipment = Dataset()
-    equipment.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    equipment.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
     equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", SOFTWARE
     equipment.SoftwareVersions = miar_monai.__version__
     image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
 
 
-def _show_all(image: Dataset, array: np.ndarray) -> None:
-    """Let the window reach from 0 to the greatest value: that of the source is for other values."""
+def _fit_window(image: Dataset, array: np.ndarray) -> None:
+    """Set the window from 0 to the maximum, in place of that of the source."""
     from pydicom.valuerep import DSfloat
 
     for name in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
@@ -278,28 +183,28 @@ def _is_ct(header: Dataset) -> bool:
     return bool(header.SOPClassUID == CTImageStorage)
 
 
-def _code(value: str, meaning: str) -> Dataset:
-    """Return a code of DICOM's own terminology (PS3.16, Annex D)."""
+def _code(code: Code) -> Dataset:
+    """Return the item of a code sequence."""
     from pydicom import Dataset
 
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item
 
 
-def _place(image: Dataset, sr: Volume, k: int) -> None:
-    """Place slice ``k`` where the affine says: of a tilted gantry, the shear is in the positions."""
+def _set_geometry(image: Dataset, sr: Volume, k: int) -> None:
+    """Set spacing and position of slice ``k``; the shear of a tilted gantry is in the positions."""
     from pydicom.valuerep import DSfloat
 
     affine = LPS_TO_RAS @ sr.affine
-    columns_apart, rows_apart = np.linalg.norm(affine[:3, :2], axis=0)
+    columns_apart, rows_apart = voxel_sizes(affine)[:2]
     image.PixelSpacing = [DSfloat(float(mm), auto_format=True) for mm in (rows_apart, columns_apart)]
     position = affine[:3, 3] + k * affine[:3, 2]
     image.ImagePositionPatient = [DSfloat(float(mm), auto_format=True) for mm in position]
 
 
 class _Encoding(NamedTuple):
-    """How intensities become the integers of a file: ``intensity = slope * stored + intercept``."""
+    """Map from stored integers to intensities: ``intensity = slope * stored + intercept``."""
 
     slope: float
     intercept: float
@@ -312,7 +217,7 @@ class _Encoding(NamedTuple):
 
 
 def _encoding(sr: Volume, header: Dataset) -> _Encoding:
-    """Choose 16-bit integers that hold a volume: with slope 1 if it may be rounded, and as the source if possible."""
+    """Return an encoding in 16-bit integers: slope 1 if the volume may be rounded, and as in the source if possible."""
     own = np.dtype(np.uint16 if header.PixelRepresentation == 0 else np.int16)
     signed = np.dtype(np.int16)
     low, high = float(sr.array.min()), float(sr.array.max())
@@ -327,19 +232,19 @@ def _encoding(sr: Volume, header: Dataset) -> _Encoding:
             limits = np.iinfo(encoding.dtype)
             if limits.min <= low - encoding.intercept and high - encoding.intercept <= limits.max:
                 return encoding
-    slope = _as_text_holds_it((high - low) / (2**16 - 1))
-    return _Encoding(slope, _as_text_holds_it(low - slope * np.iinfo(own).min), own)
+    slope = _round_to_ds((high - low) / (2**16 - 1))
+    return _Encoding(slope, _round_to_ds(low - slope * np.iinfo(own).min), own)
 
 
-def _as_text_holds_it(number: float) -> float:
-    """Return a number as the 16 characters of a decimal string hold it."""
+def _round_to_ds(number: float) -> float:
+    """Return a number rounded to the 16 characters of a decimal string."""
     from pydicom.valuerep import format_number_as_ds
 
     return float(format_number_as_ds(number))
 
 
-def _fill(image: Dataset, pixels: np.ndarray, encoding: _Encoding) -> None:
-    """Put the pixels (X, Y) of a slice into an image, with all that says how to read them."""
+def _set_pixels(image: Dataset, pixels: np.ndarray, encoding: _Encoding) -> None:
+    """Set the pixels (X, Y) of a slice, and the elements that describe them."""
     from pydicom.valuerep import DSfloat
 
     stored = np.ascontiguousarray(encoding.stored(pixels).T)

@@ -1,4 +1,4 @@
-"""Which files hold a volume, by their names, and what a file is, by its content."""
+"""Formats of files: expected by their names, and detected by their content."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 
 __all__ = [
     "SUFFIXES",
-    "UNREAD_SUFFIXES",
+    "UNSUPPORTED_SUFFIXES",
+    "case_stem",
+    "decompressed_size",
+    "detect_format",
     "expected_format",
-    "format_of",
-    "header_of",
+    "header_file",
     "is_nifti",
     "is_volume_file",
-    "length_of",
-    "opened_file",
+    "is_zip_name",
+    "open_decompressed",
     "volume_stem",
 ]
 
@@ -28,18 +30,18 @@ SUFFIXES = {
     "NRRD": (".nrrd", ".nhdr"),
     "MetaImage": (".mha", ".mhd"),
 }
-"""What the name of a volume can end with, by the format that it stands for; what a file is, its content says."""
+"""Suffixes of the names of volumes by format; the format itself is detected by content."""
 
-UNREAD_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
-"""What names end with of volumes that are refused in a sentence."""
+UNSUPPORTED_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
+"""Suffixes of volumes in formats that are not supported."""
 
-_MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file: a bomb has more
-_ALL_SUFFIXES = tuple(suffix for suffixes in (*SUFFIXES.values(), UNREAD_SUFFIXES) for suffix in suffixes)
+_MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file; more indicates a zip bomb
+_ALL_SUFFIXES = tuple(suffix for suffixes in (*SUFFIXES.values(), UNSUPPORTED_SUFFIXES) for suffix in suffixes)
 _COMPRESSIONS: tuple[tuple[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File]], ...] = (
     (b"\x1f\x8b", gzip.GzipFile),
     (b"BZh", bz2.BZ2File),
 )
-_FROM_THE_START = {
+_SIGNATURES = {
     b"NRRD0": "NRRD",
     b"CDF": "MINC",
     b"\x89HDF": "MINC",
@@ -51,7 +53,7 @@ _FROM_THE_START = {
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the name of a NIfTI file; hidden files, such as macOS puts beside each, have not.
+    """Return whether a path has the name of a NIfTI file and is not hidden, as the shadow files of macOS are.
 
     Example:
         >>> is_nifti("case_t2.nii.gz"), is_nifti("case.dcm"), is_nifti("._case_t2.nii.gz")
@@ -62,9 +64,9 @@ def is_nifti(path: str | os.PathLike[str]) -> bool:
 
 
 def is_volume_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has the name of one volume, in a format that is read or that is refused with a sentence.
+    """Return whether a path has the name of a volume, in a supported or unsupported format, and is not hidden.
 
-    Of a pair .hdr and .img, it is the header that counts, unless there is none. Hidden files do not count.
+    A pair of .hdr and .img counts once, by its header if that exists.
 
     Example:
         >>> [is_volume_file(name) for name in ("a.nii.gz", "a.MGZ", "a.nrrd", "a.mnc", "a.txt", "._a.nii")]
@@ -74,11 +76,11 @@ def is_volume_file(path: str | os.PathLike[str]) -> bool:
     name = path.name.lower()
     if name.startswith(".") or not name.endswith(_ALL_SUFFIXES):
         return False
-    return not name.endswith((".img", ".img.gz")) or header_of(path) == path
+    return not name.endswith((".img", ".img.gz")) or header_file(path) == path
 
 
-def header_of(path: Path) -> Path:
-    """Return the file with the header of a volume: of a pair .hdr and .img the former, otherwise the file itself."""
+def header_file(path: Path) -> Path:
+    """Return the file with the header of a volume: .hdr for a pair of .hdr and .img, otherwise the file itself."""
     if path.name.lower().endswith((".img", ".img.gz")):
         stem = volume_stem(path)
         for suffix in (".hdr", ".HDR", ".Hdr", ".hdr.gz", ".HDR.GZ"):
@@ -99,8 +101,23 @@ def volume_stem(path: str | os.PathLike[str]) -> str:
     return name[: -max(map(len, suffixes))] if suffixes else name
 
 
+def is_zip_name(path: Path) -> bool:
+    """Return whether a path has the name of a zip file."""
+    return path.suffix.lower() == ".zip"
+
+
+def case_stem(path: Path) -> str:
+    """Return the name of a case without folder and suffix.
+
+    Example:
+        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii"))
+        ('study.1', 'nii')
+    """
+    return (path.stem if is_zip_name(path) else volume_stem(path)) or path.name.strip(".")
+
+
 def expected_format(path: str | os.PathLike[str]) -> str:
-    """Return the format that the name of a file stands for.
+    """Return the format that the name of a file implies.
 
     Example:
         >>> expected_format("a.nii.gz"), expected_format("a.txt")
@@ -110,8 +127,8 @@ def expected_format(path: str | os.PathLike[str]) -> str:
     return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "an image")
 
 
-def opened_file(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File:
-    """Open a file for reading; what gzip or bzip2 have compressed is read as if it were not, whatever its name."""
+def open_decompressed(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File:
+    """Open a file for reading, decompressed if its content is that of gzip or bzip2."""
     with Path(path).open("rb") as file:
         start = file.read(4)
     for magic, open_compressed in _COMPRESSIONS:
@@ -120,48 +137,48 @@ def opened_file(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFi
     return Path(path).open("rb")
 
 
-def length_of(path: str | os.PathLike[str], needed: int) -> int:
-    """Return how many bytes a file holds, after decompression, which its checksum ends.
+def decompressed_size(path: str | os.PathLike[str], needed: int) -> int:
+    """Return the size of a file after decompression, in bytes, and verify its checksum.
 
-    What follows the last compressed block is left aside, as gunzip does.
+    Data after the last compressed block are ignored, as by gunzip.
 
     Args:
         path: the file.
-        needed: how many its header speaks of.
+        needed: size that its header declares.
 
     Raises:
-        ValueError: if there are far more than needed.
-        OSError: if the file is damaged; EOFError and zlib.error too.
+        ValueError: if the file is much larger.
+        OSError, EOFError, zlib.error: if the file is damaged.
     """
     length = 0
-    with opened_file(path) as file:
+    with open_decompressed(path) as file:
         if isinstance(file, io.BufferedReader):
             return Path(path).stat().st_size
         try:
-            while block := file.read1(2**20):  # what comes before an error is not lost
+            while block := file.read1(2**20):  # returns what precedes an error
                 length += len(block)
                 if length > needed + _MAX_SURPLUS:
-                    raise ValueError(f"it goes on after the {needed} bytes that its header speaks of")
+                    raise ValueError(f"it continues after the {needed} bytes that its header declares")
         except gzip.BadGzipFile as error:
             if length < needed or "Not a gzipped file" not in str(error):
                 raise
     return length
 
 
-def format_of(path: str | os.PathLike[str]) -> str:
-    """Return what a file is, by its first bytes after decompression.
+def detect_format(path: str | os.PathLike[str]) -> str:
+    """Return the format of a file, detected by its first bytes after decompression.
 
     Returns:
         ``"NIfTI-1"``, ``"NIfTI-2"``, the same with `` pair`` for .hdr and .img, ``"Analyze"``, ``"MGH"``, ``"NRRD"``,
-        ``"MetaImage"``, ``"MINC"``, ``"Zstandard"``, ``"xz"`` or ``"pointer"`` (of git-annex or Git LFS); an empty text
-        for anything else.
+        ``"MetaImage"``, ``"MINC"``, ``"Zstandard"``, ``"xz"`` or ``"pointer"`` (of git-annex or Git LFS); an empty
+        string for any other content.
 
     Raises:
-        OSError: if the file cannot be read; EOFError and zlib.error too, if it is compressed and damaged.
+        OSError, EOFError, zlib.error: if the file cannot be read, or is compressed and damaged.
     """
-    with opened_file(path) as file:
+    with open_decompressed(path) as file:
         start = file.read(352)
-    for magic, name in _FROM_THE_START.items():
+    for magic, name in _SIGNATURES.items():
         if start.startswith(magic):
             return name
     sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")}

@@ -1,7 +1,7 @@
-"""Where voxels lie in millimeters: pure functions on affines, NumPy in and NumPy out.
+"""Positions of voxels in millimeters: pure NumPy functions of affines.
 
 An affine maps voxel indices to millimeters in RAS+ (NIfTI's patient axes). Integer indices are voxel *centers*, so
-the field of view of a line of n voxels reaches from index -0.5 to n - 0.5.
+the field of view of a line of n voxels extends from index -0.5 to n - 0.5.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import io_orientation
 from scipy.linalg import polar
 
@@ -26,13 +27,13 @@ __all__ = [
 
 
 def is_singular(affine: np.ndarray) -> bool:
-    """Return whether an affine maps different voxels to one place, or to none.
+    """Return whether an affine is singular or not finite.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).
 
     Returns:
-        True if an entry is not finite, a voxel axis has no length, or the three axes lie in a plane.
+        True if an entry is not finite, a voxel axis has length 0, or the three axes lie in a plane.
 
     Example:
         >>> is_singular(np.diag([1.0, 1, 0, 1]))
@@ -41,17 +42,17 @@ def is_singular(affine: np.ndarray) -> bool:
     if not np.isfinite(affine).all():
         return True
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    return bool(abs(np.linalg.det(axes)) <= 1e-6 * np.linalg.norm(axes, axis=0).prod())
+    return bool(abs(np.linalg.det(axes)) <= 1e-6 * voxel_sizes(affine).prod())
 
 
 def upscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     """Return the affine of an image resampled to ``factors`` times as many voxels over the same field of view.
 
-    Both grids are cell-centered, so voxel 0 moves by ``(1 / factor - 1) / 2`` voxels and the outer corners stay.
+    Voxel 0 moves by ``(1 / factor - 1) / 2`` voxels, so that the outer corners stay.
 
     Args:
-        affine: voxel indices to millimeters, (4, 4). Shear and rotation are allowed.
-        factors: voxels gained along each voxel axis, (3,), greater than 0; 1 leaves an axis alone.
+        affine: voxel indices to millimeters, (4, 4); may include shear and rotation.
+        factors: ratio of the numbers of voxels along each axis, (3,), greater than 0; 1 keeps an axis.
 
     Returns:
         The new affine, (4, 4), float64.
@@ -97,7 +98,7 @@ def downscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarra
 
 
 def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return the outer corners of the field of view: corners of the corner voxels, not their centers.
+    """Return the corners of the field of view: outer corners of voxels, not centers.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).
@@ -113,11 +114,11 @@ def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     ends = np.stack([np.full(3, -0.5), np.asarray(shape) - 0.5], axis=1)
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
-    return corners @ affine[:3, :3].T + affine[:3, 3]
+    return np.asarray(apply_affine(affine, corners))
 
 
 def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the largest distance between the same outer corner of the field of view under two affines.
+    """Return the largest distance between corresponding corners of the field of view under two affines.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).
@@ -135,9 +136,9 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
 
 
 def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return an affine without shear: the rotation (or reflection) and zooms that are nearest to an affine.
+    """Return the nearest affine without shear: a rotation (or reflection) and zooms.
 
-    The sizes of the voxels and the center of the volume stay. The rotation is that of the polar decomposition.
+    Voxel sizes and the center of the volume stay. The rotation is that of the polar decomposition.
 
     Args:
         affine: voxel indices to millimeters, (4, 4), not singular.
@@ -148,12 +149,12 @@ def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
     Example:
         >>> sheared = np.array([[2.0, 0, 0, 0], [0, 2, 0.3, 0], [0, 0, 0.4, 0], [0, 0, 0, 1]])
-        >>> turned = nearest_rotation(sheared, (5, 5, 5))[:3, :3]
-        >>> np.linalg.norm(turned, axis=0).round(6), abs(turned[:, 1] @ turned[:, 2]) < 1e-9
+        >>> turned = nearest_rotation(sheared, (5, 5, 5))
+        >>> voxel_sizes(turned).round(6), abs(turned[:, 1] @ turned[:, 2]) < 1e-9
         (array([2. , 2. , 0.5]), np.True_)
     """
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    zooms = np.linalg.norm(axes, axis=0)
+    zooms = voxel_sizes(affine)
     turned = np.eye(4)
     turned[:3, :3] = polar(axes / zooms)[0] * zooms
     center = (np.asarray(shape) - 1) / 2
@@ -162,7 +163,7 @@ def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def axial_axis(affine: np.ndarray) -> int:
-    """Return the voxel axis closest to the patient's inferior-superior direction, as nibabel assigns axes.
+    """Return the voxel axis closest to the inferior-superior direction of the patient, as assigned by nibabel.
 
     Args:
         affine: voxel indices to millimeters, (4, 4).

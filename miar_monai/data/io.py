@@ -1,7 +1,4 @@
-"""Volumes in from files of several formats and DICOM series, volumes out to NIfTI; what has no place is refused.
-
-Every refusal is one sentence that names the file.
-"""
+"""Reading of volumes in all supported formats."""
 
 from __future__ import annotations
 
@@ -9,14 +6,23 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from miar_monai.data.atomic_write import check_name
-from miar_monai.data.checks import checked
-from miar_monai.data.dicom_reader import dicom_tag, is_dicom, read_series
-from miar_monai.data.formats import expected_format, format_of, header_of, is_nifti, is_volume_file, volume_stem
+from miar_monai.data.checks import check_volume
+from miar_monai.data.dicom_reader import read_series
+from miar_monai.data.dicom_signature import is_dicom
+from miar_monai.data.formats import detect_format, expected_format, header_file, is_nifti, is_volume_file, volume_stem
 from miar_monai.data.itk_images import read_with_itk
 from miar_monai.data.nifti import read_nifti, write_nifti, write_volume
-from miar_monai.data.volume import SOFTWARE, Volume, as_float, as_stored, parts_to_save, uncertainty_of, what_it_is
-from miar_monai.errors import ImageError, OutputError, SettingError, in_one_sentence
+from miar_monai.data.outputs import check_output_folder
+from miar_monai.data.volume import (
+    SOFTWARE,
+    Volume,
+    as_float,
+    as_stored,
+    parts_to_save,
+    result_description,
+    uncertainty_of,
+)
+from miar_monai.errors import ImageError, SettingError, in_one_sentence
 
 __all__ = [
     "SOFTWARE",
@@ -28,18 +34,18 @@ __all__ = [
     "is_volume_file",
     "parts_to_save",
     "read_volume",
+    "result_description",
     "uncertainty_of",
     "volume_stem",
-    "what_it_is",
     "write_nifti",
     "write_volume",
 ]
 
-_UNREAD = {
-    "Analyze": "is an Analyze 7.5 image, whose header does not say which side is left",
-    "MINC": "is a MINC image, which is not read",
-    "Zstandard": "is compressed by Zstandard, which is not read",
-    "xz": "is compressed by xz, which is not read",
+_UNSUPPORTED = {
+    "Analyze": "is an Analyze 7.5 image, whose header does not define left and right",
+    "MINC": "is a MINC image, which is not supported",
+    "Zstandard": "is compressed by Zstandard, which is not supported",
+    "xz": "is compressed by xz, which is not supported",
 }
 
 
@@ -47,88 +53,61 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
     """Read a 3D volume, or one slice, from a file or from a folder that holds a DICOM series.
 
     NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
-    is made of the positions themselves, so the shear of a tilted gantry is kept. A file is read as what its content
-    is, whatever its name: NIfTI-1 and 2 (.nii, or a pair .hdr and .img) and MGH, as they are or compressed by gzip or
-    bzip2; NRRD and MetaImage with or without a file of their own for the voxels.
+    follows from the positions, including the shear of a tilted gantry. The format of a file is detected by its
+    content: NIfTI-1 and 2 (.nii, or a pair .hdr and .img) and MGH, optionally compressed by gzip or bzip2; NRRD and
+    MetaImage with the voxels in the same or in another file.
 
     Args:
         path: a file, or a folder.
-        series: SeriesInstanceUID of the series to read, of a folder with several.
-        select: which of the volumes to read, of a series with several such as echoes or time points: what the headers
-            of its slices must hold, such as ``["EchoTime=80"]``, or ``["TriggerTime=#2"]`` for the second value at each
-            position.
+        series: SeriesInstanceUID of the series to read, for a folder with several.
+        select: conditions on the headers of slices, for a series with several volumes, such as echoes or time points:
+            ``["EchoTime=80"]``, or ``["TriggerTime=#2"]`` for the second value at each position.
 
     Returns:
         The volume.
 
     Raises:
-        ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, holds NaN or
+        ImageError: if the file is missing, unreadable or truncated, is not a 3D volume of real numbers, contains NaN or
             infinite voxels, is constant, is a label map (see `miar_monai.data.labels`), has more than
-            `miar_monai.data.dicom_reader.MAX_VOXELS` voxels, or axial slices with more than
-            `miar_monai.data.checks.MAX_SIDE` on a side.
-        SettingError: if a series or slices are asked of a file, or slices that there are not.
-        GeometryError: if the affine is singular, the only slice is not an axial one, or a folder holds several series
-            and it is not said which, or slices that are missing, duplicate or unevenly spaced.
+            `miar_monai.data.checks.MAX_VOXELS` voxels, or axial slices with a side of more than
+            `miar_monai.data.checks.MAX_SIDE`.
+        SettingError: if ``series`` or ``select`` is given for a file, or ``select`` matches no slice.
+        GeometryError: if the affine is singular, the volume is one slice that is not axial, a folder contains several
+            series and ``series`` is empty, or slices are missing, duplicate or unevenly spaced.
     """
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
     if series and not path.is_dir():
-        raise SettingError(f"{path} is a file, so there is no series {series} in it: leave out which series to read.")
+        raise SettingError(f"{path} is a file, so the series {series} cannot be selected: omit the series.")
     if select and not path.is_dir():
-        raise SettingError(f"{path} is a file, so no slices can be selected by {' '.join(select)}: leave it out.")
-    return checked(_read_folder(path, series, tuple(select)) if path.is_dir() else _read_file(path))
-
-
-def _read_folder(path: Path, series: str, select: tuple[str, ...]) -> Volume:
-    array, affine, dtype, file, remarks = read_series(path, series, select)
-    modality, description = (dicom_tag(file, tag) for tag in ("0008|0060", "0008|2111"))
-    volume = Volume(array, affine, dtype, path, modality, description=description, series=series, select=select)
-    return volume._replace(remarks=remarks)
+        raise SettingError(f"{path} is a file, so no slices can be selected by {' '.join(select)}: omit the selection.")
+    return check_volume(read_series(path, series, tuple(select)) if path.is_dir() else _read_file(path))
 
 
 def _read_file(path: Path) -> Volume:
-    """Read a file as what it is, whatever its name."""
+    """Read a file in the format that its content has."""
     advice = "the complete file is needed; copy or download it again."
-    header = header_of(path)
+    header = header_file(path)
     with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
-        kind = "DICOM" if is_dicom(path) else format_of(header)
+        kind = "DICOM" if is_dicom(path) else detect_format(header)
     if kind == "DICOM":
         raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
     if kind == "pointer":
         raise ImageError(
-            f"{path} is a pointer of git-annex or Git LFS to a file that is not here: the file itself is needed; fetch"
+            f"{path} is a pointer of git-annex or Git LFS to a file that is missing: the file itself is needed; fetch"
             " it (datalad get, git annex get, git lfs pull)."
         )
-    if kind in _UNREAD:
-        raise ImageError(f"{path} {_UNREAD[kind]}: a NIfTI file is needed; convert it to .nii.gz.")
+    if kind in _UNSUPPORTED:
+        raise ImageError(f"{path} {_UNSUPPORTED[kind]}: a NIfTI file is needed; convert it to .nii.gz.")
     if kind in ("NRRD", "MetaImage"):
         return read_with_itk(path, kind)
     if kind:
         return read_nifti(path, header, kind)
-    found = "its content is that of no known format"
+    found = "its content has no known format"
     if path.name.lower().endswith((".img", ".img.gz")) and header == path:
-        found = f"there is no {volume_stem(path)}.hdr beside it"
+        found = f"{volume_stem(path)}.hdr is missing"
     raise ImageError(
         f"{path} cannot be read as {expected_format(path)} ({found}): a complete NIfTI, MGH, NRRD or MetaImage file is "
         "needed; copy it again, or convert it to .nii.gz."
     )
-
-
-def check_output_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that results cannot be written to, before the work is done; nothing is made or changed.
-
-    Args:
-        folder: the folder; it need not exist yet.
-
-    Raises:
-        OutputError: if the folder, or the closest folder above it that exists, is not writable.
-    """
-    check_name(folder)
-    absolute = Path(folder).absolute()
-    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"results cannot be written to {folder}: {existing} is not a folder with write permission; "
-            "give another output folder."
-        )

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage in, read and placed by ITK."""
+"""Reads NRRD and MetaImage by ITK."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from miar_monai.data.dicom_reader import LPS_TO_RAS, check_num_voxels
-from miar_monai.data.labels import refusal_of_labels
+from miar_monai.data.checks import check_num_voxels
+from miar_monai.data.dicom_grid import LPS_TO_RAS
+from miar_monai.data.labels import label_map_error
 from miar_monai.data.volume import Volume
 from miar_monai.errors import ImageError, MiarError
 
 __all__ = ["read_with_itk"]
 
-_ADVICE = "it and the file of its voxels, if that is another one, must be there and complete; copy them again."
+_ADVICE = "complete files of the header and the voxels are needed; copy them again."
 
 
 def read_with_itk(path: Path, kind: str) -> Volume:
-    """Read an NRRD file or a MetaImage, with its voxels in a file of their own or not.
+    """Read NRRD or MetaImage, with the voxels in the same file or in another one.
 
     Args:
-        path: the file; of two, the header.
+        path: the file, or the header of two files.
         kind: ``"NRRD"`` or ``"MetaImage"``.
 
     Raises:
@@ -37,7 +38,7 @@ def read_with_itk(path: Path, kind: str) -> Volume:
         image = itk.imread(str(path), pixel_type=itk.F, imageio=reader) if len(sizes) == 3 else _as_volume(path, reader)
     except MiarError:
         raise
-    except Exception as error:  # whatever ITK makes of a damaged header
+    except Exception as error:  # a damaged header can cause any error in ITK
         raise ImageError(f"{path} cannot be read as {kind}: {_ADVICE}") from error
     affine = np.eye(4)
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
@@ -47,7 +48,7 @@ def read_with_itk(path: Path, kind: str) -> Volume:
 
 
 def _as_volume(path: Path, reader: Any) -> Any:
-    """Return a slice, or a volume with further axes of one, as a volume."""
+    """Return a slice, or a volume with further axes of size 1, as a volume."""
     import itk
 
     source = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path), ImageIO=reader)
@@ -60,11 +61,11 @@ def _check_layout(path: Path, reader: Any, sizes: list[int]) -> None:
     if reader.GetNumberOfComponents() != 1 or len(sizes) < 2 or any(size != 1 for size in sizes[3:]) or 0 in sizes:
         values = reader.GetNumberOfComponents()
         raise ImageError(
-            f"{path} has {len(sizes)} dimensions ({' x '.join(map(str, sizes))}) and {values} values a voxel: one "
-            "3D volume of gray values is needed; split it into volumes and give them one by one."
+            f"{path} has {len(sizes)} dimensions ({' x '.join(map(str, sizes))}) and {values} values per voxel: one "
+            "3D volume of gray values is needed; split it into volumes and give them one at a time."
         )
     if reader.GetMetaDataDictionary().HasKey("Segment0_ID"):  # of 3D Slicer
-        raise refusal_of_labels(path, "it has segments", "export it as a volume")
+        raise label_map_error(path, "it has segments", "export it as a volume")
 
 
 def _result_dtype(reader: Any) -> np.dtype:
@@ -78,7 +79,7 @@ _COMPONENTS = {"short": np.int16, "unsigned_short": np.uint16, "int": np.int32, 
 def _remarks(reader: Any, kind: str) -> tuple[str, ...]:
     if kind == "NRRD" and not reader.GetMetaDataDictionary().HasKey("NRRD_space"):
         return (
-            "the file does not say how its voxels lie in the patient (no space): slices along its third axis are taken"
-            " for axial ones, and which side is left is not known.",
+            "the file does not define the orientation of its voxels (no space): slices along its third axis are assumed"
+            " to be axial, and left and right are unknown.",
         )
     return ()

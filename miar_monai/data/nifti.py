@@ -1,4 +1,4 @@
-"""NIfTI and MGH images in, NIfTI images out, with both transforms of a NIfTI header."""
+"""Reads NIfTI and MGH, writes NIfTI, with both the sform and the qform."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.fileholders import FileHolder
 from nibabel.quaternions import quat2mat
 
-from miar_monai.data.atomic_write import whole_file
-from miar_monai.data.dicom_reader import check_num_voxels
-from miar_monai.data.formats import length_of, opened_file
+from miar_monai.data.atomic_write import atomic_file
+from miar_monai.data.checks import check_num_voxels
+from miar_monai.data.formats import decompressed_size, open_decompressed
 from miar_monai.data.geometry import corner_distance, is_singular, nearest_rotation
-from miar_monai.data.labels import refusal_of_labels
+from miar_monai.data.labels import label_map_error
 from miar_monai.data.volume import Volume, as_stored
 from miar_monai.errors import ImageError, in_one_sentence
 
-__all__ = ["check_layout", "nifti_image", "read_nifti", "volume_of", "write_nifti", "write_volume"]
+__all__ = ["check_layout", "nifti_to_volume", "read_nifti", "volume_to_nifti", "write_nifti", "write_volume"]
 
 _LABEL_INTENTS = (1002, 1003)  # LABEL and NEURONAME
 _CLASSES: dict[str, Any] = {
@@ -41,7 +42,7 @@ def read_nifti(path: Path, header: Path, kind: str) -> Volume:
     Args:
         path: the file; of a pair, .hdr or .img.
         header: the file with the header.
-        kind: of the header, as `miar_monai.data.formats.format_of` says it.
+        kind: of the header, from `miar_monai.data.formats.detect_format`.
 
     Raises:
         ImageError: if the file is truncated or damaged, or is not one volume of real numbers.
@@ -52,33 +53,35 @@ def read_nifti(path: Path, header: Path, kind: str) -> Volume:
         with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
             check_layout(path, image)
             _check_length(path, image)
-            return volume_of(image, path)
+            return nifti_to_volume(image, path)
 
 
 @contextmanager
 def _files(path: Path, header: Path, kind: str) -> Iterator[dict[str, FileHolder]]:
-    """Give the open files of an image, as nibabel wants them."""
+    """Yield the open files of an image, for nibabel."""
     paths: dict[str, Any] = {"image": header}
     if kind.endswith("pair"):
         paths = {part: holder.filename for part, holder in nib.Nifti1Pair.filespec_to_file_map(str(path)).items()}
     with ExitStack() as stack:
-        yield {part: FileHolder(str(name), stack.enter_context(opened_file(name))) for part, name in paths.items()}
+        yield {
+            part: FileHolder(str(name), stack.enter_context(open_decompressed(name))) for part, name in paths.items()
+        }
 
 
 def _check_length(path: Path, image: Any) -> None:
-    """Refuse a file that holds less than its header says, before memory is asked for.
+    """Check, before memory is allocated, that a file is as large as its header declares.
 
-    A compressed file is read to its end, where its checksum is: nibabel stops before, and damage would pass.
+    Compressed files are read to the end to verify the checksum, which nibabel does not.
     """
     check_num_voxels(path, image.shape)
     needed = image.dataobj.offset + prod(image.shape) * image.get_data_dtype().itemsize
-    length = length_of(image.file_map["image"].filename, needed)  # of a pair, the .img file
+    length = decompressed_size(image.file_map["image"].filename, needed)  # the .img file of a pair
     if length < needed:
-        raise ValueError(f"it holds {length} bytes, but its header speaks of {needed}")
+        raise ValueError(f"it contains {length} bytes, but its header declares {needed}")
 
 
 def check_layout(path: Path, image: Any) -> None:
-    """Refuse what is not one volume, or one slice, of real numbers."""
+    """Check that an image is one volume, or one slice, of real numbers."""
     stored = image.get_data_dtype()
     if stored.kind not in "iuf":
         kind = "RGB colors" if stored.fields else f"{stored.name} numbers"
@@ -96,14 +99,14 @@ def check_layout(path: Path, image: Any) -> None:
 def _check_intent(path: Path, header: Any) -> None:
     code = int(header["intent_code"])
     if code in _LABEL_INTENTS:
-        raise refusal_of_labels(path, f"its intent code is {code}", "set this code to 0")
+        raise label_map_error(path, f"its intent code is {code}", "set this code to 0")
 
 
-def volume_of(image: Any, path: Path) -> Volume:
+def nifti_to_volume(image: Any, path: Path) -> Volume:
     """Return a nibabel image of NIfTI or MGH, (X, Y) or (X, Y, Z), as a volume.
 
-    The sform is taken where its code is not 0 and it is invertible, otherwise the qform, as nibabel does; the other
-    one is kept beside it.
+    The affine is the sform if its code is not 0 and it is invertible, otherwise the qform, as in nibabel; the volume
+    also keeps the other one.
     """
     shape = (*image.shape[:3], 1)[:3]
     array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
@@ -116,7 +119,7 @@ def volume_of(image: Any, path: Path) -> Volume:
 
 
 def _placed(volume: Volume, header: Any) -> Volume:
-    """Return a volume in the place that its NIfTI header gives it, with what is doubtful about that."""
+    """Return a volume with the affine, space, qform and remarks that follow from its NIfTI header."""
     remarks = []
     unit = int(header["xyzt_units"]) % 8
     if unit not in _MM_PER_UNIT:
@@ -127,11 +130,11 @@ def _placed(volume: Volume, header: Any) -> Volume:
     qform = to_mm @ _qform(header)
     is_usable = code != 0 and not is_singular(qform)
     if space and is_usable and is_singular(affine):
-        remarks.append("the sform maps different voxels to one place: the qform is taken.")
+        remarks.append("the sform is singular: the qform is used.")
         affine, space = qform, 0
-    if not space:  # then the affine is the qform, or nibabel's guess
+    if not space:  # the affine is the qform, or nibabel's default
         return volume._replace(affine=affine, space=code, remarks=tuple(remarks))
-    if is_singular(affine):  # and will be refused
+    if is_singular(affine):  # refused by check_volume
         return volume._replace(affine=affine, space=space)
     if not is_usable:
         qform, code = _with_sizes(affine, to_mm[0, 0] * _sizes(header)), space
@@ -142,7 +145,7 @@ def _placed(volume: Volume, header: Any) -> Volume:
 
 
 def _sizes(header: Any) -> np.ndarray:
-    """Return pixdim along the axes of a volume, (3,), with 0 where it says nothing."""
+    """Return pixdim along the axes of a volume, (3,), 0 if undefined."""
     sizes = np.zeros(3)
     num_axes = min(len(header.get_data_shape()), 3)
     sizes[:num_axes] = header["pixdim"][1 : num_axes + 1]
@@ -150,15 +153,14 @@ def _sizes(header: Any) -> np.ndarray:
 
 
 def _with_sizes(affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return an affine with other sizes of the voxels, where they are greater than 0, and the same first voxel."""
-    own = np.linalg.norm(affine[:3, :3], axis=0)
-    return affine @ np.diag([*np.where(sizes > 0, sizes / own, 1), 1])
+    """Return an affine with other voxel sizes, where they are positive, and the same position of voxel 0."""
+    return affine @ np.diag([*np.where(sizes > 0, sizes / voxel_sizes(affine), 1), 1])
 
 
 def _qform(header: Any) -> np.ndarray:
-    """Return the qform, (4, 4), as the reference library of NIfTI and so ITK compute it.
+    """Return the qform, (4, 4), computed as in nifticlib and ITK.
 
-    nibabel takes the rounding of a rotation by 180 degrees for a rotation by 0.03 degrees more or less.
+    For rotations by 180 degrees, nibabel's result is off by up to 0.03 degrees due to rounding.
     """
     vector = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
     square = float(vector @ vector)
@@ -173,7 +175,7 @@ def _qform(header: Any) -> np.ndarray:
 
 
 def _with_thickness(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return the affine of one slice with a thickness of 1 mm where its header leaves it 0."""
+    """Return the affine of one slice with a thickness of 1 mm if its header has 0."""
     if shape[2] == 1 and not affine[:3, 2].any() and np.isfinite(affine).all():
         affine = affine.copy()
         normal = np.cross(affine[:3, 0], affine[:3, 1])
@@ -182,23 +184,23 @@ def _with_thickness(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def _disagreement(affine: np.ndarray, other: np.ndarray, shape: Sequence[int], name: str) -> list[str]:
-    """Return by how much the sform and what the header says beside it differ, if it is a tenth of a voxel or more.
+    """Return a remark on the difference between the sform and the qform or pixdim, if it is a tenth of a voxel or more.
 
-    Less is rounding, such as that of an sform with three decimals.
+    Smaller differences are due to rounding, such as that of an sform with three decimals.
     """
-    distance, sizes = corner_distance(affine, other, shape), np.linalg.norm(affine[:3, :3], axis=0)
-    if distance <= 0.1 * sizes.min():
+    distance = corner_distance(affine, other, shape)
+    if distance <= 0.1 * voxel_sizes(affine).min():
         return []
-    own, others = (" x ".join(f"{mm:.4g}" for mm in np.linalg.norm(form[:3, :3], axis=0)) for form in (affine, other))
+    own, others = (" x ".join(f"{mm:.4g}" for mm in voxel_sizes(form)) for form in (affine, other))
     voxels = f" (voxels of {own} mm and of {others} mm)" if own != others else ""
     return [
-        f"sform and {name} disagree{voxels}: the corners of the field of view lie up to {distance:.2f} mm apart; the "
-        "sform is taken, and the result has both."
+        f"sform and {name} disagree{voxels}: the corners of the field of view are up to {distance:.2f} mm apart; the "
+        "sform is used, and the result has both."
     ]
 
 
 def _result_dtype(image: Any) -> np.dtype:
-    if not nib.is_proxy(image.dataobj):  # an array in memory, and no file's integers
+    if not nib.is_proxy(image.dataobj):  # an array in memory
         return np.dtype(np.float32)
     stored = image.get_data_dtype().newbyteorder("=")
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
@@ -215,29 +217,29 @@ def write_nifti(
     description: str = "",
     qform: tuple[np.ndarray, int] | None = None,
 ) -> Path:
-    """Write a volume as NIfTI: whole or not at all, and never over an existing file unless asked to.
+    """Write a volume as NIfTI, atomically.
 
-    The sform is the affine. The qform, which is a rotation and zooms only, is the one that the volume came with, over
-    the same field of view; otherwise it is the rotation nearest to the affine about the center of the volume, with the
-    code of the sform. So readers that know no shear, such as ITK and 3D Slicer, open a sheared volume (tilted gantry,
-    affine registration) too.
+    The sform is the affine. The qform, which can only represent a rotation and zooms, is that of the source over the
+    same field of view; otherwise it is the rotation nearest to the affine about the center of the volume, with the code
+    of the sform. So readers without support for shear, such as ITK and 3D Slicer, can open sheared volumes (tilted
+    gantry, affine registration).
 
     Args:
-        path: the file to write, .nii or .nii.gz. Its folder is made if needed.
+        path: the file to write, .nii or .nii.gz. Its folder is created if needed.
         array: intensities, (X, Y, Z).
         affine: voxel indices to millimeters in RAS+, (4, 4).
         dtype: dtype of the stored voxels; for integers, values are rounded and saturated.
         overwrite: replace an existing file.
-        space: of the affine, see `Volume`. Readers do not look at a form with code 0, and count from the
-            middle of the volume (nibabel) or from its first voxel (ITK).
-        description: of the volume, up to 79 characters.
-        qform: of the volume, see `Volume`.
+        space: see `Volume`. Readers ignore a form with code 0, and place the origin at the center of the volume
+            (nibabel) or at its first voxel (ITK).
+        description: up to 79 characters.
+        qform: see `Volume`.
 
     Returns:
         ``path``.
 
     Raises:
-        OutputError: if the file exists and ``overwrite`` is False, or if the folder cannot be written to.
+        OutputError: if the file exists and ``overwrite`` is False, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -251,14 +253,14 @@ def write_nifti(
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
-    """Write a volume as NIfTI with what is known of it; see `write_nifti`."""
-    path, image = Path(path), nifti_image(volume)
-    with whole_file(path, overwrite) as part:
+    """Write a volume as NIfTI with its metadata; see `write_nifti`."""
+    path, image = Path(path), volume_to_nifti(volume)
+    with atomic_file(path, overwrite) as part:
         nib.save(image, part)
     return path
 
 
-def nifti_image(volume: Volume) -> nib.Nifti1Image:
+def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
     """Return a volume as a nibabel image; see `write_nifti`."""
     image = nib.Nifti1Image(as_stored(volume.array, volume.dtype), volume.affine, dtype=volume.dtype)
     image.header.set_xyzt_units("mm")

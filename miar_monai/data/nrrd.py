@@ -1,4 +1,4 @@
-"""Volumes out to NRRD, which 3D Slicer and OHIF ask a MONAI Label server for."""
+"""Writes NRRD, the format that 3D Slicer and OHIF request from a MONAI Label server."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from miar_monai.data.atomic_write import whole_file
-from miar_monai.data.dicom_reader import LPS_TO_RAS
-from miar_monai.data.io import Volume
+from miar_monai.data.atomic_write import atomic_file
+from miar_monai.data.dicom_grid import LPS_TO_RAS
+from miar_monai.data.volume import Volume
 
 __all__ = ["write_nrrd"]
 
 
 def write_nrrd(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
-    """Write a volume as NRRD, not compressed: whole or not at all, and never over a file unless asked to.
+    """Write a volume as uncompressed NRRD, atomically.
 
     Args:
         path: the file to write, .nrrd.
-        volume: what is written, in float32.
+        volume: written in float32.
         overwrite: replace an existing file.
 
     Returns:
@@ -31,11 +32,11 @@ def write_nrrd(path: str | os.PathLike[str], volume: Volume, overwrite: bool = F
     import itk
 
     lps = LPS_TO_RAS @ volume.affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    spacing = voxel_sizes(lps)
     image = itk.image_from_array(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))
     image.SetSpacing(spacing)
     image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
     image.SetOrigin(lps[:3, 3])
-    with whole_file(path, overwrite) as part:
+    with atomic_file(path, overwrite) as part:
         itk.imwrite(image, str(part))
     return Path(path)

@@ -1,4 +1,4 @@
-"""A volume in the units of its file, and what is saved of it."""
+"""A volume in the units of its file, and the description of results."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 import miar_monai
 
-__all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "uncertainty_of", "what_it_is"]
+__all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "result_description", "uncertainty_of"]
 
 SOFTWARE = "miar-monai"
-"""Results of this package say so by this name in their headers."""
+"""Name of this package in the headers of its results."""
 
 
 class Volume(NamedTuple):
@@ -21,21 +21,20 @@ class Volume(NamedTuple):
     Attributes:
         array: intensities (HU for CT), (X, Y, Z), float32.
         affine: voxel indices to millimeters in RAS+, (4, 4), float64.
-        dtype: what a result in these units is stored in: integers where the input has integers of 16 or 32 bits
-            without scaling (NIfTI) or after rescaling (DICOM), otherwise float32.
+        dtype: for results in these units: integers if the input has unscaled (NIfTI) or rescaled (DICOM) integers of 16
+            or 32 bits, otherwise float32.
         path: the file, or the folder of the series.
-        modality: of the DICOM header, such as ``"CT"``; empty where no file says it.
-        uncertainty: the expected absolute error of a super-resolved volume in its units, (X, Y, Z), float32; None
-            where nobody asked for it.
-        space: what the millimeters of the affine are counted from, as NIfTI's codes say it: 1 the scanner's origin, 2
-            another image, 3 Talairach, 4 MNI; 0 where a file does not say where its voxels lie.
-        description: what the file says of itself: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
-        series: SeriesInstanceUID that was asked for, of a folder with several.
-        remarks: what reading found that a user must know, a sentence each, such as which of two transforms was taken.
-        select: what the headers of its slices hold, of a DICOM series with several volumes.
-        qform: of a NIfTI file whose sform is the affine: the map from the millimeters of the affine to those of the
-            qform, (4, 4), which is the same whatever grid the volume is resampled to, and the code of the qform. Where
-            the qform has no code, only the sizes in pixdim differ. None where there is no second transform.
+        modality: of the DICOM header, such as ``"CT"``; empty for other formats.
+        uncertainty: the expected absolute error of a super-resolved volume in its units, (X, Y, Z), float32, or None.
+        space: origin of the millimeters of the affine, by NIfTI's codes: 1 the scanner, 2 another image, 3 Talairach,
+            4 MNI, 0 unknown.
+        description: ``descrip`` of NIfTI, ``DerivationDescription`` of DICOM.
+        series: SeriesInstanceUID that was selected in a folder with several series.
+        remarks: warnings for the user about what was read, one sentence each.
+        select: conditions that selected the slices of a DICOM series with several volumes.
+        qform: of a NIfTI file whose affine is the sform: the map from the millimeters of the affine to those of the
+            qform, (4, 4), which does not depend on the grid, and the code of the qform. If that code is 0, the map
+            contains only the voxel sizes in pixdim. None if there is no second transform.
     """
 
     array: np.ndarray
@@ -52,30 +51,30 @@ class Volume(NamedTuple):
     qform: tuple[np.ndarray, int] | None = None
 
     @property
-    def is_own(self) -> bool:
-        """Whether this is a result of this package already."""
+    def is_miar_result(self) -> bool:
+        """Whether this is a result of this package."""
         return SOFTWARE in self.description
 
 
 def uncertainty_of(sr: Volume) -> Volume:
-    """Return the expected error of a super-resolved volume as a volume of its own, which is never rounded."""
-    assert sr.uncertainty is not None, "uncertainty was not asked for"
+    """Return the expected error of a super-resolved volume as a volume in float32."""
+    assert sr.uncertainty is not None, "the volume has no uncertainty"
     return Volume(
         sr.uncertainty,
         sr.affine,
         np.dtype(np.float32),
         sr.path,
         space=sr.space,
-        description=what_it_is(True),
+        description=result_description(True),
         qform=sr.qform,
     )
 
 
-def what_it_is(is_error: bool = False) -> str:
-    """Return how a result describes itself in the 80 characters of a NIfTI header, or the map of its error.
+def result_description(is_error: bool = False) -> str:
+    """Return the description of a result, or of the map of its error, for the 80 characters of a NIfTI header.
 
     Example:
-        >>> what_it_is().split(": ")[1]
+        >>> result_description().split(": ")[1]
         '4x super-resolution, detail may be invented'
     """
     image, error = "4x super-resolution, detail may be invented", "expected absolute error of a 4x super-resolution"
@@ -83,21 +82,21 @@ def what_it_is(is_error: bool = False) -> str:
 
 
 def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
-    """Return what is saved of a super-resolved volume, each part with the ``quantity`` that `write_series` names it by.
+    """Return the volumes to save of a result, each with the ``quantity`` for `write_series`.
 
-    The image itself, whose quantity is the source's and so has no name, comes last: when it is there, all is.
+    The image, with an empty quantity, comes last: once it exists, the result is complete.
     """
     maps = [] if sr.uncertainty is None else [(uncertainty_of(sr), "expected error")]
     return [*maps, (sr, "")]
 
 
 def as_float(volume: Volume) -> Volume:
-    """Return a volume that is stored in float32, which all readers know."""
+    """Return a volume to be stored in float32, which all readers support."""
     return volume._replace(dtype=np.dtype(np.float32))
 
 
 def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return intensities as a file of a dtype holds them: for integers, rounded and saturated.
+    """Return intensities as stored in a dtype: for integers, rounded and saturated.
 
     Example:
         >>> as_stored(np.array([-0.6, 1.4, 300]), np.dtype(np.uint8))
@@ -105,6 +104,6 @@ def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that holds the limits exactly
+        array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that represents the limits exactly
         array = np.clip(array, limits.min, limits.max, out=array)
     return array.astype(dtype, copy=False)

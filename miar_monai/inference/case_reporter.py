@@ -9,21 +9,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils import ImageMetaKey
 
 from miar_monai.data.cases import read_case
-from miar_monai.data.io import Volume
-from miar_monai.data.outputs import result_path
+from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.report import case_report, warnings_said, what_is_said
 from miar_monai.networks import MIAR
 from miar_monai.transforms.intensity import limits_in_units
+from miar_monai.transforms.metatensor import metatensor_to_volume
 
 __all__ = ["CaseReporter"]
 
@@ -71,19 +69,14 @@ class CaseReporter:
         (data,) = engine.state.output
         image, name = data["image"], engine.state.batch[0].get("name", "")
         source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
-        lr, sr = read_case(source), _volume(data["pred"])  # preprocessing has changed what was read
+        lr, sr = read_case(source), metatensor_to_volume(data["pred"])  # preprocessing has changed what was read
         assumed = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
-        path, beside = result_path(source, self.output_dir, name=name), {}
+        paths, beside = ResultPaths.of(result_path(source, self.output_dir, name=name)), {}
         if "uncertainty" in data:
-            sr = sr._replace(uncertainty=_volume(data["uncertainty"]).array)
-            beside = {"uncertainty": result_path(source, self.output_dir, "sr_uncertainty", name)}
+            sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
+            beside = {"uncertainty": paths.uncertainty}
         limits = limits_in_units(image, self.inferer.intensity_range)
         warnings = [*input_warnings(lr, self._domain, self.inferer.blur, image.shape[1:3], limits), *self._said]
         device = engine.state.device
-        report = case_report(source, path, lr, sr, assumed, self._seconds, device, warnings, beside, limits)
-        print(what_is_said(report, warnings), path, sep="\n", file=sys.stderr, flush=True)
-
-
-def _volume(image: MetaTensor) -> Volume:
-    array = image.as_tensor()[0].cpu().float().numpy()
-    return Volume(array, np.asarray(image.affine), array.dtype, Path(image.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+        report = case_report(source, paths.image, lr, sr, assumed, self._seconds, device, warnings, beside, limits)
+        print(what_is_said(report, warnings), paths.image, sep="\n", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
 from miar_monai.data.io import Volume
@@ -149,14 +150,14 @@ def oddities(lr: Volume) -> list[str]:
         'the slices are sagittal, 5 mm apart'
     """
     found = list(lr.remarks)
-    if lr.is_own:
+    if lr.is_miar_result:
         found.append("the image is a result itself: give the image that it was made of.")
     if lr.space == 0:
         found.append(
             "the file does not say how its voxels lie in the patient (qform_code and sform_code are 0): slices along"
             " its third axis are taken for axial ones, and which side is left is not known."
         )
-    spacing = np.linalg.norm(lr.affine[:3, :3], axis=0)
+    spacing = voxel_sizes(lr.affine)
     thickest, direction = int(spacing.argmax()), io_orientation(lr.affine)[:, 0]
     if direction[thickest] != 2 and spacing[thickest] > 1.5 * np.median(spacing):
         plane = ("sagittal", "coronal")[int(direction[thickest])]

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 import miar_monai
 from miar_monai.data.geometry import axial_axis, fov_corners
 from miar_monai.data.io import SOFTWARE, Volume
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.inference.bundle import weights_sha256
 from miar_monai.inference.resolver import SuperResolver
 
@@ -164,7 +165,7 @@ def _mean_and_maximum(array: np.ndarray) -> dict[str, float]:
 
 
 def _description(volume: Volume) -> dict[str, Any]:
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    spacing = voxel_sizes(volume.affine)
     return {
         "shape": list(volume.array.shape),
         "spacing_mm": spacing.round(6).tolist(),

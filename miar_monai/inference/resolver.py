@@ -19,17 +19,18 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai.data.cases import read_case
-from miar_monai.data.checks import checked
+from miar_monai.data.checks import check_volume
 from miar_monai.data.geometry import axial_axis
-from miar_monai.data.io import Volume, uncertainty_of, what_it_is
-from miar_monai.data.nifti import check_layout, nifti_image, volume_of
-from miar_monai.degradation.operators import Degradation
+from miar_monai.data.io import Volume, uncertainty_of
+from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
+from miar_monai.transforms.metatensor import metatensor_to_volume, with_affine
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
@@ -197,14 +198,9 @@ class SuperResolver:
         data = {"image": image, "pred": self.infer(image, assumed)}
         with self._usable():
             data = self.postprocessing(data)
-        arrays = {key: data[key].as_tensor()[0].cpu().float().numpy() for key in ("pred", "uncertainty") if key in data}
-        affine = np.asarray(data["pred"].affine, dtype=np.float64)
-        return volume._replace(
-            array=arrays["pred"],
-            affine=affine,
-            uncertainty=arrays.get("uncertainty"),
-            description=what_it_is(),
-        )
+        sr = metatensor_to_volume(data["pred"])
+        error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
+        return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
 
     def prepared(self, volume: Volume) -> Prepared:
         """Return what the inferer gets of a volume, and what is known of that before the network runs."""
@@ -234,11 +230,11 @@ class SuperResolver:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
         sides = list(volume.array.shape)
         slices = sides.pop(axial_axis(volume.affine))
-        return slices * self.inferer.num_tiles(*sides)
+        return slices * self.inferer.num_tiles(sides[0], sides[1], self.network)
 
     def seconds_per_tile(self) -> float:
         """Return how long one tile takes now on this machine, but for the first one, which takes longer."""
-        side = self.inferer.tile_size
+        side = self.network.side // int(self.network.degradation.scales[0])
         silent = copy(self.inferer)
         silent.progress = False
         with torch.inference_mode():
@@ -254,12 +250,11 @@ class SuperResolver:
             parts = sr._replace(uncertainty=None), uncertainty_of(sr)
             return tuple(cls._like(image, part) for part in parts)
         if isinstance(image, MetaTensor):
-            result = MetaTensor(torch.from_numpy(sr.array)[None]).copy_meta_from(image)
-            result.affine = torch.from_numpy(sr.affine)
+            result = with_affine(image, torch.from_numpy(sr.array)[None], sr.affine)
             return result[..., 0] if image.ndim == 3 else result
         if isinstance(image, np.ndarray):
             return sr.array[..., 0] if image.ndim == 2 else sr.array
-        return nifti_image(sr)
+        return volume_to_nifti(sr)
 
 
 def choose_device(name: str) -> torch.device:
@@ -328,7 +323,7 @@ def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> 
     can_be_labels = True
     if isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         check_layout(_IN_MEMORY, image)
-        volume = volume_of(image, _IN_MEMORY)
+        volume = nifti_to_volume(image, _IN_MEMORY)
     elif isinstance(image, MetaTensor):
         array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
         affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
@@ -345,7 +340,7 @@ def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> 
             f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed"
             f"{hint}."
         )
-    return checked(volume, can_be_labels)
+    return check_volume(volume, can_be_labels)
 
 
 def _plain(array: np.ndarray, num_spatial: int, wanted: str, ndims: tuple[int, int]) -> np.ndarray:

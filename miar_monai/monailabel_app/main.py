@@ -13,8 +13,8 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 import miar_monai
 from miar_monai.errors import MiarError
 from miar_monai.inference.bundle import find_bundle, models
-from miar_monai.monailabel_app.store import ResultStore, is_result, source_of
-from miar_monai.monailabel_app.task import Result, SuperResolutionTask, switch
+from miar_monai.monailabel_app.store import ResultStore, image_source, is_result
+from miar_monai.monailabel_app.task import Result, SuperResolutionTask, parse_flag
 
 
 class MiarApp(MONAILabelApp):
@@ -70,8 +70,8 @@ class MiarApp(MONAILabelApp):
         if request.get("label_info"):
             raise HTTPException(400, f"{name} makes images, which no DICOM SEG holds: ask with output=image.")
         try:
-            save = switch(request, "save_image")
-            with source_of(image, datastore) as source:
+            save = parse_flag(request, "save_image")
+            with image_source(image, datastore) as source:
                 result = self._infers[name].super_resolve(source, request)
                 if save:
                     self._save(result, datastore)

@@ -17,17 +17,18 @@ from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
-from miar_monai.data.cases import opened, temporary_folder
-from miar_monai.data.dicom_writer import is_own, source_headers, write_series
+from miar_monai.data.cases import temporary_folder, unpacked
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import is_miar_result, write_series
 from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
+from miar_monai.data.outputs import UNCERTAINTY_POSTFIX
 from miar_monai.errors import OutputError
 from miar_monai.inference.report import derivation
 from miar_monai.monailabel_app.task import Result
 
-__all__ = ["ResultStore", "is_result", "source_of"]
+__all__ = ["ResultStore", "image_source", "is_result"]
 
 _ORIGIN = "super_resolved_from"
-_MAP = "_uncertainty"  # ends the id of a map
 _UID = re.compile(r"\d+(\.\d+)*")
 
 
@@ -50,13 +51,13 @@ def is_result(image: str, datastore: Datastore) -> bool:
     try:
         study = datastore._dicom_info(image)["StudyInstanceUID"]
         one = Dataset.from_json(client.search_for_instances(study, image, limit=1)[0])
-        return is_own(Dataset.from_json(client.retrieve_instance_metadata(study, image, one.SOPInstanceUID)))
+        return is_miar_result(Dataset.from_json(client.retrieve_instance_metadata(study, image, one.SOPInstanceUID)))
     except (RequestException, LookupError, ValueError):
         return False
 
 
 @contextmanager
-def source_of(image: str, datastore: Datastore) -> Iterator[Path]:
+def image_source(image: str, datastore: Datastore) -> Iterator[Path]:
     """Give the NIfTI file or the DICOM folder of an image while it is worked on.
 
     Args:
@@ -68,13 +69,13 @@ def source_of(image: str, datastore: Datastore) -> Iterator[Path]:
         ImageError: if a zip file cannot be used.
     """
     if os.path.exists(image):
-        given = opened(image)
+        given = unpacked(image)
     elif isinstance(datastore, DICOMWebDatastore):
         given = _downloaded(image, datastore)
     elif path := datastore.get_image_uri(image):
-        given = opened(path)
+        given = unpacked(path)
     else:
-        raise _no_image(image, datastore)
+        raise _missing_image(image, datastore)
     with given as source:
         yield source
 
@@ -87,7 +88,7 @@ def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
     ones after it work on a part of the series.
     """
     if not _UID.fullmatch(image):  # it becomes a name of a folder
-        raise _no_image(image, datastore)
+        raise _missing_image(image, datastore)
     with temporary_folder(image, image) as folder:
         try:
             if datastore._fetch_by_frame:
@@ -95,7 +96,7 @@ def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
             else:
                 dicom_web_download_series(None, image, folder, datastore._client)
         except IndexError as error:  # of the empty answer of the PACS
-            raise _no_image(image, datastore) from error
+            raise _missing_image(image, datastore) from error
         except RequestException as error:
             raise HTTPException(502, f"{datastore.name()} does not give the series {image} ({error}).") from error
         yield folder
@@ -131,7 +132,7 @@ def _download_frames(series: str, folder: Path, client: DICOMwebClient) -> None:
         image.save_as(folder / f"{image.SOPInstanceUID}.dcm", write_like_original=False)
 
 
-def _no_image(image: str, datastore: Datastore) -> HTTPException:
+def _missing_image(image: str, datastore: Datastore) -> HTTPException:
     return HTTPException(404, f"there is no image {image!r} in {datastore.name()}: give the id of one that it has.")
 
 
@@ -162,16 +163,18 @@ def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
     """Add ``<image>_sr`` and, if there is one, ``<image>_sr_uncertainty``; the next ones of an image get numbers."""
     name, how = volume_stem(result.lr.path), derivation(result.resolver)
     known, i = f"{name}_sr", 1
-    while any(datastore.get_image_info(f"{known}{suffix}") for suffix in ("", _MAP)):  # no map beside another result
+    while any(
+        datastore.get_image_info(f"{known}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)
+    ):  # no map beside another result
         i += 1
         known = f"{name}_sr{i}"
     added = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
-            image = f"{known}{_MAP}" if quantity else known
+            image = f"{known}{UNCERTAINTY_POSTFIX}" if quantity else known
             file = write_volume(Path(folder, f"{image}.nii.gz"), as_float(volume))
             info = {_ORIGIN: name, "derivation": how, "quantity": quantity}
-            added[_key(quantity)] = str(datastore.add_image(image, str(file), info))
+            added[_response_key(quantity)] = str(datastore.add_image(image, str(file), info))
     return added
 
 
@@ -183,8 +186,8 @@ def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
     images = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
-            written = write_series(Path(folder, _key(quantity)), volume, headers, how, quantity=quantity)
-            images[_key(quantity)] = [dcmread(file) for file in sorted(written.iterdir())]
+            written = write_series(Path(folder, _response_key(quantity)), volume, headers, how, quantity=quantity)
+            images[_response_key(quantity)] = [dcmread(file) for file in sorted(written.iterdir())]
         try:  # in one request; the datastore itself stores nothing but segmentations
             datastore._client.store_instances([image for series in images.values() for image in series])
         except (RequestException, OSError) as error:
@@ -196,6 +199,6 @@ def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
     return {key: str(series[0].SeriesInstanceUID) for key, series in images.items()}
 
 
-def _key(quantity: str) -> str:
+def _response_key(quantity: str) -> str:
     """Return how the answer calls the id of a part of a result."""
     return "uncertainty_image" if quantity else "image"

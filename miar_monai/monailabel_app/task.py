@@ -21,7 +21,7 @@ from miar_monai.inference.bundle import metadata, number_or_text, weights_path
 from miar_monai.inference.report import case_report, warnings_said
 from miar_monai.inference.resolver import SuperResolver
 
-__all__ = ["Result", "SuperResolutionTask", "switch"]
+__all__ = ["Result", "SuperResolutionTask", "parse_flag"]
 
 _WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_volume, ".nii": write_volume, ".nrrd": write_nrrd}
 _INFERENCE = Lock()  # one image at a time, whatever the model: two at once need twice the memory and are not faster
@@ -141,7 +141,7 @@ class SuperResolutionTask(InferTask):
         device = name_to_device(str(request.get("device") or ""))
         asked = {name: request.get(name) for name in self.displayable_configs}
         settings = {name: self._config[name] if value is None else _number(value) for name, value in asked.items()}
-        settings["uncertainty"] = switch(settings, "uncertainty")
+        settings["uncertainty"] = parse_flag(settings, "uncertainty")
         with self._loading:
             kept = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)
             if any(kept.settings[name] != value for name, value in settings.items()):
@@ -156,7 +156,7 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def switch(request: dict[str, Any], name: str) -> bool:
+def parse_flag(request: dict[str, Any], name: str) -> bool:
     """Return a setting that is on or off, off by default.
 
     Raises:

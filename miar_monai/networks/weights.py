@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import CheckpointError
 
 __all__ = ["first_line", "load_weights", "save_weights"]
@@ -30,7 +30,7 @@ def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> Non
         name: (value.half() if half and name in parameters else value).cpu()
         for name, value in network.state_dict().items()
     }
-    with whole_file(path, overwrite=True) as part:
+    with atomic_file(path, overwrite=True) as part:
         torch.save(state, part)
 
 

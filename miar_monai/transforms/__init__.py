@@ -1,4 +1,4 @@
-"""Transforms of volumes and slices: array versions, and dictionary versions (``...d``) of the same operation.
+"""Transforms of volumes and slices: array versions, and dictionary versions (``...d``) of the same operations.
 
 Images are channel-first: volumes (1, X, Y, Z), slices (1, X, Y). X and Y are the in-plane axes.
 """

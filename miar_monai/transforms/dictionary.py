@@ -1,4 +1,4 @@
-"""The dictionary versions."""
+"""Dictionary versions of the array transforms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, check_range
 from miar_monai.transforms.files import LoadVolume, SaveVolume
 from miar_monai.transforms.intensity import ScaleIntensityHU, ScaleIntensityRobust
@@ -55,7 +55,7 @@ class LoadVolumed(_ArrayTransformd):
 
 
 class SaveVolumed(_ArrayTransformd):
-    """Dictionary version of `SaveVolume`; ``"name"`` names the results, if it is there."""
+    """Dictionary version of `SaveVolume`; the optional key ``"name"`` is the name of the result."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class SaveVolumed(_ArrayTransformd):
         super().__init__(keys, SaveVolume(output_dir, postfix, overwrite), allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return a copy of ``data`` whose volumes have been written."""
+        """Write the volumes and return a copy of ``data``."""
         name = data.get("name", "")
         return {**data, **{key: self.transform(data[key], name) for key in self.key_iterator(data)}}
 
@@ -95,19 +95,16 @@ class SimulateLowResolutiond(_ArrayTransformd):
 
 
 class RandSimulateLowResolutiond(RandomizableTransform, MapTransform):
-    """Degrade slices by one of several degradations, drawn for each, and add white noise to some of them.
-
-    Which one it was is written to the item: the index as ``degradation_key``, int64.
+    """Degrade slices by one of several degradations, chosen at random, and add white noise with some probability.
 
     Args:
         keys: of slices (C, X, Y).
-        degradations: the first is the main one; see `miar_monai.degradation.with_blurs`.
-        other_prob: probability of one of the others.
-        noise: lowest and highest standard deviation of the noise, in units of the intensities; drawn uniformly in the
-            logarithm.
+        degradations: the default comes first; see `miar_monai.degradation.with_blurs`.
+        other_prob: probability that one of the others is chosen.
+        noise: minimum and maximum standard deviation of the noise, in units of the intensities; log-uniform.
         noise_prob: probability of noise.
-        degradation_key: where the index goes.
-        allow_missing_keys: pass over missing slices.
+        degradation_key: key of the index of the chosen degradation, int64.
+        allow_missing_keys: ignore missing slices.
 
     Example:
         >>> simulate = RandSimulateLowResolutiond("image", [Degradation(), Degradation(sigma=0)]).set_random_state(0)
@@ -132,7 +129,7 @@ class RandSimulateLowResolutiond(RandomizableTransform, MapTransform):
             check_range(name, value, 0, 1)
         if not 0 < noise[0] <= noise[1]:
             raise ConfigurationError(
-                f"noise is {list(noise)}, but a lowest and a highest level above 0 are needed; correct the setting."
+                f"noise is {list(noise)}, but a minimum and a maximum above 0 are needed; correct the setting."
             )
         self.degradations = list(degradations)
         self.other_prob = other_prob

@@ -1,4 +1,4 @@
-"""Intensities of MRI and CT, and back."""
+"""Invertible scaling of the intensities of MRI and CT."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from miar_monai.errors import ImageError
 from miar_monai.transforms.intensity_range import IntensityRange
-from miar_monai.transforms.metatensor import name_of
+from miar_monai.transforms.metatensor import image_name
 
 __all__ = ["ScaleIntensityHU", "ScaleIntensityRobust", "limits_in_units"]
 
 
 class ScaleIntensityWindow(InvertibleTransform):
-    """Map an intensity window linearly to [0, 1], without clipping, and back; a subclass says which window."""
+    """Map an intensity window linearly to [0, 1], without clipping, and back; subclasses define the window."""
 
     def window(self, image: Tensor) -> tuple[float, float]:
-        """Return the intensities that become 0 and 1."""
+        """Return the intensities that are mapped to 0 and 1."""
         raise NotImplementedError
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -30,33 +30,33 @@ class ScaleIntensityWindow(InvertibleTransform):
         return self.push_transform(scaled, extra_info={"low": low, "high": high})
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
-        """Return the image in the units it had before, float32."""
+        """Return the image in its former units, float32."""
         window = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
         return image * (window["high"] - window["low"]) + window["low"]
 
     @staticmethod
-    def zero(image: MetaTensor) -> float:
-        """Return what 0 became in a scaled image."""
+    def scaled_zero(image: MetaTensor) -> float:
+        """Return the value to which intensity 0 was mapped in a scaled image."""
         zero = 0.0
         for window in ScaleIntensityWindow._windows(image):
             zero = (zero - window["low"]) / (window["high"] - window["low"])
         return zero
 
     @staticmethod
-    def forget_offset(image: MetaTensor) -> None:
-        """Let the inverse multiply only: a difference of intensities has no offset."""
+    def remove_offset(image: MetaTensor) -> None:
+        """Remove the offset from the inverse, for differences of intensities."""
         for window in ScaleIntensityWindow._windows(image):
             window.update(low=0.0, high=window["high"] - window["low"])
 
     @staticmethod
     def _windows(image: MetaTensor) -> list[dict[str, float]]:
-        """Return the windows that an image was scaled by, in that order; what is changed in them, the inverse takes."""
+        """Return the windows by which an image was scaled, in that order; the inverse uses these dictionaries."""
         found = (operation.get(TraceKeys.EXTRA_INFO, {}) for operation in image.applied_operations)
         return [window for window in found if {"low", "high"} <= set(window)]
 
 
 def limits_in_units(image: MetaTensor, known: IntensityRange | None) -> tuple[float, float] | None:
-    """Return the limits of a range of intensities in the units that a preprocessed image had before, if there are any.
+    """Return the limits of an intensity range in the units of a preprocessed image before scaling, or None.
 
     Example:
         >>> import torch
@@ -72,15 +72,15 @@ def limits_in_units(image: MetaTensor, known: IntensityRange | None) -> tuple[fl
 
 
 class ScaleIntensityRobust(ScaleIntensityWindow):
-    """Scale an MRI volume: its background becomes 0, a high percentile of the voxels above the background becomes 1.
+    """Scale an MRI volume: its background is mapped to 0, a high percentile of the voxels above it to 1.
 
-    The background is 0 where at least a tenth of the voxels are exactly 0 and fewer than a hundredth below
-    (interpolation leaves a few negative voxels in skull-stripped volumes, which must not lift it), and the minimum
-    otherwise (standardized volumes). It is not counted, so the size of the field of view does not change the scale.
-    Darker voxels stay below 0, brighter ones above 1. Invertible.
+    The background is 0 if at least a tenth of the voxels are exactly 0 and fewer than a hundredth are negative
+    (interpolation leaves a few negative voxels in skull-stripped volumes), otherwise the minimum (standardized
+    volumes). The percentile excludes the background, so the size of the field of view does not affect the scale. Darker
+    voxels stay below 0, brighter ones above 1. Invertible.
 
     Args:
-        percentile: the percentile that becomes 1, in (0, 100].
+        percentile: the percentile that is mapped to 1, in (0, 100].
 
     Example:
         >>> import torch
@@ -103,20 +103,20 @@ class ScaleIntensityRobust(ScaleIntensityWindow):
         above = voxels[voxels > low]
         if not above.size:
             raise ImageError(
-                f"{name_of(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is needed"
-                " to scale its intensities: leave this volume out."
+                f"{image_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is "
+                "needed to scale its intensities: omit this volume."
             )
         return low, float(np.percentile(above, self.percentile))
 
 
 class ScaleIntensityHU(ScaleIntensityWindow):
-    """Scale a CT volume: the Hounsfield units ``low`` become 0 and ``high`` become 1, the same for every volume.
+    """Scale a CT volume by a fixed window: ``low`` HU are mapped to 0, ``high`` HU to 1.
 
-    Units outside of the window stay outside of [0, 1]. Invertible.
+    Values outside of the window stay outside of [0, 1]. Invertible.
 
     Args:
-        low: HU that become 0.
-        high: HU that become 1.
+        low: HU that are mapped to 0.
+        high: HU that are mapped to 1.
 
     Example:
         >>> import torch

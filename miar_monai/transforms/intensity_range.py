@@ -1,4 +1,4 @@
-"""What lies beyond the intensities that a network has learned: padding below, metal above."""
+"""Intensities outside of the range of the training: padding below, metal above."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from miar_monai.errors import SettingError
 
 __all__ = ["IntensityRange"]
 
-_PADDING = 0.125  # below the range: noise in air reaches less far (256 HU in a CT scaled by 2048 HU)
-_CORNERS = 0.05  # share of a slice with the lowest value: 0.21 outside of a circle, next to nothing in noise
+_PADDING_MARGIN = 0.125  # distance of padding from the range, larger than noise in air (256 of 2048 HU)
+_MIN_CORNERS = 0.05  # fraction of a slice with the minimum: 0.21 outside of a circle, near 0 in noise
 
 
 class IntensityRange:
-    """The intensities that are super-resolved; what lies beyond them is interpolated, so that it cannot ring.
+    """The range of intensities that is super-resolved; values outside of it are interpolated, to avoid ringing.
 
-    Padding, the constant below the range that fills the corners of a CT slice, keeps its value, and so does what lies
-    far below the range. The rest below is noise in air, and taken for the lower limit. Of what lies above, such as
-    metal, the network gets the upper limit, and the excess is interpolated linearly and added to the result.
+    Padding, the constant below the range in the corners of a CT slice, keeps its value, as do all values far below the
+    range. Values slightly below are noise in air, and clipped to the lower limit. Values above, such as metal, are
+    clipped to the upper limit for the network; the excess is interpolated linearly and added to the result.
 
     Args:
         low: lower limit.
@@ -48,24 +48,24 @@ class IntensityRange:
 
     @classmethod
     def of(cls, limits: Sequence[float] | None) -> IntensityRange | None:
-        """Return the range between two limits, or None where there are none."""
+        """Return the range between two limits, or None without limits."""
         return None if limits is None else cls(*limits)
 
     def is_padding(self, images: Tensor) -> Tensor:
-        """Return which voxels of slices, (N, C, H, W), are padding."""
+        """Return a mask of the padding of slices, (N, C, H, W)."""
         lowest = images == images.amin(dim=(-2, -1), keepdim=True)
-        is_constant = lowest.float().mean(dim=(-2, -1), keepdim=True) >= _CORNERS
-        return (images < self.low - _PADDING) | (lowest & is_constant & (images < self.low))
+        is_constant = lowest.float().mean(dim=(-2, -1), keepdim=True) >= _MIN_CORNERS
+        return (images < self.low - _PADDING_MARGIN) | (lowest & is_constant & (images < self.low))
 
     def clip(self, images: Tensor) -> Tensor:
-        """Return what the network gets of images."""
+        """Return images clipped to the range, the input of the network."""
         return images.clamp(self.low, self.high)
 
     def restore(self, sr: Tensor, lr: Tensor) -> Tensor:
-        """Return super-resolved slices with what lies beyond the range.
+        """Return super-resolved slices with padding and with the excess above the range.
 
         Args:
-            sr: of the clipped slices, (N, C, H, W); channels after the first hold an error, which padding has none of.
+            sr: of the clipped slices, (N, C, H, W); channels after the first contain an error, set to 0 in padding.
             lr: the slices, (N, 1, h, w).
         """
         size, image, error = sr.shape[2:], sr[:, :1], sr[:, 1:]

@@ -1,4 +1,4 @@
-"""Predictions back to the units, orientation and grid of their inputs."""
+"""Inversion of the preprocessing for predictions on a finer grid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
@@ -14,21 +13,20 @@ from monai.transforms.utils import allow_missing_keys_mode
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
 
-from miar_monai.data.geometry import upscaled_affine
-from miar_monai.data.io import what_it_is
+from miar_monai.data.io import result_description
 from miar_monai.transforms.intensity import ScaleIntensityWindow
-from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, moved
+from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, resampled
 
 __all__ = ["InvertSuperResolutiond", "SplitUncertaintyd"]
 
 
 class SplitUncertaintyd(MapTransform):
-    """Take the second channel of a prediction, the expected error if there is one, to a key of its own.
+    """Move the second channel of a prediction, the optional expected error, to another key.
 
     Args:
         keys: key of the prediction, (1 or 2, X', Y', Z').
-        uncertainty_key: where the second channel goes.
-        allow_missing_keys: pass over missing predictions.
+        uncertainty_key: key of the second channel.
+        allow_missing_keys: ignore missing predictions.
 
     Example:
         >>> import torch
@@ -53,20 +51,20 @@ class SplitUncertaintyd(MapTransform):
 
 
 class InvertSuperResolutiond(MapTransform):
-    """Bring a super-resolved prediction back to the intensities and the voxel axes of its input.
+    """Map a super-resolved prediction back to the intensities and the voxel axes of its input.
 
-    `monai.transforms.Invertd` gives the prediction the affine of the LR image, four times too large in millimeters.
-    Here the prediction covers the field of view of the LR image: its affine follows from the two sizes.
+    Unlike with `monai.transforms.Invertd`, which would give the prediction the affine of the LR image, the prediction
+    covers the field of view of the LR image: its affine follows from the two sizes.
 
-    What is nowhere negative, such as the magnitude of an MR signal, does not become so.
+    Non-negative inputs, such as the magnitude of an MR signal, give non-negative results.
 
     Args:
         keys: key of the prediction, (1, X', Y', Z').
-        transform: the preprocessing that was applied to ``orig_key``; its invertible parts are undone.
+        transform: the preprocessing of ``orig_key``; its invertible parts are inverted.
         orig_key: key of the network's input, a `MetaTensor` (1, X, Y, Z).
-        difference_keys: those of the keys that hold differences of intensities, such as errors: they are scaled
-            without an offset, and are not rounded when they are written.
-        allow_missing_keys: pass over missing predictions.
+        difference_keys: the keys of differences of intensities, such as errors: scaled without an offset, and written
+            in float32.
+        allow_missing_keys: ignore missing predictions.
     """
 
     def __init__(
@@ -91,15 +89,13 @@ class InvertSuperResolutiond(MapTransform):
         return {**data, **inverted}
 
     def _invert(self, prediction: Tensor, image: MetaTensor, is_difference: bool) -> MetaTensor:
-        factors = [new / old for new, old in zip(prediction.shape[1:], image.shape[1:], strict=True)]
-        affine = upscaled_affine(np.asarray(image.affine), factors)
-        placed: Any = moved(image, convert_to_tensor(prediction, track_meta=False).detach().cpu(), affine)
+        placed: Any = resampled(image, convert_to_tensor(prediction, track_meta=False).detach().cpu())
         placed.applied_operations = deepcopy(image.applied_operations)
-        placed.meta[DESCRIPTION_KEY] = what_it_is(is_difference)
+        placed.meta[DESCRIPTION_KEY] = result_description(is_difference)
         if is_difference:
-            ScaleIntensityWindow.forget_offset(placed)
+            ScaleIntensityWindow.remove_offset(placed)
             placed.meta[DTYPE_KEY] = "float32"
-        elif float(image.min()) >= (zero := ScaleIntensityWindow.zero(image)):
+        elif float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
             placed = placed.clamp(min=zero)
         with allow_missing_keys_mode(self.transform):
             return self.transform.inverse({self.orig_key: placed})[self.orig_key]

@@ -1,26 +1,110 @@
-"""Volumes as MetaTensors."""
+"""Conversion between volumes and MetaTensors."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms.utils import scale_affine
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
-__all__ = ["DESCRIPTION_KEY", "DTYPE_KEY", "QFORM_CODE_KEY", "QFORM_KEY", "SPACE_KEY", "moved", "name_of"]
+from miar_monai.data.volume import Volume
 
-DTYPE_KEY, SPACE_KEY, DESCRIPTION_KEY = "original_dtype", "sform_code", "descrip"
-QFORM_KEY, QFORM_CODE_KEY = "sform_to_qform", "qform_code"
+__all__ = [
+    "DESCRIPTION_KEY",
+    "DTYPE_KEY",
+    "image_name",
+    "metatensor_to_volume",
+    "resampled",
+    "volume_to_metatensor",
+    "with_affine",
+]
+
+DTYPE_KEY, DESCRIPTION_KEY = "original_dtype", "descrip"
+_SPACE_KEY, _QFORM_KEY, _QFORM_CODE_KEY = "sform_code", "sform_to_qform", "qform_code"
 
 
-def name_of(image: Tensor) -> str:
-    """Return what the user knows an image by: its file."""
+def volume_to_metatensor(volume: Volume) -> MetaTensor:
+    """Return a volume as a MetaTensor.
+
+    Args:
+        volume: array (X, Y, Z).
+
+    Returns:
+        The intensities, (1, X, Y, Z), float32. The metadata contain the affine, the path (``filename_or_obj``), the
+        dtype of results (``original_dtype``), the space and the description under their names in NIfTI
+        (``sform_code`` and ``descrip``), and the qform (``sform_to_qform``, (4, 4), and ``qform_code``).
+
+    Example:
+        >>> volume = Volume(np.zeros((5, 4, 3), np.float32), np.diag([2.0, 2, 3, 1]), np.dtype(np.int16), Path("a.nii"))
+        >>> image = volume_to_metatensor(volume)
+        >>> image.shape, image.meta["original_dtype"], metatensor_to_volume(image).path
+        (torch.Size([1, 5, 4, 3]), 'int16', PosixPath('a.nii'))
+    """
+    to_qform, code = volume.qform or (np.eye(4), volume.space)  # None cannot be collated
+    return MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(volume.array))[None],
+        affine=torch.as_tensor(volume.affine, dtype=torch.float64),
+        meta={
+            ImageMetaKey.FILENAME_OR_OBJ: str(volume.path),
+            DTYPE_KEY: volume.dtype.name,
+            _SPACE_KEY: volume.space,
+            DESCRIPTION_KEY: volume.description,
+            _QFORM_KEY: to_qform,
+            _QFORM_CODE_KEY: code,
+        },
+    )
+
+
+def metatensor_to_volume(image: MetaTensor) -> Volume:
+    """Return a MetaTensor as a volume, the inverse of `volume_to_metatensor`.
+
+    Args:
+        image: (1, X, Y, Z), on any device. Metadata that are missing get the defaults of `Volume`, the dtype float32.
+    """
+    meta, qform = image.meta, None
+    if _QFORM_KEY in meta:
+        qform = np.asarray(meta[_QFORM_KEY]), int(meta[_QFORM_CODE_KEY])
+    return Volume(
+        image.as_tensor()[0].cpu().float().numpy(),
+        np.asarray(image.affine, dtype=np.float64),
+        np.dtype(meta.get(DTYPE_KEY, "float32")),
+        Path(image_name(image)),
+        space=int(meta.get(_SPACE_KEY, 1)),
+        description=str(meta.get(DESCRIPTION_KEY, "")),
+        qform=qform,
+    )
+
+
+def image_name(image: Tensor) -> str:
+    """Return the name of an image in messages: the path of its file."""
     return str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, "the volume"))
 
 
-def moved(image: MetaTensor, voxels: Tensor, affine: np.ndarray) -> MetaTensor:
-    """Return ``voxels`` with the metadata of ``image`` and a new affine."""
+def with_affine(image: MetaTensor, voxels: Tensor, affine: np.ndarray) -> MetaTensor:
+    """Return ``voxels`` with the metadata of ``image`` and another affine, (4, 4)."""
     result = MetaTensor(voxels).copy_meta_from(image)
     result.affine = torch.as_tensor(affine, dtype=torch.float64)
     return result
+
+
+def resampled(image: MetaTensor, voxels: Tensor) -> MetaTensor:
+    """Return ``voxels``, of another resolution, with the metadata and the field of view of ``image``.
+
+    Voxel indices are voxel centers: on a grid with four times as many voxels, voxel 0 moves by -3/8 voxels of the
+    image.
+
+    Args:
+        image: (C, X, Y, Z).
+        voxels: (C', X', Y', Z').
+
+    Example:
+        >>> image = MetaTensor(torch.zeros(1, 8, 8, 3), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+        >>> resampled(image, torch.zeros(1, 32, 32, 3)).affine[:3, 3].tolist()
+        [-0.75, -0.75, 0.0]
+    """
+    scaling = scale_affine(image.shape[1:], voxels.shape[1:])
+    return with_affine(image, voxels, np.asarray(image.affine, dtype=np.float64) @ scaling)

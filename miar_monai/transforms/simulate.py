@@ -1,4 +1,4 @@
-"""Low-resolution volumes from high-resolution ones."""
+"""Simulation of low-resolution volumes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from miar_monai.data.geometry import axial_axis, downscaled_affine
-from miar_monai.degradation.operators import Degradation
+from miar_monai.data.geometry import axial_axis
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError
-from miar_monai.transforms.metatensor import moved, name_of
+from miar_monai.transforms.metatensor import image_name, resampled, with_affine
 
 __all__ = ["CentralSlices", "SimulateLowResolution"]
 
 
 class CentralSlices(Transform):
-    """Keep the central slices along the patient's inferior-superior axis, whatever axis of the array that is.
+    """Keep the central slices along the inferior-superior axis of the patient, for any orientation of the array.
 
-    The paper takes the central 40 axial slices (Section 4.1). Where one more slice could stay above or below, it is
-    dropped above, so that the choice does not depend on how the volume is stored.
+    The paper uses the central 40 axial slices (Section 4.1). If the number of slices to drop is odd, one more is
+    dropped above, so that the choice does not depend on the orientation of the array.
 
     Args:
-        num_slices: how many slices to keep; None or 0 keeps all (a bundle's command line cannot say None).
+        num_slices: number of slices to keep; None or 0 keeps all (the command line of a bundle has no None).
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ class CentralSlices(Transform):
         self.num_slices = num_slices
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return the central slices of a volume (C, X, Y, Z), with the affine that belongs to them.
+        """Return the central slices of a volume (C, X, Y, Z), with their affine.
 
         Raises:
             ImageError: if the volume has fewer slices.
@@ -47,13 +47,13 @@ class CentralSlices(Transform):
         surplus = image.shape[axis + 1] - self.num_slices
         if surplus < 0:
             raise ImageError(
-                f"{name_of(image)} has {image.shape[axis + 1]} axial slices and num_slices asks for the central "
-                f"{self.num_slices}: use a volume with more slices, or set num_slices lower, or to 0 for all."
+                f"{image_name(image)} has {image.shape[axis + 1]} axial slices, but num_slices is {self.num_slices}: "
+                "use a volume with more slices, or set num_slices lower, or to 0 for all."
             )
         start = surplus // 2 if affine[2, axis] > 0 else surplus - surplus // 2
         shift = np.eye(4)
         shift[axis, 3] = start
-        return moved(image, image.as_tensor().narrow(axis + 1, start, self.num_slices), affine @ shift)
+        return with_affine(image, image.as_tensor().narrow(axis + 1, start, self.num_slices), affine @ shift)
 
 
 class SimulateLowResolution(Transform):
@@ -61,8 +61,8 @@ class SimulateLowResolution(Transform):
 
     Args:
         scale: HR voxels for each LR voxel along X and Y.
-        sigma: standard deviation of the blur in voxels of the side it acts on; 0 leaves the blur out.
-        blur_on: ``"lr"`` (the paper's words) or ``"hr"``.
+        sigma: standard deviation of the blur, in voxels of the image that ``blur_on`` selects; 0 for no blur.
+        blur_on: ``"lr"`` (as in the paper) or ``"hr"``.
 
     Example:
         >>> import torch
@@ -83,7 +83,4 @@ class SimulateLowResolution(Transform):
         slices = voxels.movedim(-1, 1) if voxels.ndim == 4 else voxels
         lr = self.degradation(slices)
         lr = lr.movedim(1, -1).contiguous() if voxels.ndim == 4 else lr
-        if not isinstance(image, MetaTensor):
-            return lr
-        scale = self.degradation.scale
-        return moved(image, lr, downscaled_affine(np.asarray(image.affine), (scale, scale, 1)))
+        return resampled(image, lr) if isinstance(image, MetaTensor) else lr

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "LINE_HEIGHT",
+    "PAGE_WIDTH",
     "Curve",
     "codebook_map",
+    "color_levels",
     "displayed",
     "layer_wise",
+    "open_figure",
     "scale_bar_mm",
     "sharpest_square",
     "side_by_side",
@@ -35,8 +39,12 @@ __all__ = [
 Curve = tuple[Sequence[float], Sequence[float]]
 """Abscissas and ordinates of a line."""
 
-_WIDTH = 9.0  # inches: a point of the font is 1.4 pixels on a page 900 pixels wide
-_LINE = 0.22  # inches for a line of text
+PAGE_WIDTH = 9.0
+"""Inches; a point of the font is 1.4 pixels on a page 900 pixels wide."""
+
+LINE_HEIGHT = 0.22
+"""Inches for a line of text."""
+
 _MAX_BYTES = 250_000  # of a picture on a web page
 
 
@@ -127,11 +135,11 @@ def side_by_side(
     zoom = _enlarged(hr, spacing)
     errors = {title: abs(image - hr) for title, image in panels.items() if image.shape == hr.shape and title != truth}
     worst = max([np.percentile(error, 99.8) for error in errors.values()], default=1)
-    gray, hot = _levels("gray", 64, hr.min(), np.percentile(hr, 99.8)), _levels("magma", 24, 0, worst)
+    gray, hot = color_levels("gray", 64, hr.min(), np.percentile(hr, 99.8)), color_levels("magma", 24, 0, worst)
     ratios = [extent[1] / extent[0], 1, extent[1] / extent[0]]
     lines = max(title.count("\n") for title in panels) + 1
 
-    with _figure(path, sum(ratios) * _WIDTH / len(panels) + lines * _LINE, overwrite) as figure:
+    with open_figure(path, sum(ratios) * PAGE_WIDTH / len(panels) + lines * LINE_HEIGHT, overwrite) as figure:
         axes = figure.subplots(3, len(panels), squeeze=False, gridspec_kw={"height_ratios": ratios})
         for ax in axes.flat:
             ax.set_axis_off()
@@ -179,9 +187,9 @@ def layer_wise(
     from matplotlib.ticker import MaxNLocator
 
     num_columns = len(next(iter(rows.values())))
-    height = truth.shape[1] / truth.shape[0] * _WIDTH / num_columns + _LINE
-    gray = _levels("gray", 64, truth.min(), np.percentile(truth, 99.8))
-    with _figure(path, (len(rows) + 1) * height, overwrite) as figure:
+    height = truth.shape[1] / truth.shape[0] * PAGE_WIDTH / num_columns + LINE_HEIGHT
+    gray = color_levels("gray", 64, truth.min(), np.percentile(truth, 99.8))
+    with open_figure(path, (len(rows) + 1) * height, overwrite) as figure:
         grid = figure.add_gridspec(len(rows) + 1, num_columns)
         for i, (name, images) in enumerate(rows.items()):
             for j, (caption, image) in enumerate(images.items()):
@@ -225,7 +233,7 @@ def codebook_map(
     total, num_scales = counts.sum(axis=0), len(sides)
     used = total > 0
     scales = matplotlib.colormaps["turbo"].resampled(num_scales)
-    with _figure(path, 0.5 * _WIDTH, overwrite) as figure:
+    with open_figure(path, 0.5 * PAGE_WIDTH, overwrite) as figure:
         left, right = figure.subplots(1, 2)
         for ax in (left, right):
             ax.scatter(*points[~used].T, s=2, color="lightgray")
@@ -271,7 +279,7 @@ def training_curves(
             for title, curve in curves.items():
                 rows.setdefault(stage, {}).setdefault(title, []).append((f"C{i}", curve))
     num_columns = max(map(len, rows.values()))
-    with _figure(path, 1.9 * len(rows) + 2 * _LINE, overwrite) as figure:
+    with open_figure(path, 1.9 * len(rows) + 2 * LINE_HEIGHT, overwrite) as figure:
         axes = figure.subplots(len(rows), num_columns, squeeze=False, sharex="row")
         for row, (stage, plots) in zip(axes, rows.items(), strict=True):
             for ax in row[len(plots) :]:
@@ -300,25 +308,25 @@ def _draw_lines(ax: Axes, title: str, lines: Sequence[tuple[str, Curve]]) -> Non
 
 
 @contextmanager
-def _figure(path: str | os.PathLike[str], height: float, overwrite: bool) -> Iterator[Figure]:
-    """Give a figure of the width of a page, which is written when the block ends; pyplot is left alone."""
+def open_figure(path: str | os.PathLike[str], height: float, overwrite: bool) -> Iterator[Figure]:
+    """Yield a figure of the width of a page, written when the block ends; the state of pyplot is not changed."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
     with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8}):
-        figure = Figure(figsize=(_WIDTH, height), dpi=150, layout="constrained")
+        figure = Figure(figsize=(PAGE_WIDTH, height), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with whole_file(path, overwrite) as part:
+        with atomic_file(path, overwrite) as part:
             figure.savefig(part)
             if part.suffix == ".png" and part.stat().st_size > _MAX_BYTES:  # a palette halves that
                 Image.open(part).convert("RGB").quantize(256, kmeans=1).save(part, optimize=True)
 
 
-def _levels(colors: str, count: int, low: float, high: float) -> dict[str, Any]:
-    """Return a style of images: so few levels that the file is small, and so many that nobody sees them."""
+def color_levels(colors: str, count: int, low: float, high: float) -> dict[str, Any]:
+    """Return the style of an image in few colors: a small file without visible steps."""
     import matplotlib
 
     return {"cmap": matplotlib.colormaps[colors].resampled(count), "vmin": low, "vmax": high}

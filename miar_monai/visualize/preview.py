@@ -10,12 +10,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 from miar_monai.data.io import Volume
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError
-from miar_monai.visualize import figures
-from miar_monai.visualize.figures import displayed, scale_bar_mm
+from miar_monai.visualize.figures import LINE_HEIGHT, PAGE_WIDTH, color_levels, displayed, open_figure, scale_bar_mm
 
 __all__ = ["check_preview", "preview"]
 
@@ -63,15 +63,15 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     bicubic = _bicubic(coarse, fine.shape)
     difference = fine - bicubic
     most = max(float(np.percentile(abs(difference), 99.8)), 1e-6)
-    gray = figures._levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
-    colors = figures._levels("RdBu_r", 24, -most, most)
+    gray = color_levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
+    colors = color_levels("RdBu_r", 24, -most, most)
     columns = {"LR": coarse, "bicubic": bicubic, "MIAR": fine, "MIAR - bicubic": difference}
 
     extent = np.array(fine.shape) * spacing
     planes = {name: plane for name, plane in _PLANES.items() if extent[2] >= 0.1 * extent[0] or name == "axial"}
     sizes = {name: extent[list(within)] for name, (_, within) in planes.items()}
     ratios = [size[1] / size[0] for size in sizes.values()]
-    with figures._figure(path, sum(ratios) * figures._WIDTH / 4 + 5 * figures._LINE, overwrite) as figure:
+    with open_figure(path, sum(ratios) * PAGE_WIDTH / 4 + 5 * LINE_HEIGHT, overwrite) as figure:
         axes = figure.subplots(len(planes), 4, squeeze=False, gridspec_kw={"height_ratios": ratios})
         for row, (name, (across, _)) in zip(axes, planes.items(), strict=True):
             for ax, (title, array) in zip(row, columns.items(), strict=True):
@@ -90,7 +90,7 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
 def _upright(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Return the voxels along the axes of RAS+, as close as they come, and their spacing in millimeters."""
     image = nib.as_closest_canonical(nib.Nifti1Image(volume.array, volume.affine))
-    return np.asarray(image.dataobj), np.linalg.norm(image.affine[:3, :3], axis=0)
+    return np.asarray(image.dataobj), voxel_sizes(image.affine)
 
 
 def _bicubic(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

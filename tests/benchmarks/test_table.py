@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks import robustness, table
 from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
 from benchmarks.plane import perception_distortion
-from miar_monai.data.atomic_write import whole_file
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
@@ -306,7 +306,7 @@ def test_mistakes_are_found_before_the_work(
 
 
 def test_the_plane_is_in_the_way_too(bundle: Path) -> None:
-    with whole_file(bundle.parent / "out" / "plane.png") as part:
+    with atomic_file(bundle.parent / "out" / "plane.png") as part:
         part.write_text("mine")
     with pytest.raises(OutputError, match=r"plane\.png exists already"):
         make_table(bundle.parent)

@@ -23,7 +23,7 @@ from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti
 
 from miar_monai.cli.main import main
 from miar_monai.data import cases
-from miar_monai.data.cases import find_cases, opened
+from miar_monai.data.cases import find_cases, unpacked
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.errors import DatasetError, ImageError
@@ -383,17 +383,17 @@ def test_settings_out_of_range_are_named(options: tuple[str, ...], sentence: str
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("../escaped.nii", "would lie outside of its folder"),
-        ("/tmp/escaped.nii", "would lie outside of its folder"),
-        ("a\\..\\..\\escaped.nii", "would lie outside of its folder"),
-        ("c:/escaped.nii", "would lie outside of its folder"),
+        ("../escaped.nii", "would be extracted to another folder"),
+        ("/tmp/escaped.nii", "would be extracted to another folder"),
+        ("a\\..\\..\\escaped.nii", "would be extracted to another folder"),
+        ("c:/escaped.nii", "would be extracted to another folder"),
     ],
 )
 def test_entries_of_a_zip_file_cannot_escape(name: str, sentence: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"x")
     wanted = rf"^{tmp_path}/bad\.zip: the entry .*{sentence}"
-    with pytest.raises(ImageError, match=wanted), opened(tmp_path / "bad.zip"):
+    with pytest.raises(ImageError, match=wanted), unpacked(tmp_path / "bad.zip"):
         pass
     assert not list(tmp_path.rglob("escaped.nii"))
 
@@ -406,22 +406,25 @@ def test_links_bombs_and_several_volumes_in_a_zip_file_are_refused(
     packed = tmp_path / "packed.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(ImageError, match=r"'link\.nii' is a link or a device"), opened(packed):
+    with pytest.raises(ImageError, match=r"'link\.nii' is a link or a device"), unpacked(packed):
         pass
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros.nii", bytes(10**6))
     monkeypatch.setattr(cases, "MAX_ZIP_BYTES", 10**5)
-    with pytest.raises(ImageError, match=r"packed\.zip holds 1 entries of .* but at most .* extracted"), opened(packed):
+    with (
+        pytest.raises(ImageError, match=r"packed\.zip contains 1 entries of .* but at most .* extracted"),
+        unpacked(packed),
+    ):
         pass
     monkeypatch.undo()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(scan, "a.nii.gz")
         archive.write(scan, "b.nii.gz")
-    with pytest.raises(ImageError, match=r"packed\.zip holds 2 volumes \(a\.nii\.gz, b"), opened(packed):
+    with pytest.raises(ImageError, match=r"packed\.zip contains 2 volumes \(a\.nii\.gz, b"), unpacked(packed):
         pass
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("notes.txt", "nothing")
-    with pytest.raises(ImageError, match="holds 0 volumes: one"), opened(packed):
+    with pytest.raises(ImageError, match="contains 0 volumes: one"), unpacked(packed):
         pass
 
 
@@ -429,7 +432,7 @@ def test_a_temporary_folder_goes_away_and_stays_out_of_messages(scan: Path, tmp_
     packed = tmp_path / "packed.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("x/cut.nii.gz", scan.read_bytes()[:200])
-    with pytest.raises(ImageError, match=rf"^{packed}/x/cut\.nii\.gz is truncated") as caught, opened(packed) as path:
+    with pytest.raises(ImageError, match=rf"^{packed}/x/cut\.nii\.gz is truncated") as caught, unpacked(packed) as path:
         read_volume(path)
     assert not path.exists()
     assert "miar-" not in str(caught.value)
@@ -441,7 +444,7 @@ def test_cases_are_told_apart_by_content(tmp_path: Path) -> None:
     assert [case.source for case in find_cases(tmp_path / "root")] == [series]
     assert find_cases(series) == [(series, Path("series"), "")]
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImageError, match="is no file and no folder"):
+    with pytest.raises(ImageError, match="is neither a file nor a folder"):
         find_cases(tmp_path / "pipe")
 
 

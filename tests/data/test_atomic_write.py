@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from miar_monai.data.atomic_write import refuse_to_overwrite, whole_file, whole_folder
+from miar_monai.data.atomic_write import atomic_file, atomic_folder
 from miar_monai.errors import OutputError
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_text("half")
         assert part.name == path.name
         assert not path.exists()
@@ -23,7 +23,7 @@ def test_a_failure_leaves_nothing_behind_and_keeps_what_was_there(tmp_path: Path
     path.write_text("old")
 
     def fail() -> None:
-        with whole_file(path, overwrite=True) as part:
+        with atomic_file(path, overwrite=True) as part:
             part.write_text("half")
             raise ZeroDivisionError
 
@@ -35,13 +35,10 @@ def test_a_failure_leaves_nothing_behind_and_keeps_what_was_there(tmp_path: Path
 
 def test_nothing_is_replaced_unless_allowed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    refuse_to_overwrite(path)
     path.write_text("old")
-    with pytest.raises(OutputError, match=r"a\.txt exists already and is left as it is: .* \(overwrite=True\)\.$"):
-        refuse_to_overwrite(path)
-    with pytest.raises(OutputError, match=r"allow overwriting"), whole_file(path):
+    with pytest.raises(OutputError, match=r"allow overwriting"), atomic_file(path):
         pytest.fail("the block must not run")
-    with whole_file(path, overwrite=True) as part:
+    with atomic_file(path, overwrite=True) as part:
         part.write_text("new")
     assert path.read_text() == "new"
 
@@ -49,27 +46,27 @@ def test_nothing_is_replaced_unless_allowed(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     wanted = r"file/a\.txt cannot be written \(.*give another output folder"
-    with pytest.raises(OutputError, match=wanted), whole_file(tmp_path / "file" / "a.txt"):
+    with pytest.raises(OutputError, match=wanted), atomic_file(tmp_path / "file" / "a.txt"):
         pytest.fail("the block must not run")
 
 
 def test_a_folder_appears_whole_and_replaces_another_only_when_allowed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a"
-    with whole_folder(path) as part:
+    with atomic_folder(path) as part:
         (part / "1").touch()
         assert not path.exists()
-    with pytest.raises(OutputError, match="exists already"), whole_folder(path):
+    with pytest.raises(OutputError, match="exists already"), atomic_folder(path):
         pytest.fail("the block must not run")
 
     def fail() -> None:
-        with whole_folder(path, overwrite=True) as part:
+        with atomic_folder(path, overwrite=True) as part:
             (part / "2").touch()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert [file.name for file in path.iterdir()] == ["1"]
-    with whole_folder(path, overwrite=True) as part:
+    with atomic_folder(path, overwrite=True) as part:
         (part / "2").touch()
     assert [file.name for file in path.iterdir()] == ["2"]
     assert [file.name for file in path.parent.iterdir()] == ["a"]

@@ -79,15 +79,15 @@ def as_large_as(value: float, folder: Path) -> Path:
 
 VOLUMES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda folder: folder / "nowhere", "nowhere does not exist: a NIfTI file, a folder with"),
-    "empty folder": (empty, "holds no case: NIfTI files"),
+    "empty folder": (empty, "contains no case: NIfTI files"),
     "4D": (lambda folder: write(folder / "t.nii.gz", np.ones((*SHAPE, 2), np.int16)), "has 4 dimensions (20 x 18 x 6"),
     "RGB": (colors, "the voxels are RGB colors"),
     "NaN": (not_finite, "1 voxels are NaN and 0 infinite"),
     "constant": (lambda folder: write(folder / "c.nii.gz", np.full(SHAPE, 7, np.int16)), "all 2160 voxels are 7"),
-    "huge": (partial(as_large_as, 1e38), "the voxels reach from 0 to 1e+38, beyond what can be computed with"),
-    "tiny": (partial(as_large_as, 1e-38), "the voxels reach from 0 to 1e-38, beyond what can be computed with"),
+    "huge": (partial(as_large_as, 1e38), "the voxels range from 0 to 1e+38, outside of single precision"),
+    "tiny": (partial(as_large_as, 1e-38), "the voxels range from 0 to 1e-38, outside of single precision"),
     "truncated": (truncated, "cut.nii.gz is truncated or damaged"),
-    "several series": (several_series, "holds 2 DICOM series"),
+    "several series": (several_series, "contains 2 DICOM series"),
     "missing slices": (missing_slices, "1 slice is missing"),
 }
 
@@ -168,7 +168,7 @@ def test_volumes_with_fewer_slices_than_asked_for(kind: str, tmp_path: Path) -> 
         *arguments("miar_brats", kind, tmp_path, dataset_dir=data, output_dir=tmp_path / "o", **settings),
         folder=tmp_path,
     )
-    check(done, "has 6 axial slices and num_slices asks for the central 40")
+    check(done, "has 6 axial slices, but num_slices is 40")
     assert not (tmp_path / "o").exists()
 
 
@@ -210,7 +210,7 @@ def test_an_error_leaves_no_thread_behind() -> None:
     assert not {thread for thread in threading.enumerate() if "TMonitor" not in repr(thread)} - before
 
 
-def header_of(path: Path, offset: int, content: bytes) -> Path:
+def header_file(path: Path, offset: int, content: bytes) -> Path:
     """Overwrite a part of an uncompressed or compressed NIfTI header in place."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file:
@@ -225,18 +225,18 @@ def header_of(path: Path, offset: int, content: bytes) -> Path:
 @pytest.mark.parametrize(
     ("offset", "content", "sentence"),
     [
-        (40, struct.pack("<4h", 3, *[30000] * 3), "30000 x 30000 x 30000 voxels, but at most 536870912 are read"),
-        (40, struct.pack("<4h", 3, 700, 700, 700), "bytes, but its header speaks of 686000352"),
+        (40, struct.pack("<4h", 3, *[30000] * 3), "30000 x 30000 x 30000 voxels, but at most 536870912 are supported"),
+        (40, struct.pack("<4h", 3, 700, 700, 700), "bytes, but its header declares 686000352"),
         (40, struct.pack("<h", 77), "cannot be read as NIfTI"),
         (70, struct.pack("<h", 16400), "(data code 16400 not recognized)"),
-        (108, struct.pack("<f", 1e9), "bytes, but its header speaks of 10000"),
+        (108, struct.pack("<f", 1e9), "bytes, but its header declares 10000"),
         (108, struct.pack("<f", float("nan")), "cannot be read as NIfTI"),
     ],
 )
 def test_a_header_that_lies_is_found_before_memory_is_asked_for(
     suffix: str, offset: int, content: bytes, sentence: str, tmp_path: Path
 ) -> None:
-    path = header_of(write_nifti_phantom(tmp_path / f"scan{suffix}", SHAPE), offset, content)
+    path = header_file(write_nifti_phantom(tmp_path / f"scan{suffix}", SHAPE), offset, content)
     tracemalloc.start()
     with pytest.raises(ImageError) as caught:
         read_volume(path)
@@ -265,5 +265,7 @@ def test_a_series_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> N
         image = dcmread(path)
         image.Rows = image.Columns = 65535
         image.save_as(path)
-    with pytest.raises(ImageError, match=r"\.dcm speaks of 3 x 65535 x 65535 voxels, but at most 536870912 are read"):
+    with pytest.raises(
+        ImageError, match=r"\.dcm declares 3 x 65535 x 65535 voxels, but at most 536870912 are supported"
+    ):
         read_volume(tmp_path / "series")

@@ -125,7 +125,7 @@ def test_volumes_to_super_resolve(tmp_path: Path) -> None:
 def test_nothing_to_super_resolve(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent does not exist: a NIfTI file, a folder with a DICOM series, a zip"):
         volume_datalist(tmp_path / "absent")
-    with pytest.raises(DatasetError, match=r"holds no case: NIfTI files \(.*\), folders with the slices of a DICOM"):
+    with pytest.raises(DatasetError, match=r"contains no case: NIfTI files \(.*\), folders with the slices of a DICOM"):
         volume_datalist(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_volumes_are_those_of_the_command(tmp_path: Path) -> None:
     found = volume_datalist(tmp_path, tmp_path / "out")
     assert [item["name"] for item in found] == ["a", "b/t2"]
     (tmp_path / "c.mnc").touch()
-    with pytest.raises(DatasetError, match=r"c\.mnc has a format that is not read"):
+    with pytest.raises(DatasetError, match=r"c\.mnc has an unsupported format"):
         volume_datalist(tmp_path)
     (tmp_path / "d.nii").symlink_to("nowhere")
     with pytest.raises(DatasetError, match=r"convert it; and 1 more such problems: miar sr names all and does the"):

@@ -1,4 +1,4 @@
-"""Positions of slices: rounded ones are even, and what is uneven, missing or of two spacings is named."""
+"""Positions of slices: rounded ones are accepted; uneven, missing or doubly spaced ones are reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers.phantoms import write_dicom_series
 from pydicom import dcmread
 
-from miar_monai.data.dicom_grid import check_gaps, even_grid, in_plane_axes
+from miar_monai.data.dicom_grid import check_gaps, fit_grid, in_plane_axes
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError
 
@@ -41,7 +41,7 @@ def test_rounded_positions_are_even(
         exact = along(start + spacing * np.arange(count), direction)
         rounded = exact.round(decimals)
         check_gaps(HERE, rounded)
-        origin, step = even_grid(rounded)
+        origin, step = fit_grid(rounded)
         fitted = origin + np.outer(np.arange(count), step)
         assert np.abs(fitted - exact).max() <= 10.0**-decimals
     check_gaps(HERE, np.floor(10 * exact) / 10)  # as those who cut digits do
@@ -98,11 +98,11 @@ def test_uneven_slices_are_refused() -> None:
     assert "the slices are 4.500 to 6.000 mm apart" in refusal(along([0, 5, 9.5, 15.5, 20.5]))
     beside = along(5.0 * np.arange(9))
     beside[4, 0] += 1.5
-    assert "slices lie up to 1.33" in refusal(beside)
+    assert "slices are up to 1.33" in refusal(beside)
     check_gaps(HERE, along([0, 60]))  # two slices are always even
 
 
-def test_the_affine_is_that_of_the_even_grid(tmp_path: Path) -> None:
+def test_the_affine_is_that_of_the_fit_grid(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path / "series", (9, 11, 9), spacing=(0.8, 0.9, 0.625), origin=(-15, -14, 10))
     for path in folder.iterdir():
         image = dcmread(path)

@@ -17,9 +17,10 @@ from pydicom import Dataset, uid
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from miar_monai.data.cases import find_cases, opened
+from miar_monai.data.cases import find_cases, unpacked
 from miar_monai.data.datasets import lidc_datalist
-from miar_monai.data.dicom_reader import dicom_files, is_dicom, slice_files
+from miar_monai.data.dicom_headers import dicom_files, slice_files
+from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.io import read_volume
 from miar_monai.errors import ImageError, MiarError
 
@@ -100,7 +101,7 @@ def test_files_without_preamble_in_a_zip_file(series: Path, tmp_path: Path) -> N
     for path in series.iterdir():
         path.write_bytes(with_meta(path))
     packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "series"))
-    with opened(packed) as folder:
+    with unpacked(packed) as folder:
         assert read_volume(folder).array.shape == SHAPE
 
 
@@ -172,7 +173,7 @@ def test_a_directory_is_left_aside_whatever_its_name(name: str, series: Path) ->
     shutil.rmtree(series)
     (case,) = find_cases(series.parent)
     with pytest.raises(
-        ImageError, match=r"holds no DICOM series, but other objects \(1 DICOMDIR\): give a folder with"
+        ImageError, match=r"contains no DICOM series, only other objects \(1 DICOMDIR\): give a folder with"
     ):
         read_volume(case.source)
 
@@ -201,14 +202,14 @@ def test_other_objects_are_left_aside(kind: str, series: Path) -> None:
     shutil.move(other, alone)
     assert [case.source for case in find_cases(series.parent)] == [series]
     (case,) = find_cases(alone)
-    with pytest.raises(ImageError, match=rf"alone holds no DICOM series, but other objects \(1 {kind}\): give a"):
+    with pytest.raises(ImageError, match=rf"alone contains no DICOM series, only other objects \(1 {kind}\): give a"):
         read_volume(case.source)
 
 
 def test_images_of_another_series_are_not_left_aside(series: Path) -> None:
     capture = write_dicom_object(series / "000", uid.SecondaryCaptureImageStorage, Rows=4, Columns=5)
     assert len(list(slice_files(dicom_files(series)))) == SHAPE[2] + 1
-    with pytest.raises(MiarError, match="holds 2 DICOM series"):
+    with pytest.raises(MiarError, match="contains 2 DICOM series"):
         read_volume(series)
     capture.unlink()
 
@@ -228,11 +229,11 @@ def test_mosaics_are_refused(word: str, place: int, tmp_path: Path) -> None:
     kind = ["ORIGINAL", "PRIMARY", "M", "ND"]
     set_raw(image, "ImageType", "\\".join([*kind[:place], word, *kind[place:]]).encode())
     image.save_as(path)
-    with pytest.raises(ImageError, match=r"\.dcm is a mosaic, which shows the slices of a volume as tiles"):
+    with pytest.raises(ImageError, match=r"\.dcm is a mosaic, with the slices of a volume as tiles"):
         read_volume(folder)
 
 
-def test_mosaics_are_known_by_the_number_of_their_tiles(tmp_path: Path) -> None:
+def test_mosaics_are_recognized_by_the_number_of_their_tiles(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path / "series", (12, 12, 1))
     (path,) = folder.iterdir()
     image = pydicom.dcmread(path)

@@ -255,12 +255,12 @@ def several_frames(image: Dataset, _: int) -> None:
 @pytest.mark.parametrize(
     ("edit", "found"),
     [
-        (inverted, "holds inverted gray values (MONOCHROME1)"),
-        (colors, "holds no gray values (RGB)"),
-        (palette, "holds no gray values (PALETTE COLOR)"),
-        (table, "gives its units by a table (Modality LUT)"),
+        (inverted, "contains inverted gray values (MONOCHROME1)"),
+        (colors, "contains colors (RGB)"),
+        (palette, "contains colors (PALETTE COLOR)"),
+        (table, "defines its units by a table (Modality LUT)"),
         (enhanced, "is an enhanced (multi-frame) image"),
-        (several_frames, "multi-frame and color DICOM are not read"),
+        (several_frames, "multi-frame and color DICOM are not supported"),
     ],
 )
 def test_what_is_not_read_is_named(edit: Callable[[Dataset, int], None], found: str, series: Path) -> None:
@@ -300,7 +300,7 @@ def test_units_that_cannot_be_known_are_refused(value: bytes, name: str, series:
     else:
         found = sentence(series, ImageError)
         assert f"slice005.dcm has the {name} " in found
-        assert "gives its voxels no units" in found
+        assert "so its voxels have no units" in found
 
 
 def test_empty_slopes_and_intercepts_are_none(series: Path) -> None:
@@ -330,7 +330,9 @@ def test_voxels_without_a_place_are_refused(name: str, empty: bool, series: Path
             delattr(image, name)
 
     change(series, edit)
-    assert f"slice015.dcm has no {name}, so its voxels have no place in millimeters" in sentence(series, GeometryError)
+    assert f"slice015.dcm has no {name}, so its voxels have no position in millimeters" in sentence(
+        series, GeometryError
+    )
 
 
 def test_a_single_slice_needs_a_thickness(tmp_path: Path) -> None:
@@ -345,15 +347,19 @@ def test_a_single_slice_needs_a_thickness(tmp_path: Path) -> None:
         (
             "PixelSpacing",
             b"0.5",
-            "0.5, so its voxels have no place in millimeters: 2 numbers are needed, greater than 0",
+            "0.5, so its voxels have no position in millimeters: 2 numbers are needed, greater than 0",
         ),
         ("PixelSpacing", b"0,5\\0,5", "0,5\\0,5, so its voxels"),
         ("PixelSpacing", b"0.5\\0", "0.5\\0, so its voxels"),
         ("PixelSpacing", b"0.5\\-1", "0.5\\-1, so its voxels"),
-        ("ImagePositionPatient", b"1\\2", "1\\2, so its voxels have no place in millimeters: 3 numbers are needed;"),
+        ("ImagePositionPatient", b"1\\2", "1\\2, so its voxels have no position in millimeters: 3 numbers are needed;"),
         ("ImagePositionPatient", b"1\\2\\nan", "1\\2\\nan, so its voxels"),
         ("ImagePositionPatient", b"5", "5, so its voxels"),
-        ("ImageOrientationPatient", b"1\\0\\0\\0\\1", "1\\0\\0\\0\\1, so its voxels have no place in millimeters: 6"),
+        (
+            "ImageOrientationPatient",
+            b"1\\0\\0\\0\\1",
+            "1\\0\\0\\0\\1, so its voxels have no position in millimeters: 6",
+        ),
         ("ImageOrientationPatient", b"1", "1, so its voxels"),
     ],
 )

@@ -15,8 +15,8 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import MRImageStorage, generate_uid
 
 from miar_monai.cli.main import main
-from miar_monai.data.dicom_select import conditions
-from miar_monai.data.dicom_writer import source_headers
+from miar_monai.data.dicom_select import parse_conditions
+from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, SettingError
 
@@ -217,11 +217,13 @@ def test_values_that_are_not_there_are_refused(tmp_path: Path) -> None:
         read_volume(folder, select=["KVP=80"])
     for text in ("EchoTime", "EchoTime=", "Echo=3", "=3", ""):
         with pytest.raises(
-            SettingError, match=re.escape(f"{text!r} chooses no slices: the keyword of a DICOM element")
+            SettingError, match=re.escape(f"{text!r} is not a condition on slices: the keyword of a DICOM element")
         ):
-            conditions([text])
+            parse_conditions([text])
     scan = write_nifti_phantom(tmp_path / "scan.nii", SHAPE)
-    with pytest.raises(SettingError, match="is a file, so no slices can be selected by EchoTime=10: leave it out"):
+    with pytest.raises(
+        SettingError, match="is a file, so no slices can be selected by EchoTime=10: omit the selection"
+    ):
         read_volume(scan, select=["EchoTime=10"])
 
 
@@ -245,4 +247,4 @@ def test_a_damaged_value_is_no_traceback(tmp_path: Path) -> None:
 def test_the_command_refuses_other_forms_before_anything_is_loaded(text: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["sr", str(tmp_path), "--select", text, "--model", "no such model"])
     assert done.exit_code == 2
-    assert done.stderr.startswith(f"error: {text!r} chooses no slices:")
+    assert done.stderr.startswith(f"error: {text!r} is not a condition on slices:")

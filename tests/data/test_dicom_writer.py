@@ -26,7 +26,8 @@ from pydicom.uid import (
 
 import miar_monai
 from miar_monai.cli.main import main
-from miar_monai.data.dicom_writer import is_own, source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import is_miar_result, write_series
 from miar_monai.data.geometry import fov_corners, upscaled_affine
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError
@@ -183,7 +184,7 @@ def test_an_image_says_what_it_is_derived_from_how_and_by_what(series: Path) -> 
         (equipment,) = image.ContributingEquipmentSequence
         assert equipment.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
         assert equipment.SoftwareVersions == miar_monai.__version__
-        assert (is_own(image), is_own(source)) == (True, False)
+        assert (is_miar_result(image), is_miar_result(source)) == (True, False)
         assert image.Manufacturer == "Maker"
         assert len(image.SeriesDescription) == 64
         assert image.SeriesDescription.endswith(" SR 4x")
@@ -463,10 +464,10 @@ def test_only_folders_of_slices_are_replaced(series: Path, tmp_path: Path) -> No
     before = contents(series)
     with pytest.raises(OutputError, match="is the input, which is never changed"):
         write_series(series, sr, headers, "", overwrite=True)
-    with pytest.raises(OutputError, match="is not a folder with DICOM files and nothing else"):
+    with pytest.raises(OutputError, match="is not a folder of DICOM files only"):
         write_series(tmp_path, sr, headers, "", overwrite=True)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is not a folder with DICOM files and nothing else"):
+    with pytest.raises(OutputError, match="is not a folder of DICOM files only"):
         write_series(tmp_path / "file", sr, headers, "", overwrite=True)
     assert contents(series) == before
 
@@ -516,7 +517,7 @@ class TestCommand:
         refused = miar_sr(bundle, series, "-o", "out")
         assert refused.exit_code == 1
         assert f"{uid} (" in refused.stderr
-        assert "say which (--series UID" in refused.stderr
+        assert "choose it (--series UID" in refused.stderr
         assert miar_sr(bundle, series, "-o", "out", "--series", uid).exit_code == 0
         assert_read_back(read_volume("out/ct_sr"), Path("alone/ct_sr"), 0)
         sources = {
@@ -583,7 +584,7 @@ class TestCommand:
         assert contents(Path()) != before
         Path("ct_sr/notes.txt").touch()
         refused = miar_sr(bundle, series, "--overwrite")
-        assert "ct_sr is not a folder with DICOM files and nothing else" in refused.stderr
+        assert "ct_sr is not a folder of DICOM files only" in refused.stderr
 
     def test_it_reads_zip_files_and_refuses_nifti_one_by_one(self, bundle: Path, series: Path, tmp_path: Path) -> None:
         root = tmp_path / "cases"
@@ -593,12 +594,12 @@ class TestCommand:
         done = miar_sr(bundle, root, "-o", "out")
         assert done.exit_code == 3
         assert done.stderr.splitlines()[-1] == f"1 of 3 cases failed: {scan}"
-        assert f"error: {scan} is no DICOM series" in done.stderr
+        assert f"error: {scan} is not a DICOM series" in done.stderr
         assert {Path(name).parent.as_posix() for name in names(Path())} == {"out/a/ct_sr", "out/packed_sr"}
         assert miar_sr(bundle, root / "packed.zip", "-o", "out", "--overwrite").exit_code == 0
         single = miar_sr(bundle, scan)
         assert single.exit_code == 1
-        assert single.stderr.splitlines()[-1].startswith(f"error: {scan} is no DICOM series, and a derived series")
+        assert single.stderr.splitlines()[-1].startswith(f"error: {scan} is not a DICOM series, but a derived series")
 
     def test_a_series_is_no_nifti_file(self, bundle: Path, series: Path) -> None:
         refused = miar_sr(bundle, series, "-o", "x.nii.gz")

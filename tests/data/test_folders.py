@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.cli.main import main
-from miar_monai.data.cases import find_cases, opened
+from miar_monai.data.cases import find_cases, unpacked
 from miar_monai.errors import DatasetError, ImageError
 
 pytestmark = [
@@ -82,22 +82,22 @@ def test_links_do_not_lead_in_circles_nor_twice_to_a_folder(root: Path, caplog: 
     (root / "other").symlink_to(root.parent / "other")
     assert found(root) == {"sub-1/t2.nii": "", "other/x.nii": ""}
     (record,) = caplog.records
-    assert record.getMessage() == f"{root}/latest and {root}/sub-1 are the same folder: its cases are done once."
+    assert record.getMessage() == f"{root}/latest and {root}/sub-1 are the same folder: its cases are processed once."
 
 
 PROBLEMS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a.nii.gz": (lambda path: path.symlink_to(".git/annex/objects/x"), "is a link that leads to no file"),
-    "a.zip": (lambda path: path.symlink_to("nowhere"), "is a link that leads to no file"),
+    "a.nii.gz": (lambda path: path.symlink_to(".git/annex/objects/x"), "is a broken link"),
+    "a.zip": (lambda path: path.symlink_to("nowhere"), "is a broken link"),
     "sub-02": (lambda path: path.symlink_to("nowhere"), "in: sub-02 cannot be opened"),
     "1.2.840.113619": (lambda path: path.symlink_to("nowhere"), "in: 1.2.840.113619 cannot be opened"),
-    "a.hdr": (Path.touch, "is half of a pair: a.img is needed beside it"),
-    "A.IMG": (Path.touch, "is half of a pair: A.hdr is needed beside it"),
-    "a.nii.xz": (Path.touch, "has a format that is not read (.nii.xz)"),
-    "a.PAR": (Path.touch, "has a format that is not read (.par)"),
-    "a+orig.BRIK.gz": (Path.touch, "has a format that is not read (.brik.gz)"),
-    "a.tar.gz": (Path.touch, "is an archive that is not opened"),
-    "a.7z": (Path.touch, "is an archive that is not opened"),
-    "a.dcm": (Path.touch, "in holds files with the names of DICOM slices that are none (a.dcm)"),
+    "a.hdr": (Path.touch, "is half of a pair: a.img is needed"),
+    "A.IMG": (Path.touch, "is half of a pair: A.hdr is needed"),
+    "a.nii.xz": (Path.touch, "has an unsupported format (.nii.xz)"),
+    "a.PAR": (Path.touch, "has an unsupported format (.par)"),
+    "a+orig.BRIK.gz": (Path.touch, "has an unsupported format (.brik.gz)"),
+    "a.tar.gz": (Path.touch, "is an archive in an unsupported format"),
+    "a.7z": (Path.touch, "is an archive in an unsupported format"),
+    "a.dcm": (Path.touch, "in contains files that are named like DICOM slices but are not DICOM (a.dcm)"),
 }  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_the_command_ends_with_3_and_the_report_names_what_is_no_case(bundle: Pa
     (root / "sub-2.nii.gz").symlink_to("nowhere")
     result = sr(bundle, root, "--report", "run.json", "--skip-existing")
     assert result.exit_code == 3
-    assert f"error: {root}/sub-2.nii.gz is a link that leads to no file" in result.stderr
+    assert f"error: {root}/sub-2.nii.gz is a broken link" in result.stderr
     assert result.stderr.splitlines()[-1] == f"1 of 2 cases failed: {root}/sub-2.nii.gz"
     assert [("error" in case, case["input"]) for case in json.loads(Path("run.json").read_text())["cases"]] == [
         (False, str(root / "sub-1.nii")),
@@ -166,7 +166,7 @@ def test_slices_of_any_name_are_a_series(root: Path) -> None:
 def test_a_series_that_lacks_slices_is_named(bundle: Path, root: Path) -> None:
     series = write_dicom_series(root / "series", SHAPE)
     (series / "slice999.dcm").symlink_to(".git/annex/objects/x")
-    assert "series: slice999.dcm cannot be opened (links that lead to no file" in found(root)["series"]
+    assert "series: slice999.dcm cannot be opened (broken links" in found(root)["series"]
     alone = sr(bundle, series)
     assert alone.exit_code == 1
     assert "slice999.dcm cannot be opened" in alone.stderr
@@ -175,7 +175,7 @@ def test_a_series_that_lacks_slices_is_named(bundle: Path, root: Path) -> None:
 def test_a_pipe_is_named_and_not_waited_for(root: Path) -> None:
     os.mkfifo(root / "pipe.nii.gz")
     (case,) = (case for case in find_cases(root) if case.source.name == "pipe.nii.gz")
-    assert "it is no plain file" in case.problem
+    assert "it is not a regular file" in case.problem
 
 
 def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,15 +255,15 @@ def test_a_wrong_file_is_refused_before_weights_are_loaded(
 def test_zip_files_hold_pairs_and_name_what_is_none(root: Path) -> None:
     nib.save(nib.Nifti1Pair(head(SHAPE).astype(np.float32), np.eye(4)), root / "a.img")
     packed = Path(shutil.make_archive("pair", "zip", root))
-    with opened(packed) as path:
+    with unpacked(packed) as path:
         assert path.name == "a.hdr"
     with zipfile.ZipFile("other.zip", "w") as archive:
         archive.writestr("deep/a.vff", b"x")
-    with pytest.raises(ImageError, match=r"^other\.zip/deep/a\.vff has a format that is not"), opened("other.zip"):
+    with pytest.raises(ImageError, match=r"^other\.zip/deep/a\.vff has a format that is not"), unpacked("other.zip"):
         pass
 
 
 def test_a_folder_without_a_case_is_refused(root: Path) -> None:
     touch(root / "notes.txt", root / ".hidden" / "a.nii")
-    with pytest.raises(DatasetError, match="holds no case"):
+    with pytest.raises(DatasetError, match="contains no case"):
         find_cases(root)

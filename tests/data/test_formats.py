@@ -1,4 +1,4 @@
-"""Files are read as what they are, whatever their names, or refused in a sentence."""
+"""Formats of files are detected by content; unsupported ones are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def test_nrrd_and_metaimage(name: str, is_compressed: bool, tmp_path: Path) -> N
     assert np.array(written.GetOrigin()) == pytest.approx(np.array(image.GetOrigin()), abs=1e-3)
     voxels = max(tmp_path.glob("a.*"), key=lambda path: path.stat().st_size)
     voxels.write_bytes(voxels.read_bytes()[:400])
-    with pytest.raises(ImageError, match=rf"{name} cannot be read as (NRRD|MetaImage): .* must be there and complete"):
+    with pytest.raises(
+        ImageError,
+        match=rf"{name} cannot be read as (NRRD|MetaImage): complete files of the header and the voxels are needed",
+    ):
         read_volume(tmp_path / name)
 
 
@@ -105,7 +108,7 @@ def test_nrrd_without_a_space_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.nrrd").write_bytes(header.encode() + VOXELS.tobytes(order="F"))
     volume = read_volume(tmp_path / "a.nrrd")
     np.testing.assert_array_equal(volume.array, VOXELS)
-    assert "does not say how its voxels lie in the patient" in volume.remarks[0]
+    assert "does not define the orientation of its voxels" in volume.remarks[0]
 
 
 def test_several_values_a_voxel_are_refused(tmp_path: Path) -> None:
@@ -118,13 +121,13 @@ def test_several_values_a_voxel_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.mnc", b"CDF\x01" + bytes(400), "is a MINC image, which is not read: .* convert it"),
-        ("a.mnc", b"\x89HDF\r\n\x1a\n" + bytes(400), "is a MINC image, which is not read: .* convert it"),
-        ("a.nii.xz", b"\xfd7zXZ\x00" + bytes(400), "is compressed by xz, which is not read"),
-        ("a.nii.zst", b"\x28\xb5\x2f\xfd" + bytes(400), "is compressed by Zstandard, which is not read"),
+        ("a.mnc", b"CDF\x01" + bytes(400), "is a MINC image, which is not supported: .* convert it"),
+        ("a.mnc", b"\x89HDF\r\n\x1a\n" + bytes(400), "is a MINC image, which is not supported: .* convert it"),
+        ("a.nii.xz", b"\xfd7zXZ\x00" + bytes(400), "is compressed by xz, which is not supported"),
+        ("a.nii.zst", b"\x28\xb5\x2f\xfd" + bytes(400), "is compressed by Zstandard, which is not supported"),
         ("a.nii", b"", r"cannot be read as NIfTI \(its content"),
         ("a.mgz", b"no image", r"cannot be read as MGH \(its content"),
-        ("a.img", b"no image", r"cannot be read as NIfTI \(there is no a\.hdr beside it\)"),
+        ("a.img", b"no image", r"cannot be read as NIfTI \(a\.hdr is missing\)"),
     ],
 )
 def test_what_is_not_read_is_named(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_what_is_not_read_is_named(name: str, content: bytes, sentence: str, tmp
 def test_analyze_is_refused(tmp_path: Path) -> None:
     nib.save(nib.AnalyzeImage(VOXELS, np.eye(4)), tmp_path / "a.img")
     for name in ("a.hdr", "a.img"):
-        with pytest.raises(ImageError, match=r"is an Analyze 7\.5 image, whose header does not say which side is left"):
+        with pytest.raises(ImageError, match=r"is an Analyze 7\.5 image, whose header does not define left and right"):
             read_volume(tmp_path / name)
 
 

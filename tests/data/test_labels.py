@@ -10,7 +10,7 @@ import pytest
 from helpers.phantoms import head
 
 from miar_monai.data.io import read_volume
-from miar_monai.data.labels import label_look
+from miar_monai.data.labels import label_evidence
 from miar_monai.errors import ImageError
 from miar_monai.inference.resolver import _volume
 
@@ -83,7 +83,7 @@ def test_a_file_that_says_that_it_holds_labels_is_refused(code: int, tmp_path: P
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_of_few_gray_values_are_images(name: str) -> None:
-    assert label_look(IMAGES[name].astype(np.float32)) is None
+    assert label_evidence(IMAGES[name].astype(np.float32)) is None
 
 
 @pytest.mark.parametrize("values", [(0, 500, 800), (0, 50, 200), (0, 1000), (10, 20, 30, 40)])
@@ -92,7 +92,7 @@ def test_phantoms_without_noise_are_read_with_a_remark(values: tuple[int, ...], 
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
     (remark,) = read_volume(tmp_path / "a.nii").remarks
     assert remark.startswith(f"the voxels have only {len(values)} values ({values[0]}, {values[1]}")
-    assert "if they are labels, values between two labels are no labels: use nearest-neighbor resampling" in remark
+    assert "if they are labels, values between two labels are not labels: use nearest-neighbor resampling" in remark
 
 
 def test_small_arrays_of_floating_point_numbers_can_be_tried() -> None:
@@ -101,4 +101,4 @@ def test_small_arrays_of_floating_point_numbers_can_be_tried() -> None:
 
 def test_real_scans_are_images(real_data: Path) -> None:
     for path in sorted((real_data / "native").glob("*.nii.gz")):
-        assert label_look(np.asarray(nib.load(path).dataobj, dtype=np.float32)) is None
+        assert label_evidence(np.asarray(nib.load(path).dataobj, dtype=np.float32)) is None

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from miar_monai.data.geometry import fov_corners, upscaled_affine
 from miar_monai.data.io import Volume, read_volume, uncertainty_of, write_volume
-from miar_monai.data.nifti import nifti_image
+from miar_monai.data.nifti import volume_to_nifti
 from miar_monai.errors import GeometryError, ImageError
 from miar_monai.inference.input_checks import oddities
 from miar_monai.transforms import LoadVolume, SaveVolume
@@ -136,7 +136,7 @@ def test_both_transforms_take_every_way_through_the_bundle_and_the_call(tmp_path
     SaveVolume(tmp_path)(decollate_batch(list_data_collate([saved]))[0])
     error = uncertainty_of(volume._replace(uncertainty=volume.array))
     files = [tmp_path / "in_sr.nii.gz", write_volume(tmp_path / "error.nii", error)]
-    for header in [nib.load(file).header for file in files] + [nifti_image(volume).header]:
+    for header in [nib.load(file).header for file in files] + [volume_to_nifti(volume).header]:
         assert (int(header["sform_code"]), int(header["qform_code"])) == (2, 1)
         shape = header.get_data_shape()
         assert fov_corners(header.get_sform(), shape) == pytest.approx(fov_corners(sform, SHAPE), abs=1e-3)
@@ -147,7 +147,7 @@ def test_both_transforms_take_every_way_through_the_bundle_and_the_call(tmp_path
     ("sform", "s", "qform", "q", "sentence"),
     [
         (placed(), 1, placed(at=(55, -54, -13)), 1, "sform and qform disagree: .* up to 17.03 mm apart; the sform is"),
-        (placed(), 4, placed((90, 0, 0)), 1, "sform and qform disagree: .* mm apart; the sform is taken"),
+        (placed(), 4, placed((90, 0, 0)), 1, "sform and qform disagree: .* mm apart; the sform is used"),
         (
             placed(sizes=(2, 2, 6)),
             1,
@@ -156,7 +156,7 @@ def test_both_transforms_take_every_way_through_the_bundle_and_the_call(tmp_path
             r"pixdim disagree \(voxels of 2 x 2 x 6 mm and of 1 x",
         ),
         (placed(sizes=(2, 2, 6)), 1, placed(sizes=(1, 1, 3)), 1, r"qform disagree \(voxels of 2 x 2 x 6 mm and of"),
-        (np.diag([1.0, 1, 0, 1]), 1, placed(), 1, "the sform maps different voxels to one place: the qform is taken"),
+        (np.diag([1.0, 1, 0, 1]), 1, placed(), 1, "the sform is singular: the qform is used"),
         (placed(), 1, placed(at=(40.01, -50, -20)), 1, ""),
         (placed(), 1, placed(), 1, ""),
         (placed(), 1, placed(), 0, ""),
@@ -171,7 +171,7 @@ def test_what_was_taken_is_said_with_the_distance(
     said = [text for text in oddities(volume) if "form" in text and "qform_code and sform_code" not in text]
     assert len(said) == bool(sentence)
     assert not sentence or re.search(sentence, said[0])
-    takes_qform = "the qform is taken" in sentence or not s
+    takes_qform = "the qform is used" in sentence or not s
     if s or q:
         assert volume.affine == pytest.approx(qform if takes_qform else sform, abs=1e-4)
 
@@ -258,7 +258,7 @@ def test_one_slice_across_the_axial_plane_is_refused(shape: Any, normal: Any, tm
 
 def test_slices_that_are_too_long_are_refused_at_once(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.arange(8200 * 4, dtype=np.int32).reshape(8200, 4, 1), np.eye(4)), tmp_path / "in.nii")
-    with pytest.raises(ImageError, match=r"in\.nii: the axial slices have 8200 x 4 voxels, but at most 2048 on a side"):
+    with pytest.raises(ImageError, match=r"in\.nii: the axial slices have 8200 x 4 voxels, but sides of at most 2048"):
         read_volume(tmp_path / "in.nii")
     long_body = np.random.default_rng(0).integers(0, 1000, (3, 4, 3000))
     nib.save(nib.Nifti1Image(long_body.astype(np.int16), np.eye(4)), tmp_path / "long.nii")

@@ -17,7 +17,7 @@ from helpers.tiny_bundle import write_tiny_bundle
 
 from benchmarks import training_range
 from miar_monai.cli.main import main
-from miar_monai.data.io import Volume, read_volume, what_it_is
+from miar_monai.data.io import Volume, read_volume, result_description
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import metadata
@@ -132,7 +132,7 @@ def test_what_makes_a_result_doubtful_is_named() -> None:
         " axial series."
     ]
     assert "qform_code and sform_code are 0" in oddities(axial._replace(space=0))[0]
-    assert "is a result itself" in oddities(axial._replace(description=what_it_is()))[0]
+    assert "is a result itself" in oddities(axial._replace(description=result_description()))[0]
 
 
 def test_what_the_metadata_do_not_say_is_not_compared() -> None:

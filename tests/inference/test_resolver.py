@@ -20,7 +20,8 @@ from helpers.tiny_bundle import write_tiny_bundle
 from monai.data import MetaTensor
 
 from miar_monai import SuperResolver, super_resolve
-from miar_monai.data.dicom_writer import source_headers, write_series
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import write_series
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.errors import CheckpointError, ConfigurationError, GeometryError, ImageError
@@ -225,9 +226,9 @@ def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypa
     seen: list[int] = []
     original = resolver.network.predict
 
-    def counted(tiles: torch.Tensor, *args: Any) -> Any:
+    def counted(tiles: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(len(tiles))
-        return original(tiles, *args)
+        return original(tiles, *args, **kwargs)
 
     monkeypatch.setattr(resolver.network, "predict", counted)
     resolver.volume(volume)

@@ -223,7 +223,7 @@ def test_a_result_that_has_no_series_is_not_stored(server: Server, tmp_path: Pat
     nib.save(volume, tmp_path / "a.nii")
     response = server.infer("miar_lidc", str(tmp_path / "a.nii"), save_image=True, **GREEDY)
     assert response.status_code == 400
-    assert "is no DICOM series" in response.json()["detail"]
+    assert "is not a DICOM series" in response.json()["detail"]
     assert not server.left_behind()
 
 

@@ -20,7 +20,7 @@ from conftest import IMAGES, SHAPE, fill_studies
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from servers import Server, label_server, miar
 
-from miar_monai.data.dicom_reader import LPS_TO_RAS
+from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.inference.bundle import find_bundle

@@ -77,7 +77,7 @@ def test_all_slices_on_demand() -> None:
 
 
 def test_too_few_slices() -> None:
-    sentence = r"^in/a\.nii\.gz has 7 axial slices and num_slices asks for the central 40: use a volume with more"
+    sentence = r"^in/a\.nii\.gz has 7 axial slices, but num_slices is 40: use a volume with more"
     with pytest.raises(ImageError, match=sentence):
         T.CentralSlices()(volume(filename_or_obj="in/a.nii.gz"))
 
@@ -125,7 +125,7 @@ def test_random_low_resolution_is_repeatable() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"noise": (0.0, 0.1)}, r"^noise is \[0.0, 0.1\], but a lowest and a highest level above 0 are needed"),
+        ({"noise": (0.0, 0.1)}, r"^noise is \[0.0, 0.1\], but a minimum and a maximum above 0 are needed"),
         ({"noise": (0.2, 0.1)}, r"^noise is \[0.2, 0.1\], but"),
         ({"noise_prob": 1.5}, "^noise_prob is 1.5, but it must lie between 0 and 1"),
         ({"other_prob": -1}, "^other_prob is -1, but it must lie between 0 and 1"),

@@ -1,0 +1,118 @@
+"""Headers of the series that a result is derived from."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from miar_monai.data.dicom_headers import lenient_pydicom, read_header, text
+from miar_monai.data.dicom_reader import series_files
+from miar_monai.data.geometry import axial_axis
+from miar_monai.data.volume import Volume
+from miar_monai.errors import GeometryError, ImageError, in_one_sentence
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+__all__ = ["repeated", "source_headers"]
+
+_NEEDED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "Columns",
+    "PhotometricInterpretation",
+    "PixelRepresentation",
+)
+
+_INVALID_AFTER_RESAMPLING = (
+    "InstanceCreatorUID",
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "PixelPaddingValue",  # padding is not constant after super-resolution
+    "PixelPaddingRangeLimit",
+    "RealWorldValueMappingSequence",  # refers to the stored values of the source
+    "IconImageSequence",
+    "MACParametersSequence",
+    "DigitalSignaturesSequence",
+    "DataSetTrailingPadding",
+)
+
+
+@lenient_pydicom()
+def source_headers(volume: Volume) -> list[Dataset]:
+    """Read the headers of the series that a result is derived from, and check that a derived series can be written.
+
+    Args:
+        volume: the source, as read from the folder of its series.
+
+    Returns:
+        The headers without pixels, in the order of the volume's slices.
+
+    Raises:
+        ImageError: if the volume is not a DICOM series, or the series is neither CT nor MR, lacks elements that a
+            derived image must repeat, or has a damaged header.
+        GeometryError: if the slices of the series are not axial, and so have no counterparts in the result.
+    """
+    folder = volume.path
+    if not folder.is_dir():
+        raise ImageError(
+            f"{folder} is not a DICOM series, but a derived series needs the patient and the study of its source: "
+            "give a folder with a DICOM series, or write NIfTI (--out-format nifti)."
+        )
+    if axial_axis(volume.affine) != 2:
+        raise GeometryError(
+            f"{folder}: the slices are not axial, but only the axial plane becomes finer, so they have no "
+            "counterparts in a derived series: write NIfTI (--out-format nifti)."
+        )
+    advice = "export the series again, or write NIfTI (--out-format nifti)."
+    with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
+        files = series_files(folder, volume.series, volume.select)
+        headers = [read_header(file) for file in files]
+        for header in headers:
+            _check_header(header)
+            repeated(header).save_as(BytesIO())  # as write_series will
+        normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
+        heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
+    return [headers[i] for i in np.argsort(heights, kind="stable")]
+
+
+def _check_header(header: Dataset) -> None:
+    from pydicom.uid import UID, CTImageStorage, MRImageStorage
+
+    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
+    if missing:
+        raise ImageError(
+            f"{header.filename} has no {missing[0]}, which a derived image must have: "
+            "export the series again, or write NIfTI (--out-format nifti)."
+        )
+    kind, coding = UID(text(header, "SOPClassUID")), text(header, "PhotometricInterpretation")
+    if kind not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
+        raise ImageError(
+            f"{header.filename} contains {kind.name} in {coding}, but a series can be "
+            "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
+        )
+
+
+def repeated(header: Dataset) -> Dataset:
+    """Return the elements of a source's header that are valid for a derived image."""
+    from pydicom.dataset import FileDataset
+
+    # the encoding is set here, as the arguments of save_as differ between pydicom 2 and 3
+    repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
+    for element in header:
+        curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
+        in_file_meta = element.tag.group < 8  # only damaged files have it in the data set
+        if not (
+            element.tag.is_private or curve_or_overlay or in_file_meta or element.keyword in _INVALID_AFTER_RESAMPLING
+        ):
+            repeated.add(deepcopy(element))  # otherwise changes affect the source
+    repeated.remove_private_tags()  # inside sequences
+    return repeated
