@@ -117,7 +117,7 @@ def tiny_tokenizer_file(folder: Path, name: str = "miar_brats") -> Path:
 
 
 def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[str]:
-    """Return the arguments of ``python -m monai.bundle`` for a tiny workflow, whose settings go to a file in ``folder``."""
+    """Return the arguments of ``python -m monai.bundle`` for a tiny workflow, with its settings in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     settings_file = folder / f"tiny_{workflow}.json"
     settings_file.write_text(json.dumps(tiny(workflow)))
@@ -134,7 +134,7 @@ def command(*parts: str, module: str = "monai.bundle", timeout: float = 200) -> 
 
 
 def start(parts: list[str], folder: Path) -> Any:
-    """Start the same command in a forked process with imported modules; its output goes to files in ``folder``."""
+    """Start the same command in a forked process with its imports done; its output goes to files in ``folder``."""
     process = _SERVER.Process(target=_main, args=(parts, folder))
     process.start()
     return process
