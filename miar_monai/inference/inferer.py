@@ -117,7 +117,7 @@ class BeamSearchInferer(Inferer):
             not hold them. By default 16 on a GPU, where a slice of many is faster than one alone, and 2 elsewhere.
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
-        uncertainty: return the expected absolute error of a `MIAR` as a second channel; the first stays as it is.
+        uncertainty: return the expected absolute error of a `MIAR` besides the image, which stays as it is.
         error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
         lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
             fewer: see `miar_monai.networks.decoding.Decoding`.
@@ -213,7 +213,7 @@ class BeamSearchInferer(Inferer):
         *args: Any,
         assumed: Degradation | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | dict[str, Tensor]:
         """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
 
         Args:
@@ -224,8 +224,8 @@ class BeamSearchInferer(Inferer):
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``; with ``uncertainty`` two
-            channels, the second one the expected absolute error of the first, 0 where a slice has no contrast.
+            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` two of them
+            by name: ``"image"``, and ``"error"``, its expected absolute error, 0 where a slice has no contrast.
 
         Raises:
             ConfigurationError: if ``inputs`` has another number of axes, or ``uncertainty`` is asked of a network that
@@ -254,7 +254,9 @@ class BeamSearchInferer(Inferer):
             )
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
-        return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
+        if isinstance(inputs, MetaTensor):
+            result = self._with_geometry(result, inputs)
+        return {"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result
 
     def num_tiles(self, height: int, width: int, network: Callable[..., Tensor]) -> int:
         """Return how many tiles an LR slice is cut into; the time that it takes is proportional to it."""

@@ -214,13 +214,14 @@ class SuperResolver:
             image: MetaTensor = self.preprocessing({"image": volume})["image"]
         return image
 
-    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor:
+    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor | dict[str, Tensor]:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
         # recording a CUDA graph synchronizes the current device, which must not be another process's
         here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
         with torch.inference_mode(), here, bfloat16:
-            return self.inferer(image[None], self.network, assumed=assumed)[0]
+            result = self.inferer(image[None], self.network, assumed=assumed)
+        return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
         """Return the degradation that is assumed of a preprocessed volume: ``blur``, measured if "auto"."""

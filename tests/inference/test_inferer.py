@@ -184,8 +184,8 @@ def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
         assert result.min() >= 0.02
     assert inferer()(metal, network).max() > 1.2 * 7.3  # as it would be without
     both = inferer(intensity_range=(0, 2), uncertainty=True, error_model=ErrorModel(0, 0, 0, 0))(padded, network)
-    assert (both[:, 1, :8] == 0).all()
-    assert (both[:, 1, 8:, :-4] == 1).all()
+    assert (both["error"][:, 0, :8] == 0).all()
+    assert (both["error"][:, 0, 8:, :-4] == 1).all()
 
 
 def test_padding_little_below_the_range_is_known_by_its_one_value() -> None:
