@@ -96,7 +96,8 @@ class Degradation:
 
         A size of m comes from one of m · scale, rounded.
         """
-        height, width = (max(round(size * scale), 1) for size, scale in zip(lr.shape[-2:], self.scales, strict=True))
+        sizes = [int(size) for size in lr.shape[-2:]]  # tensors while torch.jit traces
+        height, width = (max(round(size * scale), 1) for size, scale in zip(sizes, self.scales, strict=True))
         return operators((self,), (height, width), (lr.shape[-2], lr.shape[-1]), lr)
 
     def __call__(self, hr: Tensor) -> Tensor:
