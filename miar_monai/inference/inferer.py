@@ -118,7 +118,7 @@ class BeamSearchInferer(Inferer):
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
         uncertainty: return the expected absolute error of a `MIAR` besides the image, which stays as it is.
-        error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
+        error_model: gives that error; fitted to the weights by ``miar fit-uncertainty``.
         lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
             fewer: see `miar_monai.networks.decoding.Decoding`.
         intensity_range: lowest and highest intensity that the weights have met in training; what lies beyond is
@@ -191,7 +191,7 @@ class BeamSearchInferer(Inferer):
         if uncertainty and error_model is None:
             raise SettingError(
                 "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"
-                " inferer has one, fit it (python -m benchmarks.calibration fit), or leave uncertainty out."
+                " inferer has one, fit it (miar fit-uncertainty), or leave uncertainty out."
             )
         self.fidelity = fidelity
         self.blur = blur
@@ -224,8 +224,8 @@ class BeamSearchInferer(Inferer):
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` two of them
-            by name: ``"image"``, and ``"error"``, its expected absolute error, 0 where a slice has no contrast.
+            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` two
+            of them by name: ``"image"``, and ``"error"``, its expected absolute error, 0 where a slice has no contrast.
 
         Raises:
             ConfigurationError: if ``inputs`` has another number of axes, or ``uncertainty`` is asked of a network that
