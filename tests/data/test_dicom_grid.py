@@ -102,7 +102,7 @@ def test_uneven_slices_are_refused() -> None:
     check_gaps(HERE, along([0, 60]))  # two slices are always even
 
 
-def test_the_affine_is_that_of_the_fit_grid(tmp_path: Path) -> None:
+def test_the_affine_is_that_of_the_fitted_grid(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path / "series", (9, 11, 9), spacing=(0.8, 0.9, 0.625), origin=(-15, -14, 10))
     for path in folder.iterdir():
         image = dcmread(path)
