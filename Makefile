@@ -27,7 +27,7 @@ help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
 	@echo "make test     lint, types, tests and doctests"
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
-	@echo "make bundles  build the bundles' zip files in dist/"
+	@echo "make bundles  compose the configs of the bundles, and build their zip files in dist/"
 	@echo "make dist     build two wheels (and sdists) in dist/, of the code and of the weights: pip install dist/*.whl"
 	@echo "make clean    remove what the commands above made, the environment too"
 	@echo "make table    measure a bundle beside its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
@@ -64,6 +64,7 @@ docs: $(INSTALLED)
 	@echo docs/_build/html/index.html
 
 bundles: $(INSTALLED)
+	@$(BIN)/python -m miar_monai.cli.build_bundles render
 	@$(BIN)/python -m miar_monai.cli.build_bundles build
 
 dist: $(INSTALLED)

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.bench_inference import Row, brain_slices, table
 from benchmarks.bench_training import WARM_UP, Work, median_ms, product_ceiling
 from benchmarks.table import commit, machine, publish, result_files
-from miar_monai.acceleration import layers as fused
+from miar_monai.acceleration import layers as fused_layers
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.resolver import SuperResolver, choose_device
@@ -67,8 +67,9 @@ def own_kernels(work: Work) -> Iterator[None]:
         return counted
 
     with ExitStack() as stack:
-        for name in fused.kernels.__all__ if fused.kernels else ():
-            stack.enter_context(patch.object(fused.kernels, name, counting(getattr(fused.kernels, name))))
+        kernels = fused_layers.triton_kernels
+        for name in kernels.__all__ if kernels else ():
+            stack.enter_context(patch.object(kernels, name, counting(getattr(kernels, name))))
         yield
 
 
@@ -83,10 +84,10 @@ def measure(
     for decoding in decodings:
         for size in batch_sizes:
             which: Row = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales, "batch": size}
-            observed = network.observe(brain_slices(resolver, network.lr_side, size))
+            observed = network.observe(brain_slices(resolver, size))
 
             def predict(linear: Tensor, condition: Tensor, decoding: Decoding = decoding) -> dict[str, Tensor]:
-                return {"maps": layers.predict(linear, condition, decoding)[0]}
+                return {"maps": layers.predict(linear, condition, decoding).maps}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
             # in inference mode, operations would not be taken apart

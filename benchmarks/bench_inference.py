@@ -32,8 +32,9 @@ from miar_monai.cli.demo import template
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding
-from miar_monai.networks.miar import MIAR, MIARResult
+from miar_monai.networks.results import Estimate
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -66,20 +67,18 @@ class Peak:
             self.mib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
-def brain_slices(resolver: SuperResolver, side: int, count: int = 40) -> Tensor:
-    """Return LR slices of the demo's brain, scaled as its bundle scales MRI: (count, 1, side, side)."""
-    scale = resolver.network.scale
+def brain_slices(resolver: SuperResolver, count: int = 40) -> Tensor:
+    """Return LR slices of the demo's brain, one tile each, scaled as its bundle scales MRI: (count, 1, h, w)."""
+    side = resolver.network.side
     hr = ScaleIntensityRobust()(CentralSlices(40)(LoadVolume()(str(template())))).as_tensor()
-    padded = ResizeWithPadOrCrop((side * scale, side * scale, -1))(hr)
+    padded = ResizeWithPadOrCrop((side, side, -1))(hr)
     slices = convert_to_tensor(padded).movedim(-1, 0).contiguous()  # without metadata, which would slow everything
-    lr = resolver.network.degradation(slices).to(resolver.device)  # (40, 1, side, side)
+    lr = resolver.network.degradation(slices).to(resolver.device)  # (40, 1, h, w)
     return lr.repeat(-(-count // len(lr)), 1, 1, 1)[:count]
 
 
 @torch.inference_mode()
-def plain_results(
-    network: MIAR, lr: Tensor, decoding: Decoding, fidelity: float, dtype: torch.dtype
-) -> list[MIARResult]:
+def plain_results(network: MIAR, lr: Tensor, decoding: Decoding, fidelity: float, dtype: torch.dtype) -> list[Estimate]:
     """Return what the network itself makes of slices, four at a time, its layers in the precision of the inferer's."""
     layers = network if dtype == torch.float32 else network.cast(dtype)
     return [layers.super_resolve(x, decoding, fidelity) for x in lr.split(4)]
@@ -93,7 +92,7 @@ def measure_slices(
     The blur is given, not measured, as it is for all batches of a volume but the first.
     """
     network, device = resolver.network, resolver.device
-    lr, rows = brain_slices(resolver, network.lr_side, max(batch_sizes)), []
+    lr, rows = brain_slices(resolver, max(batch_sizes)), []
     greedy: dict[tuple[str, int], float] = {}
     for k in lookaheads:
         for size in batch_sizes:
@@ -109,7 +108,7 @@ def measure_slices(
                     ms = median_ms(run, device, repeats, warm_up=WARM_UP if device.type == "cuda" else 1) / size
                     sr = inferer(chosen, network)  # by now recorded
                 exact = exact or plain
-                error = (sr.float() - torch.cat([x.sr for x in exact])).square().mean().clamp(min=1e-12)
+                error = (sr.float() - torch.cat([x.image for x in exact])).square().mean().clamp(min=1e-12)
                 same = [(x.tokens == y.tokens).float().mean(dim=1) for x, y in zip(plain, exact, strict=True)]
                 rows.append({
                     "precision": name, "K": k, "batch": size, "ms per slice": ms,
@@ -126,7 +125,7 @@ def measure_peers(bundle: str, resolver: SuperResolver, batch_sizes: Sequence[in
     Networks of one pass are measured as one CUDA graph on a GPU, as MIAR is; the hundred steps of the latent diffusion
     model are those of MONAI's inferer, for the first batch size alone.
     """
-    lr, rows = brain_slices(resolver, resolver.network.lr_side, max(batch_sizes)), []
+    lr, rows = brain_slices(resolver, max(batch_sizes)), []
     cuda = resolver.device.type == "cuda"
     for peer, title in PEERS.items():
         network = peer_network(bundle, peer).to(resolver.device).eval()
@@ -151,7 +150,7 @@ def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: S
     """Measure volumes through the bundle's inferer, greedily: memory must not grow with the number of slices."""
     inferer, rows = copy(resolver.inferer), []
     inferer.decoding = Decoding("greedy")
-    smallest, cuda = resolver.network.lr_side, resolver.device.type == "cuda"
+    smallest, cuda = resolver.network.side // 4, resolver.device.type == "cuda"
     for count, side in [*((count, smallest) for count in num_slices), *((1, side) for side in sides)]:
         volume = brain_slices(resolver, side, count).cpu().movedim(0, -1)[None, 0].contiguous()
 
@@ -161,7 +160,7 @@ def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: S
 
         with Peak(resolver.device) as peak:
             seconds = median_ms(run, resolver.device, 1, warm_up=WARM_UP if cuda else int(not rows)) / 1e3
-        result = volume.numel() * resolver.network.scale**2 * 4 / 2**20
+        result = volume.numel() * 16 * 4 / 2**20
         rows.append({
             "slices": count, "LR side": side, "s": seconds, "s per slice": seconds / count, "peak MiB": peak.mib,
             "of which the result, MiB": result,

@@ -130,7 +130,7 @@ def main(
     network = parser.get_parsed_content("network_def").to(device).train()
     network.load_tokenizer(tokenizer)
     loss = ReconstructionLoss(perceptual=0.0)
-    hr, lr = (torch.rand(batch_size, 1, side, side, device=device) for side in (4 * network.lr_side, network.lr_side))
+    hr, lr = (torch.rand(batch_size, 1, side, side, device=device) for side in (network.side, network.side // 4))
     latents = tokenizer.encoder(hr).detach()
 
     flops: list[int] = []

@@ -84,7 +84,7 @@ class Stopwatch:
 def write_lr(path: Path, kind: Kind, slices: int) -> Path:
     """Write a low-resolution volume of a kind."""
     brain = ScaleIntensityRobust()(CentralSlices(150)(LoadVolume()(str(template())))).as_tensor()
-    side = Degradation().scale * kind.side
+    side = 4 * kind.side
     hr = F.interpolate(brain.movedim(-1, 0), (side, side), mode="bilinear")  # (150, 1, side, side)
     lr = Degradation()(hr).movedim(0, -1)[0].numpy()
     lr = np.take(lr, np.arange(slices) % lr.shape[-1], axis=-1)
@@ -126,7 +126,7 @@ def measure(resolver: SuperResolver, name: str, kind: Kind, slices: int, repeats
             seconds = from_file_to_file(resolver, source, target)
         runs += [seconds] * bool(repeat)
     stages = {f"{stage} (s)": statistics.median(run[stage] for run in runs) for stage in runs[0]}
-    size = slices * (kind.side * resolver.network.scale) ** 2
+    size = slices * (4 * kind.side) ** 2
     memory = {"peak of the GPU (MiB)": peak.mib} if resolver.device.type == "cuda" else {}
     row = {
         "volume": f"{name} {kind.side} x {kind.side} x {slices}",

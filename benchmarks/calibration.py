@@ -5,7 +5,7 @@
     python -m benchmarks.calibration measure ...
 
 ``fit`` looks at the validation patients: which sign of an error tells most about it, and which `ErrorModel` fits; its
-numbers belong into ``inference.json``. It writes ``fit.md``. ``measure`` looks at the test patients: expected beside
+numbers go into ``source.json``. It writes ``fit.md``. ``measure`` looks at the test patients: expected beside
 observed error, as a table, ``calibration.md``, and a picture, ``<name of the bundle>_calibration.png``. All is measured
 within the body, on every n-th slice, in network intensities. It needs the extras demo and bench.
 """
@@ -36,7 +36,7 @@ from miar_monai.degradation import with_blurs
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.evaluation.metrics import body_mask
-from miar_monai.inference.error_model import SIGNS, ErrorModel, signs, smoothed
+from miar_monai.inference.error_model import PREDICTORS, ErrorModel, error_predictors, smoothed
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.weights import load_weights
@@ -44,7 +44,7 @@ from miar_monai.networks.weights import load_weights
 FIT, MEASURED = "fit.md", "calibration.md"
 BINS = 10
 NOISES = {f"noise {level}": partial(noisy, level) for level in (0.003, 0.01, 0.03)}
-LEARNED = SIGNS[:3]  # from slices as in the training, which have no noise
+LEARNED = PREDICTORS[:3]  # from slices as in the training, which have no noise
 SAMPLES = 4  # decodings whose spread is looked at
 
 
@@ -114,7 +114,7 @@ def spread_of_samples(run: Run) -> list[Found]:
 
 
 def fitted(found: Sequence[Found]) -> ErrorModel:
-    """Fit the model of errors to `signs`: a Poisson regression, whose expected errors have the mean of the observed.
+    """Fit the error model to `error_predictors`: a Poisson regression, which meets the mean of the observed errors.
 
     The slices are as in the training, so that there is nothing to learn of noise from them.
     """
@@ -128,15 +128,15 @@ def fitted(found: Sequence[Found]) -> ErrorModel:
 
 
 def weight_of_noise(model: ErrorModel, kinds: Iterable[Sequence[Found]]) -> float:
-    """Fit the weight of noise to `signs` of slices with noise of several kinds, all else as it is.
+    """Fit the weight of noise to `error_predictors` of slices with noise of several kinds, all else as it is.
 
     The logarithm of how much too low the other signs are grows with the noise: least squares of its mean in each kind.
     """
     points = []
     for found in kinds:
         values, errors = np.concatenate([one.values for one in found]), np.concatenate([one.error for one in found])
-        expected = np.exp(model.offset + values @ [getattr(model, name) for name in SIGNS])
-        points.append([values[:, SIGNS.index("noise")].mean(), np.log(errors.mean() / expected.mean())])
+        expected = np.exp(model.offset + values @ [getattr(model, name) for name in PREDICTORS])
+        points.append([values[:, PREDICTORS.index("noise")].mean(), np.log(errors.mean() / expected.mean())])
     noise, lacking = np.array(points).T
     return round(float(noise @ lacking / (noise @ noise)), 4)
 
@@ -226,7 +226,7 @@ class Calibration:
         """Compare the signs of errors on the validation patients, and fit the model; write ``fit.md``."""
         run = self._open("validation", FIT)
         looking = copy(run.inferer)
-        looking.error_model = signs  # type: ignore[assignment]  # takes the same, and returns the signs themselves
+        looking.error_model = error_predictors  # type: ignore[assignment]  # takes the same, and returns the signs themselves
         found = run.look(looking)
         model = fitted(found)
         kinds = [run.look(looking, lambda volume, fault=fault: fault(volume.lr)) for fault in NOISES.values()]
@@ -234,7 +234,7 @@ class Calibration:
         lines = ["| sign of an error | rank correlation ↑ | of the worst slice |", "|---|---|---|"]
         lines += [f"| {name} | {_cell(rank_correlations(found, i))} |" for i, name in enumerate(LEARNED)]
         lines.append(f"| spread of {SAMPLES} sampled decodings | {_cell(rank_correlations(spread_of_samples(run)))} |")
-        weights = np.array([getattr(model, name) for name in SIGNS])
+        weights = np.array([getattr(model, name) for name in PREDICTORS])
         together = [one._replace(values=(one.values @ weights)[:, None]) for one in found]
         lines.append(f"| all signs but the spread, fitted | {_cell(rank_correlations(together))} |")
         numbers = json.dumps({"_target_": "miar_monai.inference.error_model.ErrorModel", **vars(model)}, indent=4)

@@ -76,8 +76,10 @@ def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     lr, sr = (torch.from_numpy(np.moveaxis(x.array, axis, 0).astype(np.float64)) for x in (volume, result))
     degradation: Degradation = prepared.assumed
     span = float(lr.max() - lr.min())
-    noise = float(degradation.noise_level(lr).median()) / span
-    before, degraded, after = (block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, degradation.scale)))
+    noise = float(degradation.for_lr(lr).noise_level(lr).median()) / span
+    before, degraded, after = (
+        block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, int(degradation.scales[0])))
+    )
     level = before - min(float(lr.min()), 0)
     deviation = (block_means(lr**2) - before**2).clamp(min=0).sqrt() / level
     bright = before - float(lr.min()) > 0.3 * span

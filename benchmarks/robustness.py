@@ -30,6 +30,7 @@ from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MIAR
+from miar_monai.networks.results import Prediction
 from miar_monai.networks.weights import load_weights
 
 RESULT = "robustness.md"
@@ -63,12 +64,14 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @torch.inference_mode()
 def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
-    """Return what the network makes of LR slices (N, 1, lr_side, lr_side) if the latents of its tokens are zero."""
+    """Return what the network makes of LR slices (N, 1, h, w), one tile each, if the latents of its tokens are zero."""
     side = network.schedule.latent_side
     latents = lr.new_zeros(len(lr), network.quantizer.latent_channels, side, side)
-    observed = network.observe(lr)
-    maps = network.decode(latents, network.features(observed.linear, observed.condition))
-    return network.render(maps, observed, fidelity)
+
+    def predict(linear: Tensor, condition: Tensor) -> Prediction:
+        return Prediction(network.decode(latents, network.features(linear, condition)))
+
+    return network.super_resolve(lr, fidelity=fidelity, predict=predict).image
 
 
 def with_kernel(kernel: Callable[[Tensor], Tensor], degradation: Degradation, volume: Volume) -> Volume:

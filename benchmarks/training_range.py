@@ -30,7 +30,7 @@ from miar_monai.transforms.metatensor import metatensor_to_volume
 def low_resolution(path: str, degradation: Any) -> Volume:
     """Return a volume in its units, in RAS+, degraded; rows and columns that do not fill an LR voxel are cut off."""
     image = Orientation(axcodes="RAS", labels=None)(LoadVolume()(path))
-    scale = degradation.scale
+    scale = int(degradation.scales[0])
     width, height = (size // scale * scale for size in image.shape[1:3])
     lr = SimulateLowResolution(scale, degradation.sigma, degradation.blur_on)(image[:, :width, :height])
     return metatensor_to_volume(lr)

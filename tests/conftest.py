@@ -19,7 +19,7 @@ import torch
 from hypothesis import settings
 from monai.utils import set_determinism
 
-from miar_monai.networks import MIAR
+from miar_monai.degradation import SeparableOperator
 
 # the tests of the MONAI Label app need MONAI Label, and so an environment of their own: make test-label
 collect_ignore = [] if find_spec("monailabel") else ["label"]
@@ -96,7 +96,7 @@ def real_data() -> Path:
 @pytest.fixture
 def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave results as dark as they are, which at inference are no darker than their slice."""
-    monkeypatch.setattr(MIAR, "bounded", staticmethod(lambda estimates, observed: estimates))
+    monkeypatch.setattr(SeparableOperator, "bounded", lambda self, x, floor: x)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["CUDAGraphed"]
+__all__ = ["CUDAGraphed", "tensor_addresses"]
 
 
 class _Recording(NamedTuple):
@@ -99,3 +100,16 @@ class CUDAGraphed:
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = self._call_uncached(static)
         return _Recording(graph, static, outputs)
+
+
+def tensor_addresses(module: nn.Module) -> tuple[int, ...]:
+    """Return the addresses of the weights and buffers of a module, which a recording depends on.
+
+    `nn.Module.parameters` takes four times as long, in each call.
+    """
+    modules, addresses = [module], []
+    for part in modules:  # the list grows
+        tensors = chain(part._parameters.values(), part._buffers.values())
+        addresses += [x.data_ptr() for x in tensors if x is not None]
+        modules += [child for child in part._modules.values() if child is not None]
+    return tuple(addresses)

@@ -9,24 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:
-    from miar_monai.acceleration import triton_kernels as kernels
-except ImportError:  # builds of PyTorch for CPUs, and those for other systems than Linux, come without Triton
-    kernels = None  # type: ignore[assignment]
+from miar_monai import acceleration
 
-__all__ = ["AddNorm", "LinearGELU", "NormByEight", "NormSiLU", "Turn", "join", "rotate", "top_two"]
+try:
+    from miar_monai.acceleration import triton_kernels
+except ImportError:  # builds of PyTorch for CPUs, and those for other systems than Linux, come without Triton
+    triton_kernels = None  # type: ignore[assignment]
+
+__all__ = ["AddNorm", "LinearGELU", "NormByEight", "NormSiLU", "NormalizedRotary", "join", "rotate", "top_two"]
 
 logger = logging.getLogger(__name__)
 
 
-def _fused(x: Tensor) -> bool:
-    """Return whether the kernels take over: on a GPU, where no gradients are asked for.
+def _use_kernels(x: Tensor) -> bool:
+    """Return whether to use the Triton kernels: on a GPU, without gradients, unless they are switched off.
 
     They compute in float32, so not for float64; and what is compiled is fused by the compiler.
     """
-    if kernels is None or not x.is_cuda or x.dtype == torch.float64:
+    if triton_kernels is None or not x.is_cuda or x.dtype == torch.float64:
         return False
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _kernels_work(x.device)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not acceleration.kernels():
+        return False
+    return _kernels_work(x.device)
 
 
 @lru_cache(maxsize=16)
@@ -34,7 +38,7 @@ def _kernels_work(device: torch.device) -> bool:
     """Return whether Triton can compile for a GPU, which takes a C compiler; a warning says it if not."""
     try:
         one = torch.ones(1, 1, 4, device=device)
-        kernels.add_norm(one, one, one, 1e-6)
+        triton_kernels.add_norm(one, one, one, 1e-6)
     except Exception as error:  # whatever a compiler that is not there, or does not fit, may raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning("Triton does not work here, so inference takes longer: %s", reason)
@@ -43,7 +47,7 @@ def _kernels_work(device: torch.device) -> bool:
 
 
 def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two most probable codes of each row of logits (..., V), and how probable they are.
+    """Return the two most probable codes of each row of logits (..., V), and their log-probabilities.
 
     Returns:
         Logarithms of the probabilities, (..., 2), float32, and codes, (..., 2), int64.
@@ -53,8 +57,8 @@ def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
         >>> log_p.exp(), codes
         (tensor([[0.6000, 0.3000]]), tensor([[1, 2]]))
     """
-    if _fused(logits):
-        return kernels.top_two(logits)
+    if _use_kernels(logits):
+        return triton_kernels.top_two(logits)
     log_p, codes = logits.log_softmax(dim=-1, dtype=torch.float32).topk(2, dim=-1)
     return log_p, codes
 
@@ -72,8 +76,8 @@ def join(key: Tensor, value: Tensor, rows: Tensor | None, new_key: Tensor, new_v
     Returns:
         Keys and values, (B · M, T + n, heads, d) both.
     """
-    if _fused(key):
-        return kernels.join(key, value, rows, new_key, new_value)
+    if _use_kernels(key):
+        return triton_kernels.join(key, value, rows, new_key, new_value)
     if rows is not None:
         key, value = key[rows], value[rows]
     return _join(key, new_key), _join(value, new_value)
@@ -96,20 +100,20 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.addcmul(x * cos, swapped, sin)
 
 
-class Turn(nn.Module):
-    """What happens to queries and keys: they get a place, and all the same length."""
+class NormalizedRotary(nn.Module):
+    """Normalization of queries and keys, followed by their rotary position embedding."""
 
     eps = 1e-12
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """Give (B, L, heads, d) a root mean square of 1, that is the length √d, and `rotate` it."""
-        if _fused(x) and x.shape[-1] & (x.shape[-1] - 1) == 0:
-            return kernels.turn(x, table, self.eps)
+        if _use_kernels(x) and x.shape[-1] & (x.shape[-1] - 1) == 0:
+            return triton_kernels.normalized_rotary(x, table, self.eps)
         return rotate(F.rms_norm(x, x.shape[-1:], eps=self.eps), table)
 
 
 class AddNorm(nn.RMSNorm):
-    """Where one residual branch ends and the next one begins."""
+    """The sum of a residual branch and the stream, and its norm for the next branch."""
 
     eps: float
 
@@ -118,18 +122,18 @@ class AddNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return the sum of the stream and a branch, (B, L, D) both, and its RMS norm."""
-        if _fused(x) and x.shape == branch.shape and x.dtype == branch.dtype:
-            return kernels.add_norm(x, branch, self.weight, self.eps)
+        if _use_kernels(x) and x.shape == branch.shape and x.dtype == branch.dtype:
+            return triton_kernels.add_norm(x, branch, self.weight, self.eps)
         x = x + branch
         return x, super().forward(x)
 
 
 class LinearGELU(nn.Linear):
-    """A linear layer and GELU, which needs no pass of its own where the product is written anyway."""
+    """A linear layer and GELU, in one pass over the product."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        if x.is_cuda and _fused(x):  # only there is it this GELU
+        if x.is_cuda and _use_kernels(x):  # only there is it this GELU
             out = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.mT, use_gelu=True)
             return out.unflatten(0, x.shape[:-1])
         return F.gelu(super().forward(x), approximate="tanh")
@@ -143,10 +147,10 @@ class NormByEight(nn.GroupNorm):
 
 
 class NormSiLU(NormByEight):
-    """What comes before a convolution: group norm and SiLU."""
+    """Group norm and SiLU, as before a convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        if _fused(x):
-            return kernels.norm_silu(x, self.num_groups, self.weight, self.bias, self.eps)
+        if _use_kernels(x):
+            return triton_kernels.norm_silu(x, self.num_groups, self.weight, self.bias, self.eps)
         return F.silu(super().forward(x))

@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["add_norm", "join", "norm_silu", "top_two", "turn"]
+__all__ = ["add_norm", "join", "norm_silu", "normalized_rotary", "top_two"]
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _where_it_lies(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+def _on_device_of_first(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
     """Launch on the GPU of the first tensor, which may not be the current one."""
 
     @wraps(launch)
@@ -34,7 +34,7 @@ def _where_it_lies(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Conc
 
 
 @triton.jit(do_not_specialize=["rows", "places"])
-def _turn(  # type: ignore[no-untyped-def]
+def _normalized_rotary(  # type: ignore[no-untyped-def]
     x, table, out, rows, places, heads, sine, token, head, eps: tl.constexpr, d: tl.constexpr, block: tl.constexpr
 ):
     row = tl.program_id(0) * block + tl.arange(0, block)
@@ -51,13 +51,13 @@ def _turn(  # type: ignore[no-untyped-def]
     tl.store(out + start + channel, ((own * cos + other * sin) * scale).to(out.dtype.element_ty), inside)
 
 
-@_where_it_lies
-def turn(x: Tensor, table: Tensor, eps: float) -> Tensor:
-    """Return what `Turn` does: queries or keys (B, L, heads, d), their length and their place; d is a power of two."""
+@_on_device_of_first
+def normalized_rotary(x: Tensor, table: Tensor, eps: float) -> Tensor:
+    """Compute `NormalizedRotary` of queries or keys (B, L, heads, d); d is a power of two."""
     x = x.contiguous()
     out, (_, length, heads, d) = torch.empty_like(x), x.shape
     rows, block, (sine, token, head, _) = x.numel() // d, 16, table.stride()
-    _turn[(triton.cdiv(rows, block),)](
+    _normalized_rotary[(triton.cdiv(rows, block),)](
         x, table, out, rows, length * heads, heads, sine, token, head if table.shape[2] > 1 else 0, eps, d, block
     )
     return out
@@ -80,7 +80,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
     tl.store(out + at, (added * scale * weights).to(out.dtype.element_ty), inside)
 
 
-@_where_it_lies
+@_on_device_of_first
 def add_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return what `AddNorm` does: the sum of two (B, L, D), and its RMS norm."""
     x, branch = x.contiguous(), branch.contiguous()
@@ -128,7 +128,7 @@ def _norm_silu(  # type: ignore[no-untyped-def]
     tl.store(out + group.to(tl.int64) * size + i, value.to(out.dtype.element_ty), i < size)
 
 
-@_where_it_lies
+@_on_device_of_first
 def norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return what `NormSiLU` does with a feature map (B, C, H, W).
 
@@ -161,7 +161,7 @@ def _top_two(logits, log_p, codes, rows, size, width: tl.constexpr, block: tl.co
     tl.store(codes + to + 1, tl.argmax(rest, 1).to(tl.int64), row < rows)
 
 
-@_where_it_lies
+@_on_device_of_first
 def top_two(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `miar_monai.acceleration.layers.top_two` does; of equal codes, the first."""
     logits = logits.contiguous()
@@ -198,7 +198,7 @@ def _join(  # type: ignore[no-untyped-def]
     tl.store(value + to, values, is_old | is_new)
 
 
-@_where_it_lies
+@_on_device_of_first
 def join(key: Tensor, value: Tensor, rows: Tensor | None, new_key: Tensor, new_value: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `layers.join` does: picks rows, copies them for candidates, joins keys and values."""
     key, value = key.contiguous(), value.contiguous()

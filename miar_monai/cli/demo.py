@@ -18,7 +18,7 @@ from monai.transforms import CenterSpatialCrop
 from torch import Tensor
 
 from miar_monai.data.io import read_volume, write_nifti, write_volume
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError, report_errors_in_one_sentence
 from miar_monai.evaluation.slices import SuperResolutionEvaluation
 from miar_monai.inference.resolver import SuperResolver

@@ -20,7 +20,7 @@ import miar_monai
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices, installed
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
-from miar_monai.inference.bundle import MODELS, find_bundle, locate_bundle, metadata, number_or_text, weights_path
+from miar_monai.inference.bundle import find_bundle, locate_bundle, metadata, models, number_or_text, weights_path
 
 __all__ = ["main"]
 
@@ -283,7 +283,7 @@ def info() -> None:
     click.echo(f"miar {miar_monai.__version__} in {Path(miar_monai.__file__).parent}")
     for name in ("torch", "monai", "numpy", "nibabel", "itk"):
         click.echo(f"  {name:8} {installed(name) or 'not installed'}")
-    for model in MODELS:
+    for model in models():
         try:
             bundle, origin = locate_bundle(model)
             about = metadata(bundle)
@@ -313,7 +313,7 @@ def doctor() -> None:
     check("packages", check_packages)
     for device in devices():
         check(f"device {device}", partial(check_device, device))
-    for model in MODELS:
+    for model in models():
         check(f"model {model}", partial(check_weights, model))
     if problems:
         click.echo(f"{len(problems)} problems: {', '.join(problems)}", err=True)

@@ -1,4 +1,4 @@
-"""Which volumes there are, who belongs to training, validation and test, and their slices in memory."""
+"""Lists of the volumes in a dataset, their split by patient, and a dataset of their slices in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ from miar_monai.data.io import is_volume_file, volume_stem
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.errors import DatasetError
 
-__all__ = ["SliceDataset", "brats_datalist", "lidc_datalist", "split_by_patient", "volume_datalist"]
+__all__ = [
+    "SliceDataset",
+    "brats_datalist",
+    "lidc_datalist",
+    "series_datalist",
+    "split_by_patient",
+    "subject_datalist",
+    "volume_datalist",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +40,8 @@ Item = dict[str, str]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _SECTIONS = ("training", "validation", "test")
-_NAMES_OF_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
-_BRATS_LAYOUT = "<dataset_dir>/<subject>/<subject>_{0}.nii.gz (or BraTS 2023's <subject>-{1}.nii.gz)"
-_LIDC_LAYOUT = "NIfTI files, or folders with one DICOM series each, at any depth"
+_BRATS_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
+_SERIES_LAYOUT = "NIfTI files, or folders with one DICOM series each, at any depth"
 
 
 def _folders(dataset_dir: Paths, layout: str) -> list[Path]:
@@ -45,8 +52,49 @@ def _folders(dataset_dir: Paths, layout: str) -> list[Path]:
     return folders
 
 
+def subject_datalist(dataset_dir: Paths, contrasts: Mapping[str, Sequence[str]]) -> list[Item]:
+    """List the volumes of a dataset with one folder per subject and one NIfTI file per contrast.
+
+    Args:
+        dataset_dir: the folder of the subjects, or several such folders.
+        contrasts: the file names of each contrast without suffix, of which the first that exists is taken;
+            ``{subject}`` stands for the name of the folder.
+
+    Returns:
+        Dictionaries with ``"image"`` (path), ``"subject"`` and ``"contrast"``, sorted by path.
+
+    Raises:
+        DatasetError: if a folder is missing or has no volume of these contrasts.
+    """
+    names = [name.format(subject="<subject>") for name in next(iter(contrasts.values()))]
+    layout = " or ".join(f"<dataset_dir>/<subject>/{name}.nii.gz" for name in names)
+    items = []
+    for folder in _folders(dataset_dir, layout):
+        subjects = sorted(path for path in folder.iterdir() if path.is_dir())
+        found = [item for subject in subjects for item in _subject_folder(subject, contrasts)]
+        if not found:
+            raise DatasetError(
+                f"{folder} has {len(subjects)} folders but no volume of the contrasts {', '.join(contrasts)}: "
+                f"{layout} is needed; set dataset_dir to the folder of the subjects."
+            )
+        missing = len(subjects) * len(contrasts) - len(found)
+        if missing:
+            logger.warning("%s: %d volumes of the contrasts %s are missing", folder, missing, ", ".join(contrasts))
+        items += found
+    return items
+
+
+def _subject_folder(folder: Path, contrasts: Mapping[str, Sequence[str]]) -> Iterator[Item]:
+    for contrast, names in contrasts.items():
+        stems = (name.format(subject=folder.name) for name in names)
+        for path in (folder / (stem + suffix) for stem in stems for suffix in (".nii.gz", ".nii")):
+            if path.is_file():
+                yield {"image": str(path), "subject": folder.name, "contrast": contrast}
+                break
+
+
 def brats_datalist(dataset_dir: Paths, contrasts: Sequence[str] = ("t2",)) -> list[Item]:
-    """List the volumes of a BraTS folder: one folder a subject, one NIfTI file a contrast.
+    """List the volumes of a BraTS folder, see `subject_datalist`.
 
     Both ``<subject>/<subject>_t2.nii.gz`` and the names of BraTS 2023 (``<subject>/<subject>-t2w.nii.gz``) are found.
 
@@ -58,72 +106,58 @@ def brats_datalist(dataset_dir: Paths, contrasts: Sequence[str] = ("t2",)) -> li
         Dictionaries with ``"image"`` (path), ``"subject"`` and ``"contrast"``, sorted by path.
 
     Raises:
-        DatasetError: if a folder is missing or holds no volume of these contrasts.
+        DatasetError: if a folder is missing or has no volume of these contrasts.
     """
-    contrasts = ensure_tuple(contrasts)
-    layout = _BRATS_LAYOUT.format(contrasts[0], _NAMES_OF_2023.get(contrasts[0], contrasts[0]))
-    items = []
-    for folder in _folders(dataset_dir, layout):
-        subjects = sorted(path for path in folder.iterdir() if path.is_dir())
-        found = [item for subject in subjects for item in _brats_subject(subject, contrasts)]
-        if not found:
-            raise DatasetError(
-                f"{folder} holds {len(subjects)} folders but no volume of the contrasts {', '.join(contrasts)}: "
-                f"{layout} is needed; set dataset_dir to the folder of the subjects."
-            )
-        missing = len(subjects) * len(contrasts) - len(found)
-        if missing:
-            logger.warning("%s: %d volumes of the contrasts %s are missing", folder, missing, ", ".join(contrasts))
-        items += found
-    return items
+    names = {
+        contrast: (f"{{subject}}_{contrast}", f"{{subject}}-{_BRATS_2023.get(contrast, contrast)}")
+        for contrast in ensure_tuple(contrasts)
+    }
+    return subject_datalist(dataset_dir, names)
 
 
-def _brats_subject(folder: Path, contrasts: Sequence[str]) -> Iterator[Item]:
-    for contrast in contrasts:
-        stems = (f"{folder.name}_{contrast}", f"{folder.name}-{_NAMES_OF_2023.get(contrast, contrast)}")
-        for path in (folder / (stem + suffix) for stem in stems for suffix in (".nii.gz", ".nii")):
-            if path.is_file():
-                yield {"image": str(path), "subject": folder.name, "contrast": contrast}
-                break
+def series_datalist(dataset_dir: Paths, modality: str) -> list[Item]:
+    """List the volumes of a dataset of NIfTI files, and folders with one DICOM series each, at any depth.
 
-
-def lidc_datalist(dataset_dir: Paths) -> list[Item]:
-    """List the CT volumes of a LIDC-IDRI folder: NIfTI files, and folders with one DICOM series each, at any depth.
-
-    DICOM series of another modality than CT (LIDC-IDRI has chest radiographs and segmentations too) are left out.
+    DICOM series of other modalities, such as radiographs and segmentations, are left out.
 
     Args:
         dataset_dir: the folder, or several folders.
+        modality: Modality of the DICOM series, such as ``"CT"`` or ``"MR"``.
 
     Returns:
         Dictionaries with ``"image"`` (path of the file or of the series folder) and ``"subject"``: the PatientID of a
-        DICOM series, else the name of the uppermost folder, else the stem of a NIfTI file that lies in no folder.
+        DICOM series, else the name of the top folder, else the stem of a NIfTI file directly in ``dataset_dir``.
 
     Raises:
-        DatasetError: if a folder is missing or holds no volume.
+        DatasetError: if a folder is missing or has no volume.
     """
     items = []
-    for root in _folders(dataset_dir, _LIDC_LAYOUT):
-        found = [item for folder, _, _ in sorted(os.walk(root)) for item in _lidc_folder(root, Path(folder))]
+    for root in _folders(dataset_dir, _SERIES_LAYOUT):
+        found = [item for path, _, _ in sorted(os.walk(root)) for item in _series_folder(root, Path(path), modality)]
         if not found:
-            raise DatasetError(f"{root} holds no CT volume: {_LIDC_LAYOUT}, are needed; set dataset_dir.")
+            raise DatasetError(f"{root} has no {modality} volume: {_SERIES_LAYOUT}, are needed; set dataset_dir.")
         items += found
     return items
 
 
-def _lidc_folder(root: Path, folder: Path) -> Iterator[Item]:
+def _series_folder(root: Path, folder: Path, modality: str) -> Iterator[Item]:
     inside = folder.relative_to(root).parts
     for path in sorted(folder.iterdir()):
         if is_volume_file(path):
             yield {"image": str(path), "subject": inside[0] if inside else volume_stem(path)}
     file = next(slice_files(sorted(folder.iterdir())), None)
-    if file is not None and header_text(file, "Modality") == "CT":
-        uppermost = (*inside, folder.name)[0]
-        yield {"image": str(folder), "subject": header_text(file, "PatientID") or uppermost}
+    if file is not None and header_text(file, "Modality") == modality:
+        top = (*inside, folder.name)[0]
+        yield {"image": str(folder), "subject": header_text(file, "PatientID") or top}
+
+
+def lidc_datalist(dataset_dir: Paths) -> list[Item]:
+    """List the CT volumes of a LIDC-IDRI folder, see `series_datalist`."""
+    return series_datalist(dataset_dir, "CT")
 
 
 def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = None) -> list[Item]:
-    """List the volumes to super-resolve, those that ``miar sr`` finds.
+    """List the volumes to super-resolve, as ``miar sr`` does.
 
     Args:
         inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence

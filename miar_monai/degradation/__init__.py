@@ -1,21 +1,15 @@
-"""How a low-resolution image comes from a high-resolution one, and what follows from that in closed form."""
+"""The degradation of HR to LR images: its description, its linear operator, and the blur of images, estimated."""
 
-from miar_monai.degradation.operators import (
-    Degradation,
-    Degradations,
-    Matrices,
-    SeparableDegradation,
-    SquareDegradation,
-    blur_matrix,
-    with_blurs,
-)
+from miar_monai.degradation.axis import AxisDegradation, AxisOperator, blur_matrix
+from miar_monai.degradation.description import Degradation, operators, with_blurs
+from miar_monai.degradation.separable import SeparableOperator
 
 __all__ = [
+    "AxisDegradation",
+    "AxisOperator",
     "Degradation",
-    "Degradations",
-    "Matrices",
-    "SeparableDegradation",
-    "SquareDegradation",
+    "SeparableOperator",
     "blur_matrix",
+    "operators",
     "with_blurs",
 ]

@@ -11,7 +11,8 @@ import torch
 from scipy.signal.windows import blackmanharris
 from torch import Tensor
 
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation.axis import AxisDegradation
+from miar_monai.degradation.description import Degradation
 
 __all__ = ["estimate_blur", "infer_degradation", "without_overshoot"]
 
@@ -79,13 +80,13 @@ def infer_degradation(lr: Tensor, own: Degradation) -> Degradation:
     Example:
         >>> import torch
         >>> infer_degradation(torch.zeros(1, 1, 64, 64), Degradation())
-        Degradation(scale=4, sigma=1.0, blur_on='lr')
+        Degradation(scale=4, sigma=1.0, blur_on='lr', profile='bicubic', thickness=1.0)
     """
-    measured = estimate_blur(lr, own.scale)
+    measured = estimate_blur(lr, int(own.scales[0]))
     # real slices read 0.02 to 0.05 too high, single ones up to 0.15, and with noise any number
     if measured is None or -0.03 < measured - own.lr_sigma < 0.13:
         return own
-    if measured > own.lr_sigma and own.noise_level(lr).median() > NOISELESS:
+    if measured > own.lr_sigma and own.for_lr(lr).noise_level(lr).median() > NOISELESS:
         return own
     return replace(own, sigma=0.0 if measured < 0.65 else min(measured - 0.04, MOST_BLUR), blur_on="lr")
 
@@ -107,7 +108,9 @@ def without_overshoot(
         >>> import torch
         >>> edges = torch.zeros(1, 1, 32, 32)
         >>> edges[..., 8:24, 8:24] = 1
-        >>> without_overshoot(edges, Degradation(), lambda lr, degradation: degradation.restore(lr, 1e-3)).sigma
+        >>> def restore(lr, degradation):
+        ...     return degradation.for_lr(lr).restore(lr, 1e-3)
+        >>> without_overshoot(edges, Degradation(), restore).sigma
         0.5
     """
     lr = lr[lr.amax(dim=(1, 2, 3)) > lr.amin(dim=(1, 2, 3))]
@@ -170,5 +173,5 @@ def _models(height: int, width: int, scale: int) -> tuple[np.ndarray, np.ndarray
 def _response(frequency: np.ndarray, scale: int, sigma: float) -> np.ndarray:
     """Return what a degradation leaves of waves, their frequency in cycles for each of its LR voxels."""
     size = 32 * scale
-    weights = Degradation(scale, sigma).matrix(size)[16].numpy()  # of a voxel far from the border
+    weights = AxisDegradation(size, 32, scale, sigma=sigma).matrix()[16].numpy()  # of a voxel far from the border
     return np.abs(np.exp(-2j * np.pi * frequency[:, None] / scale * np.arange(size)) @ weights)

@@ -26,7 +26,7 @@ from torch import Tensor
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.io import volume_stem
 from miar_monai.data.outputs import refuse_to_overwrite
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError
 from miar_monai.evaluation.metrics import METRICS, Score, body_mask, create_metrics
@@ -61,7 +61,7 @@ class SuperResolutionEvaluation:
     """Compare super-resolved slices with the truth, beside nearest, bicubic and the damped linear inverse.
 
     A call measures these and MIAR, which has two rows: as it is, and made consistent with the LR slices in closed form
-    (`Degradation.enforce`), which needs a degradation that is known. `add` measures any other methods.
+    (`SeparableOperator.prox`), which needs a degradation that is known. `add` measures any other methods.
 
     Everything is measured in network intensities, clamped to [0, 1] here and nowhere else. A metric whose weights or
     package are missing is named below the table, and the others go on.
@@ -70,7 +70,7 @@ class SuperResolutionEvaluation:
         degradation: what made the LR slices; gives the scale and the linear inverse.
         metrics: names from `miar_monai.evaluation.metrics.METRICS`.
         body_threshold: intensity in [0, 1] that the body exceeds and the background does not.
-        damping: of the linear inverse, see `Degradation.enforce`.
+        damping: of the linear inverse, see `SeparableOperator.prox`.
         device: where the metrics are computed.
         batch_size: slices computed together.
 
@@ -119,7 +119,7 @@ class SuperResolutionEvaluation:
         return {
             "nearest": lambda lr: self._interpolate(lr, "nearest-exact"),
             "bicubic": lambda lr: self._interpolate(lr, "bicubic"),
-            "linear inverse": lambda lr: self.degradation.restore(lr, self.damping),
+            "linear inverse": lambda lr: self.degradation.for_lr(lr).restore(lr, self.damping),
         }
 
     def baselines(self, lr: Tensor) -> dict[str, Tensor]:
@@ -127,12 +127,13 @@ class SuperResolutionEvaluation:
         return {name: method(lr) for name, method in self.baseline_methods.items()}
 
     def _interpolate(self, lr: Tensor, mode: str) -> Tensor:
-        rows, columns = (interpolation_matrix(n, n * self.degradation.scale, mode).to(lr) for n in lr.shape[-2:])
+        sizes = zip(lr.shape[-2:], self.degradation.for_lr(lr).hr_shape, strict=True)
+        rows, columns = (interpolation_matrix(*size, mode).to(lr) for size in sizes)
         return resample(lr, rows, columns)
 
     def make_consistent(self, sr: Tensor, lr: Tensor) -> Tensor:
         """Return the images closest to ``sr``, (N, 1, H, W), that degrade to ``lr``, (N, 1, h, w), but for damping."""
-        return self.degradation.enforce(sr, lr, self.damping)
+        return self.degradation.for_lr(lr).prox(sr, lr, self.damping)
 
     @torch.no_grad()
     def __call__(
@@ -159,7 +160,7 @@ class SuperResolutionEvaluation:
         Raises:
             ConfigurationError: if the sizes do not belong together.
         """
-        scaled = (*lr.shape[:2], *(size * self.degradation.scale for size in lr.shape[2:]))
+        scaled = (*lr.shape[:2], *self.degradation.for_lr(lr).hr_shape)
         if not sr.shape == hr.shape == scaled:
             raise ConfigurationError(
                 f"{subject}: the LR slices {tuple(lr.shape)}, the SR slices {tuple(sr.shape)} and the true slices "

@@ -1,4 +1,4 @@
-"""What the bundles need around their configs: where they are, and checks of their switches."""
+"""Locations of the bundles, and checks of their settings."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ __all__ = [
     "find_bundle",
     "locate_bundle",
     "metadata",
+    "models",
     "number_or_text",
+    "read_json",
     "weights_path",
     "weights_sha256",
 ]
 
 logger = logging.getLogger(__name__)
 
-
 MODELS = ("brats", "lidc")
-"""Short names of the bundles ``miar_brats`` and ``miar_lidc``, after the data that they were trained on."""
+"""Short names of the shipped bundles ``miar_brats`` and ``miar_lidc``, after their training data."""
 
 ALIASES = {"brain_mri": "brats", "chest_ct": "lidc"}
-"""The same models by what they are for."""
+"""Names of the shipped bundles by anatomy and modality."""
 
 WEIGHTS_PACKAGE = "miar-monai-bundles"
 """Name of the package with both bundles; ``make dist`` builds its wheel from ``bundles/``."""
@@ -47,60 +48,74 @@ WEIGHTS_PACKAGE = "miar-monai-bundles"
 def find_bundle(model: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle.
 
-    The wheel of the code holds no bundles. A short name is looked for
+    The bundle of the model ``brats`` is the folder ``miar_brats`` in the first of these places that has it; likewise
+    for ``lidc`` and for bundles added there:
 
-    1. in the folder that the environment variable ``MIAR_BUNDLES`` names, and with that variable nowhere else;
-    2. in ``bundles/`` beside the package, where a clone of the repository has it;
-    3. in the installed package ``miar-monai-bundles``.
+    1. the folder in the environment variable ``MIAR_BUNDLES``; if it is set, the only place;
+    2. ``bundles/`` next to the package, in a clone of the repository;
+    3. the installed package ``miar-monai-bundles``.
 
     Args:
-        model: a name among `MODELS` or `ALIASES`, or the folder of a bundle (``./brats`` if its name is one of these).
-            The configs of a bundle hold Python expressions: use bundles that you trust.
+        model: a name in `models` or `ALIASES`, or the folder of a bundle (``./brats`` for a folder with the name of a
+            model). The configs of a bundle can run Python code: only use bundles that you trust.
 
     Raises:
-        SettingError: if there is no bundle.
+        SettingError: if the bundle does not exist.
     """
     return locate_bundle(model)[0]
 
 
 def locate_bundle(model: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Return the folder of a bundle, see `find_bundle`, and where it comes from, in words.
+    """Return the folder of a bundle, see `find_bundle`, and a phrase for its origin.
 
     Raises:
-        SettingError: if there is no bundle.
+        SettingError: if the bundle does not exist.
     """
     name = ALIASES.get(str(model), str(model))
-    known = name in MODELS
-    places = _places(f"miar_{name}") if known else {"the given folder": Path(model)}
+    places = {origin: home / f"miar_{name}" for origin, home in _homes().items()} if name.isidentifier() else {}
+    if name not in MODELS:
+        places["the given folder"] = Path(model)
     for origin, folder in places.items():
         config = folder / "configs" / "inference.json"
         if config.is_file():
             return folder, origin
-    advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
-    if not known:
-        advice = f"give the folder of a bundle, or a name among {', '.join([*ALIASES, *MODELS])}."
-    elif "MIAR_BUNDLES" not in places:
+    if name not in MODELS:
+        advice = f"give the folder of a bundle, or a name among {', '.join([*ALIASES, *models()])}."
+    elif "MIAR_BUNDLES" in places:
+        advice = "set MIAR_BUNDLES to the folder that holds miar_brats and miar_lidc, or give the folder of the bundle."
+    else:
         raise SettingError(
-            f"no weights of the model {model} are installed: the package {WEIGHTS_PACKAGE} is needed; install its "
-            f"wheel (make dist in the repository builds it), {advice}"
+            f"the weights of the model {model} are not installed: the package {WEIGHTS_PACKAGE} is needed; install its "
+            "wheel (make dist in the repository builds it), set MIAR_BUNDLES to the folder that holds miar_brats and "
+            "miar_lidc, or give the folder of the bundle."
         )
     raise SettingError(f"{config} does not exist: the folder of a bundle is needed; {advice}")
 
 
-def _places(bundle: str) -> dict[str, Path]:
-    """Return the folders where a bundle of this project may be, by their origin, in the order of precedence."""
+def models() -> list[str]:
+    """Return the short names of the shipped bundles, and of other ``miar_<name>`` folders next to them.
+
+    Example:
+        >>> models()
+        ['brats', 'lidc']
+    """
+    configs = [path for home in _homes().values() for path in home.glob("miar_*/configs/inference.json")]
+    return [*MODELS, *sorted({path.parents[1].name.removeprefix("miar_") for path in configs} - {*MODELS})]
+
+
+def _homes() -> dict[str, Path]:
+    """Return the folders that can hold bundles, by their origin, in the order of precedence."""
     if home := os.environ.get("MIAR_BUNDLES"):
-        return {"MIAR_BUNDLES": Path(home, bundle)}
-    places = {"the repository": Path(__file__).parents[2] / "bundles" / bundle}
+        return {"MIAR_BUNDLES": Path(home)}
+    homes = {"the repository": Path(__file__).parents[2] / "bundles"}
     with suppress(PackageNotFoundError):
         package = distribution(WEIGHTS_PACKAGE)
-        folder = Path(str(package.locate_file("miar_monai_bundles")), bundle)
-        places[f"{WEIGHTS_PACKAGE} {package.version}"] = folder
-    return places
+        homes[f"{WEIGHTS_PACKAGE} {package.version}"] = Path(str(package.locate_file("miar_monai_bundles")))
+    return homes
 
 
 def weights_path(bundle: Path) -> Path:
-    """Return where a bundle keeps its weights."""
+    """Return the path of the weights of a bundle."""
     return bundle / "models" / "model.pt"
 
 
@@ -114,25 +129,29 @@ def weights_sha256(bundle: Path) -> str:
 
 
 def metadata(bundle: Path) -> dict[str, Any]:
-    """Return a bundle's ``metadata.json``.
+    """Return a bundle's ``metadata.json``, see `read_json`."""
+    return read_json(bundle / "configs" / "metadata.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a bundle.
 
     Raises:
-        ConfigurationError: if it is missing or no JSON object.
+        ConfigurationError: if it is missing or is not a JSON object.
     """
-    path = bundle / "configs" / "metadata.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
+            raise ValueError(f"it is a {type(content).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}): a JSON object is needed; restore it.") from error
     return content
 
 
 def check_switches(**switches: object) -> None:
-    """Check that switches are on or off, as JSON and Python say it.
+    """Check that switches are booleans.
 
-    On the command line ``--overwrite false`` is a text to `monai.bundle`, and every text counts as true.
+    `monai.bundle` parses ``--overwrite false`` as a string, and a non-empty string counts as true.
 
     Args:
         switches: values by name.
@@ -152,13 +171,13 @@ def check_switches(**switches: object) -> None:
 
 
 def check_command_line(argv: Sequence[str] | None = None) -> None:
-    """Check that ``python -m monai.bundle run`` is given no setting that no config has, which it takes without a word.
+    """Check that the configs have every setting in a ``python -m monai.bundle run`` command, as MONAI ignores others.
 
     Args:
-        argv: the words of the command, those of this process by default; of another command nothing is checked.
+        argv: the command, that of this process by default; other commands are not checked.
 
     Raises:
-        SettingError: if a name is none of the configs'.
+        SettingError: if the configs lack a setting.
 
     Example:
         >>> check_command_line(["miar", "sr", "scan.nii.gz", "--blurr", "1"])
@@ -169,26 +188,26 @@ def check_command_line(argv: Sequence[str] | None = None) -> None:
     from monai.bundle import ConfigParser, run
 
     words = list(sys.argv if argv is None else argv)
-    words = words[: words.index("--")] if "--" in words else words  # what follows is for Fire
+    words = words[: words.index("--")] if "--" in words else words  # the rest is for Fire
     if not (Path(words[0]).as_posix().endswith("monai/bundle/__main__.py") and words[1:2] == ["run"]):
         return
     options = [word.removeprefix("--").partition("=") for word in words if word.startswith("--")]
     following = dict(pairwise(words))
     files = [value or following.get("--config_file") for name, _, value in options if name == "config_file"]
     if not files or files[-1] is None:
-        return  # they are in a file of arguments, or missing, which MONAI says
+        return  # they are in an arguments file, or missing, which MONAI reports
     config = ConfigParser.load_config_files(DefaultParseValue(files[-1]))
     known = {*config, *signature(run).parameters}
     for name, _, _ in options:
         top = name.replace("::", "#").split("#")[0].replace("-", "_")  # as Fire does
         if top not in known:
             close = get_close_matches(top, sorted(known), 1)
-            hint = f"{close[0]!r} may be meant" if close else f"there are {', '.join(sorted(config))}"
-            raise SettingError(f"there is no setting {top!r} in {files[-1]}: {hint}; correct the command.")
+            hint = f"the closest is {close[0]!r}" if close else f"its settings are {', '.join(sorted(config))}"
+            raise SettingError(f"{files[-1]} has no setting {top!r}: {hint}; correct the command.")
 
 
 def number_or_text(value: str | None) -> float | str | None:
-    """Return a number where a text is one; a setting such as ``blur`` can be either.
+    """Convert text to a number if possible; settings such as ``blur`` take a number or a word.
 
     Example:
         >>> number_or_text("0.8"), number_or_text("auto")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
 from math import prod
@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.inferers import Inferer, sliding_window_inference
+from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from miar_monai.acceleration.cuda_graphs import CUDAGraphed
+from miar_monai import acceleration
+from miar_monai.acceleration.cuda_graphs import CUDAGraphed, tensor_addresses
 from miar_monai.data.geometry import upscaled_affine
+from miar_monai.degradation import Degradation, SeparableOperator, operators
 from miar_monai.degradation.blur_estimation import MOST_BLUR, infer_degradation, without_overshoot
-from miar_monai.degradation.operators import Degradation, Matrices, SquareDegradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError, check_range, check_whole
 from miar_monai.inference.error_model import ErrorModel
+from miar_monai.inference.tiling import Output, Padding, blend_tiles, num_tiles
 from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding
-from miar_monai.networks.miar import Observation
+from miar_monai.networks.results import Estimate, Prediction
 from miar_monai.transforms.intensity_range import IntensityRange
 
 __all__ = ["BeamSearchInferer"]
@@ -45,29 +47,44 @@ def _device(network: Callable[..., Tensor], images: Tensor) -> torch.device:
     return next((p.device for p in weights), images.device)
 
 
-def _addresses(network: nn.Module) -> tuple[int, ...]:
-    """Return where weights and buffers lie. `nn.Module.parameters` takes four times as long, in each call."""
-    modules, found = [network], []
-    for module in modules:  # which grows
-        tensors = chain(module._parameters.values(), module._buffers.values())
-        found += [x.data_ptr() for x in tensors if x is not None]
-        modules += [child for child in module._modules.values() if child is not None]
-    return tuple(found)
+def _named(result: Prediction | Estimate) -> dict[str, Tensor]:
+    """Return the fields of a result that there are, by name."""
+    return {name: value for name, value in result._asdict().items() if value is not None}
 
 
-class _Functions(NamedTuple):
-    """What a `MIAR` does on its device without the host: on a GPU, each is a CUDA graph."""
+@dataclass
+class _Run:
+    """One call of the inferer."""
+
+    device: torch.device
+    bar: tqdm
+    network_weights: list[Tensor] = field(default_factory=list)
+    """Of each slice."""
+
+    def counted(self, predictor: Callable[[Tensor], Output]) -> Callable[[Tensor], Output]:
+        """Return a function of tiles that moves the progress bar."""
+
+        def predict(tiles: Tensor) -> Output:
+            result = predictor(tiles)
+            self.bar.update(len(tiles))
+            return result
+
+        return predict
+
+
+class _Steps(NamedTuple):
+    """The steps that run on the device of a `MIAR` without the host: on a GPU, each is a CUDA graph."""
 
     of_slices: Callable[..., dict[str, Tensor]]
-    """LR slices of one tile (N, 1, h, h) and the `Matrices` of their degradation: all that the inferer needs."""
+    """LR slices of one tile (N, 1, h, w) and the tensors of their operator: the fields of an `Estimate`."""
     of_tiles: Callable[..., dict[str, Tensor]]
-    """Linear estimates (N, 1, H, H) and conditions (N, 2, 1, 1) of tiles: output maps (N, 2 or 3, H, H)."""
+    """Linear estimates (N, 1, H, H) and conditions (N, 2, 1, 1) of tiles: maps and entropy of a `Prediction`."""
 
     def clear(self) -> None:
-        """Forget all recordings, and give back the memory that they work in."""
-        for function in self:
-            if isinstance(function, CUDAGraphed):
-                function.clear()
+        """Forget all recordings, and free their memory."""
+        for step in self:
+            if isinstance(step, CUDAGraphed):
+                step.clear()
 
 
 class BeamSearchInferer(Inferer):
@@ -94,13 +111,13 @@ class BeamSearchInferer(Inferer):
         blur: standard deviation of the input's blur in LR voxels, for a `MIAR`: up to 1.25; ``"auto"``, which measures
             it in the slices of a call (`infer_degradation`); or None, that of the training.
         degradation: how the LR images came about, if that is known: the result is then made consistent with them.
-        damping: of that correction (see `Degradation.enforce`); about 1e-3 for floating-point images, 1e-2 for 8 bits.
-        tile_size: in-plane size of a tile; the network's.
+        damping: of that correction (`SeparableOperator.prox`): about 1e-3 for floating-point images, 1e-2 for 8 bits.
+        tile_size: side of a tile in LR voxels, for a network that is not a `MIAR`, which has its own.
         sw_batch_size: slices, and tiles of them, that go through the network at once; halved where a GPU's memory does
             not hold them. By default 16 on a GPU, where a slice of many is faster than one alone, and 2 elsewhere.
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
-        uncertainty: return the expected absolute error of a `MIAR` as a second channel; the first stays as it is.
+        uncertainty: return the expected absolute error of a `MIAR` besides the image, which stays as it is.
         error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
         lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
             fewer: see `miar_monai.networks.decoding.Decoding`.
@@ -116,7 +133,7 @@ class BeamSearchInferer(Inferer):
     Example:
         >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
         ...     dim=16, depth=1, num_heads=2).eval()
-        >>> inferer = BeamSearchInferer(lookahead_tokens=1, tile_size=8)
+        >>> inferer = BeamSearchInferer(lookahead_tokens=1)
         >>> inferer(torch.rand(1, 1, 11, 9, 3), network).shape
         torch.Size([1, 1, 44, 36, 3])
     """
@@ -146,7 +163,16 @@ class BeamSearchInferer(Inferer):
         intensity_range: Sequence[float] | None = None,
     ) -> None:
         self.decoding = Decoding(
-            strategy, lookahead_tokens, alpha, selection, score, top_k, top_p, temperature, seed, lookahead_scales
+            strategy=strategy,
+            lookahead_tokens=lookahead_tokens,
+            lookahead_scales=lookahead_scales,
+            alpha=alpha,
+            selection=selection,
+            score=score,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            seed=seed,
         )
         for name, value, low, high in (
             ("fidelity", fidelity, 0, 1),
@@ -175,7 +201,7 @@ class BeamSearchInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.progress = progress
-        self._graphs: tuple[Hashable, _Functions] | None = None
+        self._graphs: tuple[Hashable, _Steps] | None = None
         self.uncertainty = uncertainty
         self.error_model = error_model
         self.intensity_range = IntensityRange.of(intensity_range)
@@ -187,7 +213,7 @@ class BeamSearchInferer(Inferer):
         *args: Any,
         assumed: Degradation | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | dict[str, Tensor]:
         """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
 
         Args:
@@ -198,8 +224,8 @@ class BeamSearchInferer(Inferer):
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``; with ``uncertainty`` two
-            channels, the second one the expected absolute error of the first, 0 where a slice has no contrast.
+            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` two of them
+            by name: ``"image"``, and ``"error"``, its expected absolute error, 0 where a slice has no contrast.
 
         Raises:
             ConfigurationError: if ``inputs`` has another number of axes, or ``uncertainty`` is asked of a network that
@@ -212,28 +238,33 @@ class BeamSearchInferer(Inferer):
             )
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
-        trusted: list[Tensor] = []
         device = _device(network, plain)
         size = self.sw_batch_size or (16 if device.type == "cuda" else 2)
-        total = len(slices) * self.num_tiles(*slices.shape[2:])
-        with tqdm(total=total, desc="super-resolving", unit="tile", disable=not self.progress) as bar:
-            super_resolve = self._slicewise(network, args, kwargs, slices, trusted, assumed, device, bar)
-            parts = self._stream(slices, super_resolve, size, bar)
+        tiles = self.num_tiles(slices.shape[2], slices.shape[3], network)
+        with tqdm(total=len(slices) * tiles, desc="super-resolving", unit="tile", disable=not self.progress) as bar:
+            run = _Run(device, bar)
+            super_resolve = self._function(network, args, kwargs, slices, assumed, run)
+            parts = self._stream(slices, super_resolve, size, tiles, bar)
             result = self._filled(len(slices), plain.device, parts)  # (B * D, C, H, W)
-        if trusted and (share := float(torch.cat(trusted).mean())) < 0.9:
+        if run.network_weights and (weight := float(torch.cat(run.network_weights).mean())) < 0.9:
             logger.warning(
                 "the input holds more noise than the slices of the training, or is sharper than its blur leaves it:"
                 " %d %% of the result are what was learned, the rest is the linear estimate, which adds no detail.",
-                round(100 * share),
+                round(100 * weight),
             )
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
-        return self._with_geometry(result, inputs) if isinstance(inputs, MetaTensor) else result
+        if isinstance(inputs, MetaTensor):
+            result = self._with_geometry(result, inputs)
+        return {"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result
 
-    def num_tiles(self, height: int, width: int) -> int:
+    def num_tiles(self, height: int, width: int, network: Callable[..., Tensor]) -> int:
         """Return how many tiles an LR slice is cut into; the time that it takes is proportional to it."""
-        step = max(int(self.tile_size * (1 - self.overlap)), 1)
-        return prod(max(-(-(side - self.tile_size) // step), 0) + 1 for side in (height, width))
+        module, sizes, side = _unwrapped(network), [float(height), float(width)], self.tile_size
+        if isinstance(module, MIAR):
+            sizes = [size * scale for size, scale in zip(sizes, module.degradation.scales, strict=True)]
+            side = module.side
+        return prod(num_tiles(round(size), side, self.overlap) for size in sizes)
 
     @staticmethod
     def _filled(length: int, device: torch.device, parts: Iterator[Tensor]) -> Tensor:
@@ -253,147 +284,114 @@ class BeamSearchInferer(Inferer):
             return own
         if isinstance(self.blur, str):
             known = self._clipped(slices)
-            return without_overshoot(known, infer_degradation(known, own), lambda *lr: network.observe(*lr).linear)
+
+            def restore(lr: Tensor, degradation: Degradation) -> Tensor:
+                return network.observe(lr, degradation.for_lr(lr)).linear
+
+            return without_overshoot(known, infer_degradation(known, own), restore)
         return replace(own, sigma=self.blur, blur_on="lr")
 
     def _clipped(self, slices: Tensor) -> Tensor:
         return slices if self.intensity_range is None else self.intensity_range.clip(slices)
 
-    def _slicewise(
+    def _function(
         self,
         network: Callable[..., Tensor],
         args: tuple,
         kwargs: dict,
         slices: Tensor,
-        trusted: list[Tensor],
         assumed: Degradation | None,
-        device: torch.device,
-        bar: tqdm,
+        run: _Run,
     ) -> Callable[[Tensor, int], Tensor]:
-        """Return a function of LR slices and of how many tiles go through the network at once, on its device.
-
-        A `MIAR` adds its trust in each of the slices.
-        """
+        """Return a function of LR slices and a batch size, which super-resolves them on the device of the network."""
         module = _unwrapped(network)
-        if not isinstance(module, MIAR):
-            if self.uncertainty:
-                raise ConfigurationError(
-                    f"uncertainty is asked of a {type(module).__name__}, but only a MIAR network has it; leave it out."
-                )
-            return lambda chunk, size: self._tiled(
-                chunk, 1, size, lambda x: network(x.to(device), *args, **kwargs), bar
+        if isinstance(module, MIAR):
+            degradation = assumed or self.input_degradation(slices, module)
+            return partial(self._with_miar, module, degradation, self._steps(module), run)
+        if self.uncertainty:
+            raise ConfigurationError(
+                f"uncertainty is asked of a {type(module).__name__}, but only a MIAR network has it; leave it out."
             )
-        degradation = assumed or self.input_degradation(slices, module)
-        functions = self._functions(module)
 
-        def super_resolve(chunk: Tensor, size: int) -> Tensor:
-            height, width = chunk.shape[2:]
-            padded = self._padded(chunk.to(device))  # before the inverse, whose ripples would be drawn out as streaks
-            if padded.shape[2:] == (self.tile_size, self.tile_size):
-                matrices = Matrices.of(degradation, self.tile_size * module.scale, padded)
-                found = functions.of_slices(padded, *matrices)
-            else:
-                found = self._in_tiles(module, module.observe(padded, degradation), size, functions.of_tiles, bar)
-            sr, trust = module.mix(found["estimates"], self.fidelity), found["trust"]
-            if self.uncertainty and self.error_model is not None:
-                share, damping = partial(degradation.share_lost, sr.shape[2], sr.shape[3]), found["damping"]
-                noise = share(damping) - share(torch.full_like(damping, module.damping))
-                error = self.error_model(sr, found["estimates"], found["entropy"], trust, noise)
-                sr = torch.cat([sr, error], dim=1)
-            trusted.append(trust.flatten())  # here, since a batch that memory does not hold is tried again
-            top, left = ((x - y) // 2 * module.scale for x, y in zip(padded.shape[2:], (height, width), strict=True))
-            return sr[..., top : top + height * module.scale, left : left + width * module.scale]
+        predictor = run.counted(lambda tiles: network(tiles.to(run.device), *args, **kwargs))
+        return lambda chunk, size: blend_tiles(chunk, self.tile_size, self.overlap, size, predictor)
 
-        return super_resolve
-
-    def _in_tiles(
-        self, network: MIAR, observed: Observation, size: int, function: Callable[..., dict[str, Tensor]], bar: tqdm
-    ) -> dict[str, Tensor]:
-        """Return what `_Functions.of_slices` does, of slices that the network sees in tiles."""
-        condition = observed.condition.expand(-1, -1, *observed.linear.shape[2:])
-        inputs = torch.cat([observed.linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
-        maps = self._tiled(
-            inputs, network.scale, size, lambda tiles: function(tiles[:, :1], tiles[:, 1:, :1, :1])["maps"], bar
+    def _with_miar(
+        self, network: MIAR, degradation: Degradation, steps: _Steps, run: _Run, chunk: Tensor, size: int
+    ) -> Tensor:
+        """Super-resolve LR slices (N, 1, h, w), in batches of tiles: (N, 1 or 2, H, W)."""
+        rows, columns = (
+            Padding.of(lr_size, scale, network.side)
+            for lr_size, scale in zip(chunk.shape[2:], degradation.scales, strict=True)
         )
-        return self._results(network, maps, observed)
+        # before the inverse, whose ripples would be drawn out as streaks
+        lr = Padding.pad(chunk.to(run.device), rows, columns)
+        shape = (rows.padded_size, columns.padded_size)
+        operator = operators((degradation,), shape, (lr.shape[2], lr.shape[3]), lr)
+        if shape == (network.side, network.side):
+            estimate = Estimate(**steps.of_slices(lr, *operator.tensors))
+        else:
+            predict = partial(self._predict_tiles, network.side, steps, run, size)
+            estimate = network.super_resolve(lr, None, self.fidelity, operator, self._error_model, predict)
+        run.network_weights.append(estimate.network_weight.flatten())
+        images = [estimate.image] if estimate.error is None else [estimate.image, estimate.error]
+        return Padding.crop(torch.cat(images, dim=1), rows, columns)
 
-    @staticmethod
-    def _results(network: MIAR, maps: Tensor, observed: Observation) -> dict[str, Tensor]:
-        """Return corrected estimates (N, 2, H, W), and what the error they may have follows from."""
-        return {
-            "estimates": network.bounded(network.estimate(maps[:, :2], observed), observed),
-            "entropy": maps[:, 2:],  # (N, 1 or 0, H, W)
-            "trust": observed.trust,
-            "damping": observed.damping,
-        }
+    def _predict_tiles(
+        self, side: int, steps: _Steps, run: _Run, size: int, linear: Tensor, condition: Tensor
+    ) -> Prediction:
+        """Return the prediction for linear estimates (N, 1, H, W) of any size, by tiles."""
+        condition = condition.expand(-1, -1, *linear.shape[2:])
+        inputs = torch.cat([linear, condition], dim=1)  # (N, 3, H, W), so that tiles keep their condition
 
-    def _functions(self, network: MIAR) -> _Functions:
-        """Return what is done with a network; on a GPU that of an earlier call if nothing it holds has changed."""
+        def predict(tiles: Tensor) -> dict[str, Tensor]:
+            return steps.of_tiles(tiles[:, :1], tiles[:, 1:, :1, :1])
+
+        return Prediction(**blend_tiles(inputs, side, self.overlap, size, run.counted(predict)))
+
+    @property
+    def _error_model(self) -> ErrorModel | None:
+        return self.error_model if self.uncertainty else None
+
+    def _steps(self, network: MIAR) -> _Steps:
+        """Return the steps of a network; on a GPU those of an earlier call if nothing has changed."""
         kind = next(network.parameters()).device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        if kind != "cuda" or self.decoding.samples:
-            return self._launched(network, precision)
-        key = (_addresses(network), precision, self.decoding, self.uncertainty)
+        if kind != "cuda" or self.decoding.samples or not acceleration.graphs():
+            return self._eager_steps(network, precision)
+        key = (tensor_addresses(network), precision, self.decoding, self.fidelity, self._error_model)
         if self._graphs is None or self._graphs[0] != key:
-            self._graphs = key, _Functions(*(CUDAGraphed(f) for f in self._launched(network, precision)))
+            self._graphs = key, _Steps(*(CUDAGraphed(step) for step in self._eager_steps(network, precision)))
         return self._graphs[1]
 
-    def _launched(self, network: MIAR, precision: torch.dtype | None) -> _Functions:
-        """Return what is done with a network, its kernels launched one by one."""
-        settings, with_entropy = self.decoding, self.uncertainty  # not self, which holds their recordings
+    def _eager_steps(self, network: MIAR, precision: torch.dtype | None) -> _Steps:
+        """Return the steps of a network, their kernels launched one by one."""
+        settings, fidelity, error_model = self.decoding, self.fidelity, self._error_model  # not self, which holds them
         layers = network if precision is None else network.cast(precision)
-        batches = count(settings.seed)  # sampling draws anew for each batch of tiles of a call
+        batches = count(settings.seed)  # each batch of tiles of a call has a seed of its own
 
-        def of_tiles(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        def predict(linear: Tensor, condition: Tensor) -> Prediction:
             decoding = replace(settings, seed=next(batches)) if settings.samples else settings
             if layers is not network:
                 layers.cast_from(network)  # whose weights a training may have changed in place
             with torch.autocast(linear.device.type, enabled=False):
-                return {"maps": layers.predict(linear, condition, decoding, with_entropy)[0]}
+                return layers.predict(linear, condition, decoding, with_entropy=error_model is not None)
 
-        def of_slices(lr: Tensor, *matrices: Tensor) -> dict[str, Tensor]:
-            observed = network.observe(lr, SquareDegradation(network.scale, Matrices(*matrices)))
-            maps = of_tiles(observed.linear, observed.condition)["maps"]
-            return BeamSearchInferer._results(network, maps, observed)
+        def of_tiles(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
+            return _named(predict(linear, condition)._replace(tokens=None, score=None))
 
-        return _Functions(of_slices, of_tiles)
+        def of_slices(lr: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+            operator = SeparableOperator.from_tensors(tensors)
+            return _named(network.super_resolve(lr, None, fidelity, operator, error_model, predict))
 
-    def _padded(self, slices: Tensor) -> Tensor:
-        """Return LR slices (N, 1, h, w), their border repeated on all sides until they fill a tile."""
-        missing = [max(self.tile_size - size, 0) for size in (slices.shape[3], slices.shape[2])]
-        return F.pad(slices, [part for size in missing for part in (size // 2, size - size // 2)], mode="replicate")
-
-    def _tiled(self, images: Tensor, scale: int, size: int, predictor: Callable[[Tensor], Tensor], bar: tqdm) -> Tensor:
-        """Return what a function of ``size`` tiles, ``scale`` times as large as those of LR, makes of images."""
-
-        def counted(tiles: Tensor) -> Tensor:
-            result = predictor(tiles)
-            bar.update(len(tiles))
-            return result
-
-        side = self.tile_size * scale
-        if images.shape[2:] == (side, side):
-            return predictor(images)  # one tile each, and no more of them than fit, which `_stream` sees to
-        # convolutions know least at a border; MONAI's own weights leave a thousandth of it, which shows as a seam
-        weight = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).pow(4).clamp(min=1e-6)
-        result = sliding_window_inference(
-            images,
-            roi_size=(side, side),
-            sw_batch_size=size,
-            predictor=counted,
-            overlap=self.overlap,
-            roi_weight_map=torch.outer(weight, weight).to(images),
-            padding_mode="replicate",
-        )
-        assert isinstance(result, Tensor)
-        return result
+        return _Steps(of_slices, of_tiles)
 
     @torch.no_grad()
     def _stream(
-        self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor], size: int, bar: tqdm
+        self, slices: Tensor, super_resolve: Callable[[Tensor, int], Tensor], size: int, tiles: int, bar: tqdm
     ) -> Iterator[Tensor]:
         """Yield the results of ``size`` slices at a time, so that memory does not grow with their number."""
-        start, known, tiles = 0, self.intensity_range, self.num_tiles(*slices.shape[2:])
+        start, known = 0, self.intensity_range
         while start < len(slices):
             chunk = slices[start : start + size]
             clipped = self._clipped(chunk)
@@ -412,7 +410,7 @@ class BeamSearchInferer(Inferer):
                 logger.warning("out of GPU memory: going on with %d at once instead of %d.", size, 2 * size)
                 continue
             if self.degradation is not None:
-                consistent = self.degradation.enforce(sr[:, :1], clipped.to(sr), self.damping)
+                consistent = self._consistent(sr[:, :1], clipped.to(sr))
                 sr = torch.cat([consistent, sr[:, 1:]], dim=1)
             if known is not None:
                 sr = known.restore(sr, chunk)
@@ -421,6 +419,11 @@ class BeamSearchInferer(Inferer):
             yield torch.where((low == high).to(sr.device), constant, sr)
             start += len(chunk)
             bar.update(start * tiles - bar.n)
+
+    def _consistent(self, sr: Tensor, lr: Tensor) -> Tensor:
+        """Return images (N, 1, H, W) that are consistent with LR slices, whose degradation is known."""
+        assert self.degradation is not None
+        return self.degradation.for_hr(sr).prox(sr, lr, self.damping)
 
     @staticmethod
     def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:

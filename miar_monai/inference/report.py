@@ -17,7 +17,7 @@ from nibabel.affines import voxel_sizes
 import miar_monai
 from miar_monai.data.geometry import axial_axis, fov_corners
 from miar_monai.data.io import SOFTWARE, Volume
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.inference.bundle import weights_sha256
 from miar_monai.inference.resolver import SuperResolver
 

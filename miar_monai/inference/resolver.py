@@ -23,9 +23,9 @@ from miar_monai.data.checks import check_volume
 from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import Volume, uncertainty_of
 from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError, in_one_sentence
-from miar_monai.inference.bundle import find_bundle, metadata, weights_path
+from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.networks.weights import load_weights
@@ -139,6 +139,7 @@ class SuperResolver:
         with self._usable():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
+            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty")})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             if not isinstance(self.inferer, BeamSearchInferer):
                 raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
@@ -213,12 +214,14 @@ class SuperResolver:
             image: MetaTensor = self.preprocessing({"image": volume})["image"]
         return image
 
-    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor:
+    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor | dict[str, Tensor]:
         """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
         # recording a CUDA graph synchronizes the current device, which must not be another process's
         here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), here:
-            return self.inferer(image[None], self.network, assumed=assumed)[0]
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
+        with torch.inference_mode(), here, bfloat16:
+            result = self.inferer(image[None], self.network, assumed=assumed)
+        return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
         """Return the degradation that is assumed of a preprocessed volume: ``blur``, measured if "auto"."""
@@ -228,11 +231,11 @@ class SuperResolver:
         """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
         sides = list(volume.array.shape)
         slices = sides.pop(axial_axis(volume.affine))
-        return slices * self.inferer.num_tiles(*sides)
+        return slices * self.inferer.num_tiles(sides[0], sides[1], self.network)
 
     def seconds_per_tile(self) -> float:
         """Return how long one tile takes now on this machine, but for the first one, which takes longer."""
-        side = self.inferer.tile_size
+        side = self.network.side // int(self.network.degradation.scales[0])
         silent = copy(self.inferer)
         silent.progress = False
         with torch.inference_mode():
@@ -308,8 +311,9 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
 
 
 def _setting_names(parser: ConfigParser) -> list[str]:
-    """Return the settings of inference: what the inferer of the config refers to."""
-    return [value[1:] for value in parser["inferer"].values() if isinstance(value, str) and value.startswith("@")]
+    """Return the names of the settings of inference, which the config lists."""
+    names: list[str] = parser["settings"]
+    return names
 
 
 def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> Volume:

@@ -12,7 +12,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
 import miar_monai
 from miar_monai.errors import MiarError
-from miar_monai.inference.bundle import MODELS, find_bundle
+from miar_monai.inference.bundle import find_bundle, models
 from miar_monai.monailabel_app.store import ResultStore, image_source, is_result
 from miar_monai.monailabel_app.task import Result, SuperResolutionTask, parse_flag
 
@@ -40,7 +40,7 @@ class MiarApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, SuperResolutionTask]:
         """Return a task for each bundle, by the name of its folder; the first request loads the weights."""
-        bundles = [find_bundle(name) for name in self.conf.get("models", ",".join(MODELS)).split(",")]
+        bundles = [find_bundle(name) for name in self.conf.get("models", ",".join(models())).split(",")]
         return {bundle.name: SuperResolutionTask(bundle) for bundle in bundles}
 
     def _download_dcmqi_tools(self) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miar_monai.acceleration.layers import Turn, join
+from miar_monai.acceleration.layers import NormalizedRotary, join
 
 __all__ = ["CrossAttention", "KeyValue", "SelfAttention", "rotary_table"]
 
@@ -69,7 +69,7 @@ class _Attention(nn.Module):
         self.head_dim = dim // num_heads
         self.log_temperature = nn.Parameter(torch.full((num_heads, 1, 1), 1.3863))  # log 4
         self.out = nn.Linear(dim, dim)
-        self.turn = Turn()
+        self.turn = NormalizedRotary()
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # (B, L, heads, d)

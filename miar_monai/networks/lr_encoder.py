@@ -12,19 +12,25 @@ from miar_monai.acceleration.layers import NormSiLU
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Encoder, ResidualBlock, middle, zero_conv
 
-__all__ = ["LightLREncoder", "TokenizerLREncoder"]
+__all__ = ["LightLREncoder", "TokenizerLREncoder", "level_of_patches"]
 
 
-def level_of_lr(scale: int, patch_size: int) -> int:
-    """Return the level of an encoder or a decoder (0 is the finest) that lies on the grid of the LR image.
+def level_of_patches(size: int, patch_size: int, num_levels: int) -> int:
+    """Return the level of an encoder or a decoder (0 is the finest) that works on patches of a size.
 
     Raises:
         ConfigurationError: if there is none.
     """
-    level = (scale // patch_size).bit_length() - 1
-    if level < 0 or patch_size * 2**level != scale:
+    level = (size // patch_size).bit_length() - 1
+    if level < 0 or patch_size * 2**level != size:
         raise ConfigurationError(
-            f"scale is {scale}, but it must be patch_size = {patch_size} times a power of two; correct the settings."
+            f"lr_patch_size is {size}, but it must be patch_size = {patch_size} times a power of two; correct the"
+            " settings."
+        )
+    if level >= num_levels:
+        raise ConfigurationError(
+            f"lr_patch_size is {size}, but {num_levels} levels of channels reach"
+            f" {patch_size * 2 ** (num_levels - 1)} at most; give more channels or a smaller lr_patch_size."
         )
     return level
 
@@ -34,24 +40,24 @@ class TokenizerLREncoder(nn.Module):
 
     Args:
         encoder: the tokenizer's own ("shared") or a copy of it ("initialized").
-        scale: HR pixels for each LR pixel.
+        skip_level: level of the encoder, 0 being the finest, whose features are the skip.
 
     Example:
-        >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 16, 16), num_res_blocks=1), scale=4)
+        >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 16, 16), num_res_blocks=1), skip_level=1)
         >>> [tuple(x.shape) for x in encoder(torch.zeros(1, 1, 32, 32), torch.zeros(1, 2, 1, 1))]
         [(1, 8, 4, 4), (1, 16, 8, 8)]
     """
 
-    def __init__(self, encoder: Encoder, scale: int = 4) -> None:
+    def __init__(self, encoder: Encoder, skip_level: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
-        self.skip_level = level_of_lr(scale, encoder.to_patches.downscale_factor)
-        self.skip_channels = encoder.channels[self.skip_level]
+        self.skip_level = skip_level
+        self.skip_channels = encoder.channels[skip_level]
 
     def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Map linear estimates (B, 1, H, W) to f_LR on the latent grid and the decoder's skip on that of the LR images.
+        """Map linear estimates (B, 1, H, W) to f_LR on the latent grid and the decoder's skip on that of a level.
 
-        The condition (B, 2, 1, 1) is for `LightLREncoder`: the tokenizer's encoder has no place for it.
+        The condition (B, 2, 1, 1) is for `LightLREncoder`; the tokenizer's encoder has no input for it.
         """
         maps = self.encoder.features(linear)
         return self.encoder.latent(linear, maps[-1]), maps[self.skip_level]
@@ -70,13 +76,13 @@ class PlainBlock(nn.Module):
 
 
 class LightLREncoder(nn.Module):
-    """A residual network on the grid of the LR image: a tenth of the arithmetic of `TokenizerLREncoder`.
+    """A residual network on patches of the linear estimate: a tenth of the arithmetic of `TokenizerLREncoder`.
 
     Args:
         context_channels: channels of ``f_lr``.
-        channels: width on the LR grid and on the latent grid, which is half as fine.
-        num_blocks: residual blocks on the LR grid.
-        scale: HR pixels for each LR pixel; patches of so many pixels of the linear estimate are the input channels.
+        channels: width on the grid of the patches and on the latent grid, which is half as fine.
+        num_blocks: residual blocks on the grid of the patches.
+        patch_size: side of the patches, whose pixels are the input channels.
 
     Example:
         >>> encoder = LightLREncoder(8, channels=(8, 16), num_blocks=1)
@@ -89,12 +95,12 @@ class LightLREncoder(nn.Module):
         context_channels: int = 32,
         channels: Sequence[int] = (128, 192),
         num_blocks: int = 12,
-        scale: int = 4,
+        patch_size: int = 4,
     ) -> None:
         super().__init__()
         self.skip_channels = channels[0]
-        self.to_patches = nn.PixelUnshuffle(scale)
-        self.conv_in = nn.Conv2d(scale**2 + 2, channels[0], 3, padding=1)
+        self.to_patches = nn.PixelUnshuffle(patch_size)
+        self.conv_in = nn.Conv2d(patch_size**2 + 2, channels[0], 3, padding=1)
         self.body = nn.Sequential(*(PlainBlock(channels[0]) for _ in range(num_blocks)))
         self.down = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
         self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
@@ -104,16 +110,16 @@ class LightLREncoder(nn.Module):
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs do not know it
 
     def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Map linear estimates to f_LR on the latent grid and the decoder's skip on the grid of the LR images.
+        """Map linear estimates to f_LR on the latent grid and the decoder's skip on the grid of the patches.
 
         Args:
             linear: (B, 1, H, W).
-            condition: two numbers that say how each of them came about, (B, 2, 1, 1).
+            condition: conditioning vector, (B, 2, 1, 1); see `Observation`.
 
         Returns:
-            (B, context_channels, G, G) and (B, channels[0], h, w).
+            (B, context_channels, G, G) and (B, channels[0], H / patch_size, W / patch_size).
         """
-        patches = self.to_patches(linear)  # (B, scale², h, w)
+        patches = self.to_patches(linear)  # (B, patch_size², h, w)
         x = torch.cat([patches, condition.to(patches).expand(-1, -1, *patches.shape[2:])], dim=1)
         x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         skip = self.body(x)  # (B, channels[0], h, w)

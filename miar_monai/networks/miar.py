@@ -2,80 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miar_monai.degradation.operators import Degradation, SeparableDegradation
+from miar_monai.degradation import Degradation, SeparableOperator
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.autoencoder import Decoder, Encoder
-from miar_monai.networks.decoding import Decoded, Decoding, decode_tokens
-from miar_monai.networks.lr_encoder import LightLREncoder, TokenizerLREncoder, level_of_lr
+from miar_monai.networks.decoding import Decoding, decode_tokens
+from miar_monai.networks.linear import DataConsistency, LinearInverse, NoiseModel
+from miar_monai.networks.lr_encoder import LightLREncoder, TokenizerLREncoder, level_of_patches
 from miar_monai.networks.msvqvae import MSVQVAE
 from miar_monai.networks.quantizer import MultiScaleQuantizer
+from miar_monai.networks.results import ErrorEstimator, Estimate, LRFeatures, Observation, Prediction
 from miar_monai.networks.schedule import ScaleSchedule
 from miar_monai.networks.transformer import MIARTransformer
 
-__all__ = ["MIAR", "LRFeatures", "MIARResult", "Observation"]
+__all__ = ["MIAR"]
 
-
-class Observation(NamedTuple):
-    """LR slices of any size, and what follows from them in closed form."""
-
-    lr: Tensor
-    """(B, 1, h, w)."""
-    degradation: SeparableDegradation
-    """How they came about."""
-    damping: Tensor
-    """Of the inverse of that: (B, 1, 1, 1)."""
-    trust: Tensor
-    """Share of what was learned in the result, in [0, 1]: (B, 1, 1, 1)."""
-    linear: Tensor
-    """Linear estimate of the HR images: (B, 1, H, W)."""
-
-    @property
-    def condition(self) -> Tensor:
-        """What the networks hear of damping and blur, both about 0: (B, 2, 1, 1)."""
-        sigma = torch.zeros_like(self.damping) + self.degradation.lr_sigma
-        return torch.cat([self.damping.log10() + 2, sigma - 1], dim=1)
-
-
-class LRFeatures(NamedTuple):
-    """What the networks see of LR images."""
-
-    linear: Tensor
-    """Linear estimate of the HR images: (B, 1, H, W)."""
-    f_lr: Tensor
-    """On the latent grid, for cross-attention: (B, context_channels, G, G)."""
-    skip: Tensor
-    """On the grid of the LR images, for the decoder: (B, skip_channels, h, w)."""
-
-
-class MIARResult(NamedTuple):
-    """Everything that decoding found out."""
-
-    sr: Tensor
-    """(B, 1, 4h, 4w)."""
-    tokens: Tensor
-    """(B, L · S), int64."""
-    score: Tensor
-    """Log-probability of the tokens: (B,)."""
-    trust: Tensor
-    """Share of what was learned in ``sr``, see `MIAR.observe`: (B,)."""
+SKIPS = ("linear", "features")
+"""Inputs of the decoder besides the latents; see `MIAR`."""
 
 
 class MIAR(nn.Module):
-    """4× super-resolution by next-scale prediction: LR encoder, transformer, codebook and φ, decoder.
+    """Super-resolution by next-scale prediction: LR encoder, transformer, codebook and φ, decoder.
 
-    What is linear is solved in closed form: the networks see the damped linear inverse of the degradation, and both of
-    their output maps are corrected to explain the LR image. What is left to learn is what the LR image does not say.
-
-    The closed forms work on whole slices, the networks on tiles of them. `super_resolve` is all of it for slices of one
-    tile; `miar_monai.inference.inferer.BeamSearchInferer` cuts larger ones.
+    The algorithm has three steps, and `super_resolve` is all of them: `observe` solves the linear part on whole slices;
+    `predict` runs the networks on tiles of the HR grid; `finish` corrects, bounds and mixes their output maps, on whole
+    slices again. `miar_monai.inference.inferer.BeamSearchInferer` gives `super_resolve` a prediction that cuts larger
+    slices into tiles. The networks work on the HR grid: the factor of the super-resolution is that of the operator.
 
     The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
     faithful estimate; ``fidelity`` mixes them.
@@ -84,16 +43,22 @@ class MIAR(nn.Module):
         scales, channels, num_res_blocks, patch_size, latent_channels, num_codes, num_codebooks: of the
             tokenizer; see `MSVQVAE`.
         lr_encoder: ``"initialized"`` (a copy of the tokenizer's encoder, the paper's), ``"shared"`` (that encoder,
-            frozen) or ``"light"`` (a small network on the LR grid).
-        context_channels: channels of f_LR (32 with a tokenizer encoder).
+            frozen) or ``"light"`` (a small network on patches of the linear estimate).
+        context_channels: channels of f_LR (``latent_channels`` with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
         dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
-        degradation: what makes LR images of HR images, unless `observe` is given another; its scale is the network's.
-            The paper's by default.
-        damping: of its inverse, at least; see `Degradation.enforce`.
-        detail: standard deviation of the detail that is sought, in units of the intensities: the damping is the noise
-            of the LR image over it, which is measured in each image (`Degradation.noise_level`).
-        known_noise: the noise that the weights have met in training, in units of the intensities.
+        degradation: default of `observe`; the paper's by default.
+        lr_patch_size: side of the patches of the linear estimate that the LR encoder's skip describes: ``patch_size``
+            times a power of two.
+        noise_model: damping of the linear estimate, from the noise of each slice; `NoiseModel` by default.
+        front_end: maps LR slices, operator and damping to the input of the networks: `LinearInverse` by default, or
+            `Interpolation`.
+        decoder_inputs: which of the ``"linear"`` estimate and the ``"features"`` of the LR encoder the decoder gets by
+            skips, besides the latents; none in the paper.
+        back_end: corrects the maps: `DataConsistency` by default, or `NoConsistency`.
+
+    Raises:
+        ConfigurationError: if settings do not fit together.
 
     Reference:
         Paper Sec. 3, Fig. 1; Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, 2023
@@ -124,31 +89,32 @@ class MIAR(nn.Module):
         num_codebooks: int = 1,
         positions: str = "rotary",
         degradation: Degradation | None = None,
-        damping: float = 1e-3,
-        detail: float = 0.2,
-        known_noise: float = 0.02,
+        lr_patch_size: int = 4,
+        noise_model: NoiseModel | None = None,
+        front_end: Callable[[Tensor, SeparableOperator, Tensor], Tensor] | None = None,
+        decoder_inputs: Sequence[str] = SKIPS,
+        back_end: Callable[[Tensor, Observation], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.degradation = degradation or Degradation()
-        self.damping = damping
-        self.detail = detail
-        self.known_noise = known_noise
-        self.scale = scale = self.degradation.scale
+        self.noise_model = noise_model or NoiseModel()
+        self.front_end = front_end or LinearInverse()
+        self.back_end = back_end or DataConsistency()
         self.patch_size = patch_size
-        self.skip_level = level_of_lr(scale, patch_size)
-        if self.skip_level >= len(channels):
+        self.decoder_inputs = tuple(decoder_inputs)
+        if unknown := set(self.decoder_inputs) - set(SKIPS):
             raise ConfigurationError(
-                f"scale is {scale}, but {len(channels)} levels of channels reach"
-                f" {patch_size * 2 ** (len(channels) - 1)} at most; give more channels or a smaller scale."
+                f"decoder_inputs has {', '.join(sorted(unknown))}, but there are only {' and '.join(SKIPS)}; correct"
+                " the setting."
             )
+        skip_level = level_of_patches(lr_patch_size, patch_size, len(channels))
         self.lr_encoder: LightLREncoder | TokenizerLREncoder
         if lr_encoder == "light":
-            self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks, scale)
+            self.lr_encoder = LightLREncoder(context_channels, lr_channels, lr_blocks, lr_patch_size)
         elif lr_encoder in ("initialized", "shared"):
             context_channels = latent_channels
-            self.lr_encoder = TokenizerLREncoder(
-                Encoder(1, latent_channels, channels, num_res_blocks, patch_size), scale
-            )
+            encoder = Encoder(1, latent_channels, channels, num_res_blocks, patch_size)
+            self.lr_encoder = TokenizerLREncoder(encoder, skip_level)
             self.lr_encoder.requires_grad_(lr_encoder == "initialized")
         else:
             raise ConfigurationError(
@@ -159,9 +125,12 @@ class MIAR(nn.Module):
         )
         self.quantizer = MultiScaleQuantizer(scales, num_codes, latent_channels, num_codebooks=num_codebooks)
         self.quantizer.requires_grad_(False)
+        self.skip_level = skip_level
         skip_channels = [0] * len(channels)
-        skip_channels[0] = patch_size**2  # the linear estimate
-        skip_channels[self.skip_level] = self.lr_encoder.skip_channels
+        if "linear" in self.decoder_inputs:
+            skip_channels[0] = patch_size**2
+        if "features" in self.decoder_inputs:
+            skip_channels[skip_level] = self.lr_encoder.skip_channels
         self.decoder = Decoder(2, latent_channels, channels, num_res_blocks, patch_size, skip_channels)
 
     @property
@@ -170,14 +139,9 @@ class MIAR(nn.Module):
         return self.quantizer.schedule
 
     @property
-    def stride(self) -> int:
-        """f, pixels of the image for each cell of the latent grid."""
-        return self.patch_size * 2 ** (len(self.decoder.levels) - 1)
-
-    @property
-    def lr_side(self) -> int:
-        """Side of the LR images that `forward` takes: 64 for the paper's schedule."""
-        return self.schedule.latent_side * self.stride // self.scale
+    def side(self) -> int:
+        """Side of a tile on the HR grid: 256 for the paper's schedule."""
+        return self.schedule.latent_side * self.decoder.stride
 
     def cast(self, dtype: torch.dtype) -> MIAR:
         """Return a copy whose layers compute in another precision, faster than this network under autocast.
@@ -207,7 +171,7 @@ class MIAR(nn.Module):
 
     @property
     def layers(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """What may compute in lower precision: all but codebook and φ."""
+        """The parts that may compute in lower precision: all but codebook and φ."""
         return self.lr_encoder, self.transformer, self.decoder
 
     @property
@@ -216,10 +180,11 @@ class MIAR(nn.Module):
         return self.decoder.conv_in.weight.dtype
 
     def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
-        """Take over a trained tokenizer: codebook and φ, the decoder but for its last layer, the encoder.
+        """Take over a trained tokenizer: codebook and φ, the decoder, the encoder.
 
-        The last layer starts at zero, so that before training both output maps are what is linear in the LR image: the
-        first tokens of an untrained transformer would only be noise in it.
+        With skips the decoder's last layer starts at zero, so that before training both output maps are linear in the
+        LR image: the first tokens of an untrained transformer would only be noise in it. Without skips both maps start
+        as the image of the tokenizer.
 
         Raises:
             ConfigurationError: if the LR encoder should be the tokenizer's, which has none that is learned.
@@ -232,94 +197,98 @@ class MIAR(nn.Module):
                 )
             self.lr_encoder.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
-        own, last = self.decoder.state_dict(), ("conv_out.weight", "conv_out.bias", "gain")
-        own |= {name: value for name, value in tokenizer.decoder.state_dict().items() if name not in last}
-        self.decoder.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in last})
+        own, learned = self.decoder.state_dict(), tokenizer.decoder.state_dict()
+        last = {name: learned.pop(name) for name in ("conv_out.weight", "conv_out.bias", "gain")}
+        for name, value in last.items():
+            axis = 1 if name == "gain" else 0  # of the output channels
+            own[name] = torch.zeros_like(own[name]) if self.decoder_inputs else torch.cat([value] * 2, dim=axis)
+        self.decoder.load_state_dict(own | learned)
 
-    def observe(self, lr: Tensor, degradation: SeparableDegradation | None = None) -> Observation:
-        """Solve what is linear.
-
-        The noise of the slices is measured. It damps the inverse of the degradation, and beyond what the weights have
-        met in training it moves the result to the linear estimate: a network takes noise that it does not know for
-        detail.
+    def observe(self, lr: Tensor, operator: SeparableOperator | None = None) -> Observation:
+        """Solve the linear part; the noise of each slice is measured, and damps the inverse of the degradation.
 
         Args:
             lr: LR slices of any size, (B, 1, h, w).
-            degradation: how they came about; as the network was built by default.
+            operator: their degradation; ``self.degradation`` by default.
         """
-        degradation = degradation or self.degradation
-        noise = degradation.noise_level(lr)  # (B, 1, 1, 1)
-        damping = (noise / self.detail).clamp(min=self.damping)
-        trust = (self.known_noise / noise.clamp(min=self.known_noise)).square()
-        return Observation(lr, degradation, damping, trust, degradation.restore(lr, damping))
+        operator = operator or self.degradation.for_lr(lr)
+        damping, weight = self.noise_model(operator.noise_level(lr))  # (B, 1, 1, 1)
+        linear = self.front_end(lr, operator, damping)
+        return Observation(lr, operator, linear, damping, self.noise_model.min_damping, weight)
 
     def features(self, linear: Tensor, condition: Tensor) -> LRFeatures:
-        """Return what the networks see of LR images: see `Observation` for the arguments."""
+        """Return the features of LR images: see `Observation` for the arguments."""
         linear = linear.to(self.dtype)
         return LRFeatures(linear, *self.lr_encoder(linear, condition))
 
     def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
         """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
-        linear = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
-        return self.decoder(f_hat.to(self.dtype), {0: linear, self.skip_level: features.skip})
-
-    def estimate(self, maps: Tensor, observed: Observation) -> Tensor:
-        """Return output maps (B, 2, H, W), corrected to explain the LR slices as far as these can be trusted."""
-        maps = observed.degradation.enforce(maps.to(observed.lr.dtype), observed.lr, observed.damping)
-        return torch.lerp(observed.linear, maps, observed.trust)
-
-    @staticmethod
-    def bounded(estimates: Tensor, observed: Observation) -> Tensor:
-        """Return estimates (B, C, H, W) that are nowhere darker than their LR slices, with the level that they had.
-
-        For inference: a loss that learns nothing from dark voxels would let them drift.
-        """
-        return observed.degradation.bounded(estimates, observed.lr.amin(dim=(2, 3), keepdim=True))
-
-    def render(self, maps: Tensor, observed: Observation, fidelity: float) -> Tensor:
-        """Return the images (B, 1, H, W) of output maps (B, 2, H, W): corrected, bounded, and mixed by `mix`."""
-        return self.mix(self.bounded(self.estimate(maps, observed), observed), fidelity)
-
-    @staticmethod
-    def mix(estimates: Tensor, fidelity: float) -> Tensor:
-        """Return the images (B, 1, H, W) between both estimates: 0 is the most perceptual, 1 the most faithful."""
-        perceptual, faithful = estimates.split(1, dim=1)
-        return torch.lerp(perceptual, faithful, fidelity)
+        skips = {}
+        if "linear" in self.decoder_inputs:
+            skips[0] = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
+        if "features" in self.decoder_inputs:
+            skips[self.skip_level] = features.skip
+        return self.decoder(f_hat.to(self.dtype), skips)
 
     @torch.no_grad()
     def predict(
-        self, linear: Tensor, condition: Tensor, decoding: Decoding, with_entropy: bool = False
-    ) -> tuple[Tensor, Decoded]:
+        self, linear: Tensor, condition: Tensor, decoding: Decoding | None = None, with_entropy: bool = False
+    ) -> Prediction:
         """Predict the tokens of tiles and decode them.
 
         Args:
-            linear: linear estimates of the tiles, (B, 1, scale · lr_side, scale · lr_side).
+            linear: linear estimates of the tiles, (B, 1, side, side).
             condition: see `Observation`, (B, 2, 1, 1).
-            decoding: strategy and its settings.
-            with_entropy: find the entropy of the tokens too.
-
-        Returns:
-            Both output maps, (B, 2, scale · lr_side, scale · lr_side), not corrected yet, and the tokens. With the
-            entropy, it is a third map: that of `Decoded`, interpolated.
+            decoding: strategy and its settings; greedy by default.
+            with_entropy: return the entropy of the tokens too.
 
         Raises:
             ConfigurationError: if the tiles have another size.
         """
-        side = self.scale * self.lr_side
-        if linear.shape[1:] != (1, side, side):
-            got = (linear.shape[1], *(size // self.scale for size in linear.shape[2:]))
+        if linear.shape[1:] != (1, self.side, self.side):
             raise ConfigurationError(
-                f"the network got images of shape {got}, but it takes (1, {self.lr_side}, {self.lr_side}); call it"
-                " through miar_monai.inference.inferer.BeamSearchInferer, which cuts other sizes into tiles."
+                f"the network got images that are {tuple(linear.shape[1:])} on the HR grid, but it takes"
+                f" {(1, self.side, self.side)}; call it through miar_monai.inference.inferer.BeamSearchInferer, which"
+                " cuts other sizes into tiles."
             )
         features = self.features(linear, condition)
         context = self.transformer.context(features.f_lr)
-        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding, with_entropy)
-        maps = self.decode(decoded.f_hat, features).to(linear.dtype)
+        decoded = decode_tokens(self.transformer, self.quantizer, context, decoding or Decoding(), with_entropy)
+        maps, entropy = self.decode(decoded.f_hat, features).to(linear.dtype), None
         if decoded.entropy is not None:
             entropy = F.interpolate(decoded.entropy.to(maps.dtype), maps.shape[2:], mode="bilinear")
-            maps = torch.cat([maps, entropy], dim=1)
-        return maps, decoded
+        return Prediction(maps, entropy, decoded.tokens, decoded.score)
+
+    def correct(self, maps: Tensor, observed: Observation) -> Tensor:
+        """Return output maps (B, 2, H, W), corrected by the back end, in the precision of the LR slices."""
+        return self.back_end(maps.to(observed.lr.dtype), observed)
+
+    def finish(
+        self,
+        prediction: Prediction,
+        observed: Observation,
+        fidelity: float = 0.25,
+        error_model: ErrorEstimator | None = None,
+    ) -> Estimate:
+        """Return the super-resolved images of a prediction: corrected, bounded, and mixed.
+
+        No voxel is darker than the darkest of its LR slice, and the level stays. That is for inference: a loss that
+        learns nothing from dark voxels would let them drift.
+
+        Args:
+            prediction: for whole slices.
+            observed: the slices.
+            fidelity: from 0, the perceptual estimate, to 1, the faithful one.
+            error_model: estimates the error of the image, from a prediction with entropy.
+        """
+        maps = self.correct(prediction.maps, observed)
+        maps = observed.operator.bounded(maps, observed.lr.amin(dim=(2, 3), keepdim=True))
+        perceptual, faithful = maps.split(1, dim=1)
+        image = torch.lerp(perceptual, faithful, fidelity)
+        estimate = Estimate(image, perceptual, faithful, observed.network_weight)
+        if error_model is None or prediction.entropy is None:
+            return estimate
+        return estimate._replace(error=error_model(estimate, prediction.entropy, observed.suppressed_by_noise))
 
     @torch.no_grad()
     def super_resolve(
@@ -327,24 +296,28 @@ class MIAR(nn.Module):
         lr: Tensor,
         decoding: Decoding | None = None,
         fidelity: float = 0.25,
-        degradation: SeparableDegradation | None = None,
-    ) -> MIARResult:
-        """Predict the tokens of LR images and decode them.
+        operator: SeparableOperator | None = None,
+        error_model: ErrorEstimator | None = None,
+        predict: Callable[[Tensor, Tensor], Prediction] | None = None,
+    ) -> Estimate:
+        """Super-resolve LR slices: observe, predict, finish.
 
         Args:
-            lr: LR images, (B, 1, lr_side, lr_side).
+            lr: LR slices, (B, 1, h, w); of one tile each, or of any size if ``predict`` takes any.
             decoding: strategy and its settings; greedy by default.
-            fidelity: from 0, the most perceptual output, to 1, the most faithful.
-            degradation: how the LR images came about; as the network was built by default.
+            fidelity: from 0, the perceptual estimate, to 1, the faithful one.
+            operator: the degradation of the slices; ``self.degradation`` by default.
+            error_model: estimates the error of the images; see `finish`.
+            predict: maps linear estimates (B, 1, H, W) and conditions (B, 2, 1, 1) to a prediction; `predict` by
+                default.
 
         Raises:
             ConfigurationError: if ``lr`` has another size.
         """
-        observed = self.observe(lr, degradation)
-        maps, decoded = self.predict(observed.linear, observed.condition, decoding or Decoding())
-        sr = self.render(maps, observed, fidelity)
-        return MIARResult(sr, decoded.tokens, decoded.score, observed.trust.flatten())
+        observed = self.observe(lr, operator)
+        predict = predict or partial(self.predict, decoding=decoding, with_entropy=error_model is not None)
+        return self.finish(predict(observed.linear, observed.condition), observed, fidelity, error_model)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Super-resolve LR images (B, 1, lr_side, lr_side) greedily: (B, 1, scale · lr_side, scale · lr_side)."""
-        return self.super_resolve(lr).sr
+        """Super-resolve LR images (B, 1, h, w) of one tile each greedily: (B, 1, side, side)."""
+        return self.super_resolve(lr).image

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miar_monai.degradation.operators import Degradation, Degradations
+from miar_monai.degradation import Degradation, operators
 from miar_monai.errors import ConfigurationError, MissingWeightsError
 from miar_monai.networks import MIAR, MSVQVAE
 from miar_monai.networks.decoding import Decoding, decode_tokens
@@ -219,7 +219,11 @@ class MIARObjective(nn.Module):
             index: which of ``degradations`` each came about by, (B,), int64; the network's own by default.
         """
         tokens, inputs, true_f_hat = self.teach(hr)
-        observed = self.network.observe(lr, None if index is None else Degradations(self.degradations, index))
+        operator = None
+        if index is not None:
+            shapes = (hr.shape[2], hr.shape[3]), (lr.shape[2], lr.shape[3])
+            operator = operators(self.degradations, *shapes, lr).select(index)
+        observed = self.network.observe(lr, operator)
         features = self.network.features(observed.linear, observed.condition)
         context = self.network.transformer.context(features.f_lr)
         logits = self.network.transformer(inputs, context)  # (B, L · S, V)
@@ -229,7 +233,7 @@ class MIARObjective(nn.Module):
             predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
             taught = torch.rand(len(hr), 1, 1, 1, device=hr.device) < self.teacher_forcing * self.training
         f_hat = torch.where(taught, true_f_hat, predicted.f_hat)
-        maps = self.network.estimate(self.network.decode(f_hat, features), observed)
+        maps = self.network.correct(self.network.decode(f_hat, features), observed)
         perceptual, faithful = maps.float().split(1, dim=1)
         parts["faithful_loss"] = F.l1_loss(torch.where(taught, hr, faithful), hr)
         parts["perceptual_loss"] = self.reconstruction(perceptual, hr)

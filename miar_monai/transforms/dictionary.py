@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, check_range
 from miar_monai.transforms.files import LoadVolume, SaveVolume
 from miar_monai.transforms.intensity import ScaleIntensityHU, ScaleIntensityRobust

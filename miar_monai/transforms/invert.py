@@ -21,16 +21,17 @@ __all__ = ["InvertSuperResolutiond", "SplitUncertaintyd"]
 
 
 class SplitUncertaintyd(MapTransform):
-    """Move the second channel of a prediction, the optional expected error, to another key.
+    """Move the expected error of a prediction, if it has one, to another key.
 
     Args:
-        keys: key of the prediction, (1 or 2, X', Y', Z').
-        uncertainty_key: key of the second channel.
+        keys: key of the prediction, an image (1, X', Y', Z'), or ``"image"`` and ``"error"`` by name.
+        uncertainty_key: key of the error.
         allow_missing_keys: ignore missing predictions.
 
     Example:
         >>> import torch
-        >>> data = SplitUncertaintyd("pred")({"pred": torch.zeros(2, 8, 8, 3)})
+        >>> prediction = {"image": torch.zeros(1, 8, 8, 3), "error": torch.ones(1, 8, 8, 3)}
+        >>> data = SplitUncertaintyd("pred")({"pred": prediction})
         >>> {key: tuple(value.shape) for key, value in data.items()}
         {'pred': (1, 8, 8, 3), 'uncertainty': (1, 8, 8, 3)}
     """
@@ -42,11 +43,11 @@ class SplitUncertaintyd(MapTransform):
         self.uncertainty_key = uncertainty_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return a copy of ``data`` whose prediction has one channel."""
+        """Return a copy of ``data`` whose prediction is an image."""
         result = dict(data)
         for key in self.key_iterator(data):
-            if len(data[key]) == 2:
-                result[key], result[self.uncertainty_key] = data[key][:1], data[key][1:]
+            if isinstance(data[key], Mapping):
+                result[key], result[self.uncertainty_key] = data[key]["image"], data[key]["error"]
         return result
 
 

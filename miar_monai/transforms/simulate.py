@@ -9,7 +9,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from miar_monai.data.geometry import axial_axis
-from miar_monai.degradation.operators import Degradation
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError
 from miar_monai.transforms.metatensor import image_name, resampled, with_affine
 

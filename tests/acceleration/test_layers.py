@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from miar_monai.acceleration import layers as fused
-from miar_monai.acceleration.layers import AddNorm, LinearGELU, NormSiLU, Turn, join, top_two
+from miar_monai.acceleration import layers as fused_layers
+from miar_monai.acceleration.layers import AddNorm, LinearGELU, NormalizedRotary, NormSiLU, join, top_two
 from miar_monai.networks.attention import rotary_table
 
 
@@ -40,10 +40,10 @@ def layers() -> list[tuple[nn.Module, tuple[Tensor, ...]]]:
     table = rotary_table(5 * torch.rand(9, 2, generator=generator), 16)  # (2, 9, 1, 16)
     rotation = torch.cat([table.expand(-1, -1, 3, -1), 3 * table.expand(-1, -1, 3, -1)], dim=2)[:, 2:7]
     cases: list[tuple[nn.Module, tuple[Tensor, ...]]] = [
-        (Turn(), (normal(3, 5, 6, 16), rotation)),
-        (Turn(), (normal(2, 5, 3, 16), rotation.chunk(2, dim=2)[1])),
-        (Turn(), (normal(1, 1, 4, 16), table[:, 3:4])),
-        (Turn(), (normal(2, 5, 9, 16)[:, :, 2:5], table[:, :5])),
+        (NormalizedRotary(), (normal(3, 5, 6, 16), rotation)),
+        (NormalizedRotary(), (normal(2, 5, 3, 16), rotation.chunk(2, dim=2)[1])),
+        (NormalizedRotary(), (normal(1, 1, 4, 16), table[:, 3:4])),
+        (NormalizedRotary(), (normal(2, 5, 9, 16)[:, :, 2:5], table[:, :5])),
         (AddNorm(48), (normal(2, 7, 48), normal(2, 7, 48))),
         (AddNorm(32), (normal(1, 32).expand(3, 1, -1), normal(3, 1, 32))),
         (NormSiLU(24), (1 + normal(2, 24, 17, 13),)),
@@ -72,7 +72,7 @@ def call(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def compare_with_kernels() -> None:
     """Compare all layers with their kernels on the CPU, which takes ``TRITON_INTERPRET=1``, set before Triton loads."""
     expected = [call(*case) for case in layers()]
-    fused._fused = lambda x: True
+    fused_layers._use_kernels = lambda x: True
     for case, wanted in zip(layers(), expected, strict=True):
         for x, y in zip(call(*case), wanted, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
@@ -95,9 +95,9 @@ def test_kernels_compute_on_a_gpu_what_the_layers_do(case: int, dtype: torch.dty
     layer, inputs = layer.to(dtype).float(), tuple(x.to(dtype).float() for x in inputs)  # both see rounded numbers
     expected = call(layer, inputs)
     on_gpu = tuple(x.to("cuda", dtype) for x in inputs)
-    assert not fused._fused(on_gpu[0])
+    assert not fused_layers._use_kernels(on_gpu[0])
     with torch.no_grad():
-        assert fused._fused(on_gpu[0])
+        assert fused_layers._use_kernels(on_gpu[0])
     for found, wanted in zip(call(layer.to("cuda", dtype), on_gpu), expected, strict=True):
         assert found.dtype == (wanted.dtype if isinstance(layer, TopTwo) else dtype)
         tolerance = 1e-4 if dtype == torch.float32 else 0.02
@@ -134,15 +134,15 @@ def test_without_a_compiler_inference_goes_on_with_a_warning(
         def add_norm(*_: object) -> None:
             raise RuntimeError("Failed to find C compiler.\nPlease specify CC")
 
-    monkeypatch.setattr(fused, "kernels", Broken)
-    fused._kernels_work.cache_clear()
+    monkeypatch.setattr(fused_layers, "triton_kernels", Broken)
+    fused_layers._kernels_work.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert not fused._kernels_work(torch.device("cpu"))
-        assert not fused._kernels_work(torch.device("cpu"))
+        assert not fused_layers._kernels_work(torch.device("cpu"))
+        assert not fused_layers._kernels_work(torch.device("cpu"))
     assert [record.getMessage() for record in caplog.records] == [
         "Triton does not work here, so inference takes longer: Failed to find C compiler."
     ]
-    fused._kernels_work.cache_clear()
+    fused_layers._kernels_work.cache_clear()
 
 
 def test_gradients_go_through_the_layers() -> None:

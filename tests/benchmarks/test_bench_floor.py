@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_floor import main, own_kernels
 from benchmarks.bench_training import Work
-from miar_monai.acceleration import layers as fused
+from miar_monai.acceleration import layers as fused_layers
 from miar_monai.errors import OutputError
 
 pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
@@ -75,7 +75,7 @@ def test_kernels_of_our_own_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
         def double(x: Tensor, scale: int) -> Tensor:
             return torch.empty_like(x)  # as a kernel does, which PyTorch does not see
 
-    monkeypatch.setattr(fused, "kernels", Kernels)
+    monkeypatch.setattr(fused_layers, "triton_kernels", Kernels)
     x = torch.ones(3)
     with Work() as work, own_kernels(work):
         Kernels.double(x, 2)

@@ -1,4 +1,4 @@
-"""The wheels of `make dist`: what they hold, and that they work alone, away from the repository."""
+"""The wheels of `make dist`: their contents, and that they work without the repository."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCES = ("LICENSE", "MANIFEST.in", "README.md", "miar_monai", "pyproject.toml"
 
 
 def python(*words: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, without what this process knows of packages and bundles."""
+    """Run Python in a folder, without the environment variables of this process for packages and bundles."""
     clean = {name: value for name, value in os.environ.items() if name not in ("MIAR_BUNDLES", "PYTHONPATH")}
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=folder, env={**clean, **environment}, capture_output=True, encoding="utf-8")
@@ -42,7 +42,7 @@ def build(project: Path, output: Path) -> Path:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """Return the files of a wheel, without those about it."""
+    """Return the files of a wheel, without its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
 
@@ -58,7 +58,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return build(folder / "code", folder / "code_dist"), build(folder / "weights", folder / "weights_dist")
 
 
-def test_bundles_are_looked_for_in_the_order_that_is_documented(
+def test_bundles_are_found_in_the_documented_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def put(folder: Path) -> Path:
@@ -69,13 +69,13 @@ def test_bundles_are_looked_for_in_the_order_that_is_documented(
     monkeypatch.delenv("MIAR_BUNDLES", raising=False)
     monkeypatch.setattr(bundles, "__file__", str(tmp_path / "clone" / "miar_monai" / "inference" / "bundle.py"))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    needed = r"^no weights .* brats are installed: the package miar-monai-bundles is needed; install its wheel \("
+    needed = r"^the weights .* brats are not installed: the package miar-monai-bundles is needed; install its wheel \("
     with pytest.raises(SettingError, match=needed):
         locate_bundle("brats")
     about = tmp_path / "site" / "miar_monai_bundles-0.1.7.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: miar-monai-bundles\nVersion: 0.1.7\n")
-    with pytest.raises(SettingError, match=needed):  # half of an installation
+    with pytest.raises(SettingError, match=needed):  # an incomplete installation
         locate_bundle("brats")
     installed = put(tmp_path / "site" / "miar_monai_bundles" / "miar_brats")
     assert locate_bundle("brats") == (installed, "miar-monai-bundles 0.1.7")
@@ -91,7 +91,7 @@ def test_bundles_are_looked_for_in_the_order_that_is_documented(
 
 
 @pytest.mark.slow
-def test_installed_wheels_work_alone(wheels: tuple[Path, Path], tmp_path: Path) -> None:
+def test_installed_wheels_work_without_the_repository(wheels: tuple[Path, Path], tmp_path: Path) -> None:
     home, empty = tmp_path / "home", tmp_path / "empty"
     empty.mkdir()
 
@@ -106,7 +106,7 @@ def test_installed_wheels_work_alone(wheels: tuple[Path, Path], tmp_path: Path) 
 
     code, weights = wheels
     install(code)
-    assert f"{MODELS[0]}: no weights of the model {MODELS[0]} are installed: the package" in miar("info")
+    assert f"{MODELS[0]}: the weights of the model {MODELS[0]} are not installed: the package" in miar("info")
     install(weights)
     info = miar("info")
     assert f"miar {__version__} in {home / 'miar_monai'}\n" in info
@@ -124,7 +124,7 @@ def test_installed_wheels_work_alone(wheels: tuple[Path, Path], tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_wheels_hold_what_the_repository_has(wheels: tuple[Path, Path]) -> None:
+def test_the_wheels_contain_the_files_of_the_repository(wheels: tuple[Path, Path]) -> None:
     code = {path for path in (ROOT / "miar_monai").rglob("*") if path.is_file() and path.suffix != ".pyc"}
     weights = {path for model in MODELS for path in bundle_files(ROOT / "bundles" / f"miar_{model}")}
     assert contents(wheels[0]) == {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in code}
@@ -135,7 +135,7 @@ def test_the_wheels_hold_what_the_repository_has(wheels: tuple[Path, Path]) -> N
 
 
 @pytest.mark.slow
-def test_the_wheel_of_the_weights_names_the_terms_of_the_training_data(wheels: tuple[Path, Path]) -> None:
+def test_the_wheel_of_the_weights_states_the_terms_of_the_training_data(wheels: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(wheels[1]) as archive:
         (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = message_from_bytes(archive.read(about))
@@ -143,4 +143,4 @@ def test_the_wheel_of_the_weights_names_the_terms_of_the_training_data(wheels: t
     assert metadata["Requires-Dist"] == "miar-monai~=0.1.0"
     assert metadata["License-Expression"] == "Apache-2.0 AND LicenseRef-data-license"
     assert {f"miar_{model}/docs/data_license.txt" for model in MODELS} <= {*metadata.get_all("License-File", [])}
-    assert "given out after registration, **for research**" in metadata.get_payload()
+    assert "available after registration, **for research**" in metadata.get_payload()

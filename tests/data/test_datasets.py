@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from monai.data import DataLoader
 from monai.transforms import Compose, MapTransform, Orientationd, RandFlipd
 
-from miar_monai.data.datasets import SliceDataset, brats_datalist, lidc_datalist, split_by_patient, volume_datalist
+from miar_monai.data.datasets import (
+    SliceDataset,
+    brats_datalist,
+    lidc_datalist,
+    series_datalist,
+    split_by_patient,
+    subject_datalist,
+    volume_datalist,
+)
 from miar_monai.errors import DatasetError, ImageError
 from miar_monai.transforms import CentralSlicesd, LoadVolumed, ScaleIntensityRobustd
 
@@ -51,17 +59,31 @@ def test_brats_volumes_that_are_missing_are_counted(tmp_path: Path, caplog: pyte
     assert f"{tmp_path}: 1 volumes of the contrasts t2 are missing" in caplog.text
 
 
-def test_brats_folder_that_is_no_brats_folder(tmp_path: Path) -> None:
+def test_a_folder_without_brats_volumes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"absent is not a folder: a dataset folder with <dataset_dir>/<subject>/<sub"
     ):
         brats_datalist(tmp_path / "absent")
     (tmp_path / "other").mkdir()
     sentence = (
-        r"holds 1 folders but no volume of the contrasts t2: <dataset_dir>/<subject>/<subject>_t2\.nii\.gz \(or .*t2w"
+        r"has 1 folders but no volume of the contrasts t2: <dataset_dir>/<subject>/<subject>_t2\.nii\.gz or .*-t2w\.nii"
     )
     with pytest.raises(DatasetError, match=sentence):
         brats_datalist(tmp_path)
+
+
+def test_file_names_of_subjects_and_modalities_of_series_can_be_chosen(tmp_path: Path) -> None:
+    first = write_nifti_phantom(tmp_path / "knees" / "knee1" / "knee1_pd.nii.gz", SHAPE)
+    second = write_nifti_phantom(tmp_path / "knees" / "knee2" / "pd.nii", SHAPE)
+    found = subject_datalist(tmp_path / "knees", {"pd": ["{subject}_pd", "pd"]})
+    assert found == [
+        {"image": str(first), "subject": "knee1", "contrast": "pd"},
+        {"image": str(second), "subject": "knee2", "contrast": "pd"},
+    ]
+    series = write_dicom_series(tmp_path / "dicom" / "a" / "series", SHAPE, patient_id="a", modality="MR")
+    assert series_datalist(tmp_path / "dicom", "MR") == [{"image": str(series), "subject": "a"}]
+    with pytest.raises(DatasetError, match="has no CT volume"):
+        lidc_datalist(tmp_path / "dicom")
 
 
 def test_lidc_folder(tmp_path: Path) -> None:
@@ -78,13 +100,13 @@ def test_lidc_folder(tmp_path: Path) -> None:
     assert lidc_datalist([anonymous]) == [{"image": str(anonymous), "subject": "ct"}]
 
 
-def test_lidc_folder_that_is_no_lidc_folder(tmp_path: Path) -> None:
+def test_a_folder_without_ct_volumes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"absent is not a folder: a dataset folder with NIfTI files, or folders with"
     ):
         lidc_datalist([tmp_path / "absent"])
     (tmp_path / "INDEX.csv").write_text("a,b")
-    with pytest.raises(DatasetError, match=r"holds no CT volume: NIfTI files, or folders with one DICOM series each"):
+    with pytest.raises(DatasetError, match=r"has no CT volume: NIfTI files, or folders with one DICOM series each"):
         lidc_datalist(tmp_path)
 
 

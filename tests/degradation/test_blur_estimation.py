@@ -68,7 +68,8 @@ def test_empty_slices_and_a_large_volume_change_nothing() -> None:
 
 
 def linear(lr: Tensor, degradation: Degradation) -> Tensor:
-    return degradation.restore(lr, (degradation.noise_level(lr) / 0.2).clamp(min=1e-3))
+    operator = degradation.for_lr(lr)
+    return operator.restore(lr, (operator.noise_level(lr) / 0.2).clamp(min=1e-3))
 
 
 @pytest.mark.parametrize("size", [(40, 48), (20, 24), (64, 64), (33, 47)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ from helpers.tiny import started, tiny_miar
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.data import MetaTensor
 from test_inferer import TILE, Nearest, inferer
+from torch import Tensor
 
 from benchmarks import calibration
 from miar_monai.cli.main import main
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import ConfigurationError, find_miar_error
-from miar_monai.inference.error_model import ErrorModel, signs
+from miar_monai.inference.error_model import ErrorModel, error_predictors
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding, decode_tokens, token_entropy
+from miar_monai.networks.results import Estimate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
@@ -36,7 +37,14 @@ pytestmark = [
 ]
 
 MODEL = ErrorModel(offset=-0.5, disagreement=0.6, edges=0.3, entropy=1.5, noise=0.1)
-SURE = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)  # trust and noise of a slice as in the training
+NO_NOISE = torch.zeros(1, 1, 1, 1)
+
+
+def estimate(sr: Tensor, estimates: Tensor, weight: Tensor | None = None) -> Estimate:
+    """Return an estimate whose network has all of the weight, as for a slice of the training."""
+    return Estimate(sr, *estimates.split(1, dim=1), torch.ones(1, 1, 1, 1) if weight is None else weight)
+
+
 SAGITTAL = np.array([[0.0, 0, 2, -20], [1, 0, 0, -30], [0, -1, 0, 10], [0, 0, 0, 1]])
 SHAPE = (19, 13, 3)
 
@@ -80,20 +88,20 @@ def test_a_certain_network_has_no_entropy(network: MIAR) -> None:
     certain = started(tiny_miar()).eval()
     certain.transformer.head.weight.data.mul_(1e6)
     observed = certain.observe(torch.rand(1, 1, TILE, TILE))
-    maps, _ = certain.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
-    assert maps.shape == (1, 3, 4 * TILE, 4 * TILE)
-    assert maps[:, 2].abs().max() < 0.05
+    entropy = certain.predict(observed.linear, observed.condition, Decoding(), with_entropy=True).entropy
+    assert entropy.shape == (1, 1, 4 * TILE, 4 * TILE)
+    assert entropy.abs().max() < 0.05
     certain.transformer.head.weight.data.zero_()
     torch.nn.init.zeros_(certain.transformer.head.bias)
-    maps, _ = certain.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
-    torch.testing.assert_close(maps[:, 2], torch.ones_like(maps[:, 2]))
+    entropy = certain.predict(observed.linear, observed.condition, Decoding(), with_entropy=True).entropy
+    torch.testing.assert_close(entropy, torch.ones_like(entropy))
 
 
 # Model of the error
 
 
 @pytest.mark.parametrize("name", ["disagreement", "edges", "entropy"])
-def test_the_expected_error_grows_where_its_sign_does(name: str) -> None:
+def test_the_expected_error_grows_where_a_predictor_does(name: str) -> None:
     sr, entropy = torch.full((1, 1, 33, 29), 0.5), torch.zeros(1, 1, 33, 29)
     estimates = sr.expand(-1, 2, -1, -1).clone()
     here = (..., slice(10, 14), slice(8, 12))
@@ -104,29 +112,29 @@ def test_the_expected_error_grows_where_its_sign_does(name: str) -> None:
     else:
         entropy[here] += 0.5
     weights = {"disagreement": 0.0, "edges": 0.0, "entropy": 0.0, name: 0.7}
-    error = ErrorModel(offset=-2.0, **weights)(sr, estimates, entropy, *SURE)
+    error = ErrorModel(offset=-2.0, **weights)(estimate(sr, estimates), entropy, NO_NOISE)
     assert error[here].min() > 1.2 * error[..., 25:, 20:].max()
     assert error.min() > 0
     assert torch.isfinite(error).all()
-    constant = ErrorModel(-2.0, 0.0, 0.0, 0.0)(sr, estimates, entropy, *SURE)
+    constant = ErrorModel(-2.0, 0.0, 0.0, 0.0)(estimate(sr, estimates), entropy, NO_NOISE)
     assert torch.equal(constant, torch.full_like(sr, -2.0).exp())
 
 
 def test_the_expected_error_turns_with_the_image() -> None:
     sr, estimates, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 2, 21, 17), torch.rand(2, 1, 21, 17)
-    error = MODEL(sr, estimates, entropy, *SURE)
+    error = MODEL(estimate(sr, estimates), entropy, NO_NOISE)
     for turn in (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.mT):
-        torch.testing.assert_close(MODEL(turn(sr), turn(estimates), turn(entropy), *SURE), turn(error))
+        turned = MODEL(estimate(turn(sr), turn(estimates)), turn(entropy), NO_NOISE)
+        torch.testing.assert_close(turned, turn(error))
 
 
-def test_the_linear_share_of_a_result_hides_no_disagreement() -> None:
+def test_the_weight_of_the_linear_estimate_hides_no_disagreement() -> None:
     sr, linear, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17)
-    estimates, trust = torch.rand(2, 2, 21, 17), torch.tensor([1.0, 0.05])[:, None, None, None]
-    still = 0 * trust
-    mixed = torch.lerp(linear, estimates, trust)
-    error = MODEL(sr, mixed, entropy, trust, still)
-    torch.testing.assert_close(error, MODEL(sr, estimates, entropy, torch.ones_like(trust), still), rtol=1e-4, atol=0)
-    noisier = MODEL(sr, mixed, entropy, trust, still + 2)
+    estimates, weight = torch.rand(2, 2, 21, 17), torch.tensor([1.0, 0.05])[:, None, None, None]
+    mixed = estimate(sr, torch.lerp(linear, estimates, weight), weight)
+    error = MODEL(mixed, entropy, NO_NOISE)
+    torch.testing.assert_close(error, MODEL(estimate(sr, estimates), entropy, NO_NOISE), rtol=1e-4, atol=0)
+    noisier = MODEL(mixed, entropy, NO_NOISE + 2)
     torch.testing.assert_close(noisier, error * np.exp(2 * MODEL.noise), rtol=1e-4, atol=0)
 
 
@@ -136,7 +144,7 @@ def test_more_noise_makes_the_inferer_expect_a_larger_error(network: MIAR) -> No
     means = []
     for level in (0.0, 0.01, 0.03):  # from 0.02 on less and less of what was learned is in the result
         noisy = lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0), dtype=lr.dtype)
-        means.append(asking(noisy, network)[:, 1].mean())
+        means.append(asking(noisy, network)["error"].mean())
     assert means[0] < min(means[1:])
 
 
@@ -150,24 +158,25 @@ def test_the_image_is_the_same_with_and_without_uncertainty(
 ) -> None:
     x = torch.rand(shape)
     both = inferer(uncertainty=True, error_model=MODEL, **options)(x, network)
-    assert both.shape[1] == 2
-    assert torch.equal(both[:, :1], inferer(**options)(x, network))
-    assert torch.isfinite(both).all()
-    assert both[:, 1].min() > 0
-    assert both[:, 1].std() > 0
+    assert list(both) == ["image", "error"]
+    assert torch.equal(both["image"], inferer(**options)(x, network))
+    assert both["error"].shape == both["image"].shape
+    assert all(torch.isfinite(values).all() for values in both.values())
+    assert both["error"].min() > 0
+    assert both["error"].std() > 0
 
 
 def test_the_expected_error_of_one_tile_is_that_of_its_estimates(network: MIAR) -> None:
     lr = network.degradation(torch.rand(2, 1, 4 * TILE, 4 * TILE))
     both = inferer(uncertainty=True, error_model=MODEL, strategy="greedy", fidelity=0.5)(lr, network)
     observed = network.observe(lr)
-    maps, decoded = network.predict(observed.linear, observed.condition, Decoding(), with_entropy=True)
-    estimates = network.bounded(network.estimate(maps[:, :2], observed), observed)
-    assert decoded.entropy is not None
-    share = partial(network.degradation.share_lost, 4 * TILE, 4 * TILE)
-    noise = share(observed.damping) - share(torch.full_like(observed.damping, network.damping))
-    wanted = MODEL(estimates.mean(1, keepdim=True), estimates, maps[:, 2:], observed.trust, noise)
-    torch.testing.assert_close(both[:, 1:], wanted)
+    prediction = network.predict(observed.linear, observed.condition, with_entropy=True)
+    image = network.finish(prediction, observed, fidelity=0.5)
+    lowest = torch.full_like(observed.damping, network.noise_model.min_damping)
+    noise = observed.operator.suppressed_fraction(observed.damping) - observed.operator.suppressed_fraction(lowest)
+    assert prediction.entropy is not None
+    wanted = MODEL(image, prediction.entropy, noise)
+    torch.testing.assert_close(both["error"], wanted)
 
 
 def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MIAR) -> None:
@@ -175,8 +184,8 @@ def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MI
     x[..., 2] = 0.25
     one, many = (inferer(uncertainty=True, error_model=MODEL, sw_batch_size=n)(x, network) for n in (1, 7))
     torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-5)  # products of another size are rounded otherwise
-    assert (many[:, 0, ..., 2] == 0.25).all()
-    assert (many[:, 1, ..., 2] == 0).all()
+    assert (many["image"][..., 2] == 0.25).all()
+    assert (many["error"][..., 2] == 0).all()
 
 
 def test_data_consistency_leaves_the_expected_error_alone(network: MIAR) -> None:
@@ -184,8 +193,8 @@ def test_data_consistency_leaves_the_expected_error_alone(network: MIAR) -> None
     options: dict[str, Any] = {"uncertainty": True, "error_model": MODEL}
     plain = inferer(**options)(x, network)
     consistent = inferer(degradation=replace(network.degradation, sigma=0.5), **options)(x, network)
-    assert torch.equal(consistent[:, 1], plain[:, 1])
-    assert not torch.equal(consistent[:, 0], plain[:, 0])
+    assert torch.equal(consistent["error"], plain["error"])
+    assert not torch.equal(consistent["image"], plain["image"])
 
 
 def test_what_cannot_be_had_is_refused() -> None:
@@ -206,9 +215,9 @@ def test_a_recording_has_the_expected_error_only_where_it_is_asked_for() -> None
     for _ in range(5):  # launched three times, recorded, replayed
         both = asking(x, on_gpu)
         torch.testing.assert_close(both, wanted, rtol=1e-2, atol=1e-3)
-        torch.testing.assert_close(both[:, :1], plain(x, on_gpu), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(both["image"], plain(x, on_gpu), rtol=1e-3, atol=1e-4)
     asking.uncertainty = False
-    assert asking(x, on_gpu).shape[1] == 1
+    assert isinstance(asking(x, on_gpu), Tensor)
 
 
 # Units and places
@@ -234,9 +243,9 @@ def test_an_error_in_hounsfield_units_has_no_offset(bundles: dict[str, Path]) ->
     sr = resolver.volume(volume(1500 * head(SHAPE) - 1000))
     scaled = resolver.preprocessing({"image": volume(1500 * head(SHAPE) - 1000)})["image"]
     with torch.inference_mode():
-        direct = resolver.inferer(scaled[None], resolver.network)[0]  # (2, X, Y, Z) in RAS+
+        direct = resolver.inferer(scaled[None], resolver.network)["error"][0, 0]  # (X, Y, Z) in RAS+
     assert sr.uncertainty is not None
-    expected = 2048 * direct[1].as_subclass(torch.Tensor).numpy()[::-1, ::-1]  # of a volume in LPS+
+    expected = 2048 * direct.as_subclass(torch.Tensor).numpy()[::-1, ::-1]  # of a volume in LPS+
     np.testing.assert_allclose(sr.uncertainty, expected, rtol=1e-3)
 
 
@@ -401,7 +410,8 @@ def test_both_commands_measure_a_bundle(bundles: dict[str, Path], tmp_path: Path
     assert (tmp_path / "o" / "miar_brats_calibration.png").is_file()
 
 
-def test_signs_are_finite_where_nothing_is() -> None:
+def test_predictors_are_finite_where_nothing_is() -> None:
     flat = torch.zeros(1, 1, 9, 9)
-    for trust in SURE:
-        assert torch.isfinite(signs(flat, flat.expand(-1, 2, -1, -1), flat, trust, SURE[1])).all()
+    for weight in (torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)):
+        same = estimate(flat, flat.expand(-1, 2, -1, -1), weight)
+        assert torch.isfinite(error_predictors(same, flat, NO_NOISE)).all()

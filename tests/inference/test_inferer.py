@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from miar_monai.acceleration.cuda_graphs import CUDAGraphed
+from miar_monai.acceleration.cuda_graphs import CUDAGraphed, tensor_addresses
 from miar_monai.data.geometry import fov_corners, upscaled_affine
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError
 from miar_monai.inference.error_model import ErrorModel
-from miar_monai.inference.inferer import BeamSearchInferer, _addresses
+from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks.decoding import Decoding
+from miar_monai.networks.linear import NoiseModel
 
 TILE = 10  # of the tiny network
 
@@ -84,7 +85,7 @@ def test_slices_do_not_see_each_other() -> None:
 def test_slices_of_one_tile_are_what_the_network_makes_of_them() -> None:
     network = started(tiny_miar()).eval()
     lr = network.degradation(torch.rand(3, 1, 4 * TILE, 4 * TILE))
-    expected = network.super_resolve(lr, Decoding("beam"), 0.25).sr
+    expected = network.super_resolve(lr, Decoding("beam"), 0.25).image
     assert torch.equal(inferer(sw_batch_size=3)(lr, network), expected)  # nothing to blend
 
 
@@ -132,7 +133,7 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
     (said,) = caplog.messages
     assert said.startswith("the input holds more noise than the slices of the training, or is sharper than its blur")
     assert ": 0 % of the result are what was learned" in said
-    network.known_noise = 10.0
+    network.noise_model.max_training_noise = 10.0
     inferer()(volume, network)
     assert len(caplog.records) == 1
 
@@ -140,7 +141,7 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
 @pytest.mark.parametrize("size", [(27, 16), (10, 31)])
 @pytest.mark.usefixtures("unbounded")
 def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(size: tuple[int, int]) -> None:
-    network = started(tiny_miar(damping=1e-6, detail=1e9, known_noise=1e9)).double().eval()
+    network = started(tiny_miar(noise_model=NoiseModel(1e-6, 1e9, 1e9))).double().eval()
     hr = torch.rand(2, 1, 4 * size[0], 4 * size[1], dtype=torch.float64)
     lr = network.degradation(hr)
     sr = inferer()(lr, network)
@@ -152,7 +153,7 @@ def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(siz
 def test_no_result_is_darker_than_its_slice_and_each_keeps_its_level(
     size: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
-    network, lr = started(tiny_miar(detail=1e9, known_noise=1e9)).eval(), torch.full((2, 1, *size), 0.1)
+    network, lr = started(tiny_miar(noise_model=NoiseModel(1e-3, 1e9, 1e9))).eval(), torch.full((2, 1, *size), 0.1)
     lr[0, :, 3:7, 2:8], lr[1, :, 4:, :6] = 0.8, 0.5
     sr = inferer()(lr, network)
     request.getfixturevalue("unbounded")
@@ -183,8 +184,8 @@ def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
         assert result.min() >= 0.02
     assert inferer()(metal, network).max() > 1.2 * 7.3  # as it would be without
     both = inferer(intensity_range=(0, 2), uncertainty=True, error_model=ErrorModel(0, 0, 0, 0))(padded, network)
-    assert (both[:, 1, :8] == 0).all()
-    assert (both[:, 1, 8:, :-4] == 1).all()
+    assert (both["error"][:, 0, :8] == 0).all()
+    assert (both["error"][:, 0, 8:, :-4] == 1).all()
 
 
 def test_padding_little_below_the_range_is_known_by_its_one_value() -> None:
@@ -243,7 +244,7 @@ def test_small_slices_are_padded_before_their_inverse() -> None:
     network = started(tiny_miar()).eval()
     lr = network.degradation(torch.rand(2, 1, 28, 20))  # (2, 1, 7, 5)
     padded = F.pad(lr, (2, 3, 1, 2), mode="replicate")
-    expected = network.super_resolve(padded, Decoding("beam"), 0.25).sr[..., 4 : 4 + 28, 8 : 8 + 20]
+    expected = network.super_resolve(padded, Decoding("beam"), 0.25).image[..., 4 : 4 + 28, 8 : 8 + 20]
     torch.testing.assert_close(inferer()(lr, network), expected)
 
 
@@ -263,7 +264,8 @@ def test_the_network_is_told_the_blur() -> None:
     network = started(tiny_miar()).eval()
     lr = Degradation(sigma=0.0)(torch.rand(2, 1, 4 * TILE, 4 * TILE))
     plain, told = inferer()(lr, network), inferer(blur=0.0)(lr, network)
-    torch.testing.assert_close(told, network.super_resolve(lr, Decoding("beam"), 0.25, Degradation(sigma=0.0)).sr)
+    operator = Degradation(sigma=0.0).for_lr(lr)
+    torch.testing.assert_close(told, network.super_resolve(lr, Decoding("beam"), 0.25, operator).image)
     assert torch.equal(plain, inferer(blur=1.0)(lr, network))
     assert not torch.allclose(plain, told, atol=0.01)
     assert torch.equal(plain, inferer(blur="auto")(lr, network))  # too small to be measured
@@ -376,7 +378,7 @@ def test_progress_counts_tiles(size: tuple[int, int], capsys: pytest.CaptureFixt
             return super().forward(x)
 
     x = torch.rand(1, 1, *size, 3)
-    tiles = inferer().num_tiles(*size)
+    tiles = inferer().num_tiles(*size, Nearest())
     inferer(progress=True, sw_batch_size=1)(x, Counting())
     assert sum(seen) == 3 * tiles
     assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
@@ -400,8 +402,8 @@ def test_under_autocast_the_layers_work_in_its_precision() -> None:
         with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(turn % 2 == 0):
             found = chosen(lr, network)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, network.cast(torch.bfloat16).super_resolve(lr).sr)
-        assert (found - network.super_resolve(lr).sr).abs().max() > 1e-4
+        torch.testing.assert_close(found, network.cast(torch.bfloat16).super_resolve(lr).image)
+        assert (found - network.super_resolve(lr).image).abs().max() > 1e-4
         assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
@@ -419,7 +421,7 @@ def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precisi
         with torch.autocast("cuda", precision, enabled=precision != torch.float32), torch.inference_mode(turn % 2 == 0):
             found = chosen(lr, network)
         plain = network if precision == torch.float32 else network.cast(precision)
-        wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).sr
+        wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).image
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert chosen._graphs is not None
 
@@ -431,9 +433,9 @@ def test_one_recording_is_for_every_blur() -> None:
     chosen = inferer(lookahead_tokens=0)
     for blur in (None, 0.5, 0.0, 1.1, 0.5, 1.2):  # launched three times, recorded, replayed
         chosen.blur, lr = blur, torch.rand(1, 1, TILE, TILE, device="cuda")
-        told = None if blur is None else Degradation(sigma=blur)
+        operator = (Degradation() if blur is None else Degradation(sigma=blur)).for_lr(lr)
         found = chosen(lr, network)
-        torch.testing.assert_close(found, network.super_resolve(lr, degradation=told).sr, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found, network.super_resolve(lr, operator=operator).image, rtol=1e-3, atol=1e-4)
     assert chosen._graphs is not None
     of_slices = chosen._graphs[1].of_slices
     assert isinstance(of_slices, CUDAGraphed)
@@ -462,12 +464,12 @@ def test_nothing_is_computed_in_float64_which_mps_does_not_know(side: int) -> No
 
 def test_replaced_weights_and_buffers_lie_elsewhere() -> None:
     network = tiny_miar()
-    before = _addresses(network)
+    before = tensor_addresses(network)
     assert set(before) == {x.data_ptr() for x in (*network.parameters(), *network.buffers())}
     network.load_state_dict(network.state_dict())  # in place, which a recording follows
-    assert _addresses(network) == before
+    assert tensor_addresses(network) == before
     network.decoder = deepcopy(network.decoder)
-    assert _addresses(network) != before
+    assert tensor_addresses(network) != before
 
 
 @pytest.mark.gpu

@@ -184,6 +184,15 @@ def test_other_settings_share_the_weights_and_are_not_mixed_up_in_threads(resolv
         resolver.with_settings(fidelity=2)
 
 
+def test_bfloat16_is_a_setting(resolver: SuperResolver) -> None:
+    image = resolver.prepared(_volume(SHAPE)).image
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = resolver.infer(image)
+    result = resolver.with_settings(amp=True).infer(image)
+    assert torch.equal(result, expected)
+    assert not torch.equal(result, resolver.infer(image))
+
+
 @pytest.mark.parametrize("value", ["$__import__('os').getpid()", "@alpha", "%alpha", {"_target_": "os.getpid"}, [1]])
 def test_no_setting_is_run_as_a_program(resolver: SuperResolver, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^blur is .*, but a number or a word is needed;"):
@@ -197,6 +206,11 @@ def test_no_setting_is_run_as_a_program(resolver: SuperResolver, value: Any) -> 
         ({"fidelity": None}, "fidelity is None, but it must lie between 0 and 1; correct the setting."),
         ({"lookahead_tokens": "two"}, "lookahead_tokens is 'two', but it must be a whole number; correct the setting."),
         ({"top_k": float("nan")}, "top_k is nan, but it must be a whole number; correct the setting."),
+        (
+            {"amp": "false"},
+            "amp is 'false', but it must be True or False; on the command line give --amp True or --amp False, with a "
+            "capital letter.",
+        ),
         ({"lookahead_tokens": True}, "lookahead_tokens is True, but it must lie between 0 and 8; correct the setting."),
     ],
 )
@@ -212,9 +226,9 @@ def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypa
     seen: list[int] = []
     original = resolver.network.predict
 
-    def counted(tiles: torch.Tensor, *args: Any) -> Any:
+    def counted(tiles: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(len(tiles))
-        return original(tiles, *args)
+        return original(tiles, *args, **kwargs)
 
     monkeypatch.setattr(resolver.network, "predict", counted)
     resolver.volume(volume)
@@ -272,7 +286,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
 def test_settings_devices_and_bundles_that_are_not_there_are_named(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*inference\.json has alpha, blur, fidelity"):
+    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*\.json has alpha, amp, blur, fidelity"):
         SuperResolver(bundle, "cpu", beams=3)
     with pytest.raises(ConfigurationError, match="fidelity"):
         SuperResolver(bundle, "cpu", fidelity=3)

@@ -161,7 +161,7 @@ def test_samples_of_a_batch_do_not_mix() -> None:
 def test_tokenizer_lr_encoder_is_the_tokenizer_s_encoder_on_the_linear_estimate() -> None:
     encoder = started(Encoder(1, 4, (8, 16, 16), 1)).double()
     linear = images(2, 1, 24, 40)
-    f_lr, skip = TokenizerLREncoder(encoder, scale=4)(linear, torch.randn(2, 2, 1, 1))
+    f_lr, skip = TokenizerLREncoder(encoder, skip_level=1)(linear, torch.randn(2, 2, 1, 1))
     torch.testing.assert_close(f_lr, encoder(linear))
     torch.testing.assert_close(skip, encoder.features(linear)[1])
     assert skip.shape[2:] == (6, 10)

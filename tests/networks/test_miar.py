@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from helpers.tiny import spread, started, tiny_miar, tiny_slices, tiny_tokenizer
 from torch import Tensor
 
-from miar_monai.degradation import Degradation, Degradations, SeparableDegradation
+from miar_monai.degradation import Degradation, SeparableOperator, operators
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding, decode_tokens
+from miar_monai.networks.linear import Interpolation, NoConsistency, NoiseModel
 
 MODES = ("initialized", "shared", "light")
 
@@ -27,40 +29,46 @@ def lr_images(batch_size: int = 3) -> Tensor:
     return Degradation()(tiny_slices(batch_size).double())
 
 
-def corrected(network: MIAR, latents: Tensor, lr: Tensor, degradation: SeparableDegradation | None = None) -> Tensor:
+def corrected(network: MIAR, latents: Tensor, lr: Tensor, operator: SeparableOperator | None = None) -> Tensor:
     """Return both maps of latents, corrected to explain LR images."""
-    observed = network.observe(lr, degradation)
+    observed = network.observe(lr, operator)
     maps = network.decode(latents, network.features(observed.linear, observed.condition))
-    return network.estimate(maps, observed)
+    return network.correct(maps, observed)
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
 def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> None:
     network, lr = trained(lr_encoder), lr_images()
     with torch.no_grad():
-        linear = network.degradation.restore(lr, 1e-3)
+        operator = network.degradation.for_lr(lr)
+        linear = operator.restore(lr, 1e-3)
         condition = torch.tensor([[-1.0, 0.0]] * 3).view(3, 2, 1, 1)  # damping 1e-3, blur 1
         f_lr, skip = network.lr_encoder(linear, condition)
         context = network.transformer.context(f_lr)
         decoded = decode_tokens(network.transformer, network.quantizer, context, Decoding("greedy"))
         skips = {0: torch.nn.functional.pixel_unshuffle(linear, 2), 1: skip}
         maps = network.decoder(network.quantizer.decode(decoded.tokens), skips)
-        maps = network.degradation.enforce(maps, lr, 1e-3)
-        maps = network.degradation.bounded(maps, lr.amin(dim=(2, 3), keepdim=True))
-    result = network.super_resolve(lr)
-    assert torch.equal(network(lr), result.sr)
-    assert torch.equal(result.tokens, decoded.tokens)
-    torch.testing.assert_close(result.sr, 0.75 * maps[:, :1] + 0.25 * maps[:, 1:])
-    torch.testing.assert_close(result.score, decoded.score)
-    assert result.sr.shape == (3, 1, 40, 40)
-    assert network.lr_side == 10
+        maps = operator.prox(maps, lr, 1e-3)
+        maps = operator.bounded(maps, lr.amin(dim=(2, 3), keepdim=True))
+    estimate = network.super_resolve(lr)
+    assert torch.equal(network(lr), estimate.image)
+    torch.testing.assert_close(estimate.image, 0.75 * maps[:, :1] + 0.25 * maps[:, 1:])
+    torch.testing.assert_close(torch.cat([estimate.perceptual, estimate.faithful], dim=1), maps)
+    assert estimate.image.shape == (3, 1, 40, 40)
+    assert estimate.error is None
+    assert network.side == 40
+    prediction = network.predict(linear, condition)
+    assert torch.equal(prediction.tokens, decoded.tokens)
+    torch.testing.assert_close(prediction.score, decoded.score)
 
 
 def test_fidelity_mixes_the_two_maps() -> None:
     network, lr = trained(), lr_images()
-    perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 0.5, 1.0))
-    maps = corrected(network, network.quantizer.decode(network.super_resolve(lr).tokens), lr)
-    maps = network.bounded(maps, network.observe(lr))
+    perceptual, half, faithful = (network.super_resolve(lr, fidelity=w).image for w in (0.0, 0.5, 1.0))
+    observed = network.observe(lr)
+    tokens = network.predict(observed.linear, observed.condition).tokens
+    maps = corrected(network, network.quantizer.decode(tokens), lr)
+    maps = observed.operator.bounded(maps, lr.amin(dim=(2, 3), keepdim=True))
     torch.testing.assert_close(perceptual, maps[:, :1])
     torch.testing.assert_close(faithful, maps[:, 1:])
     torch.testing.assert_close(half, (perceptual + faithful) / 2)
@@ -74,7 +82,7 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
     network.load_tokenizer(tokenizer)
     for latents in (torch.zeros(3, 6, 5, 5), torch.randn(3, 6, 5, 5)):
         maps = corrected(network, latents, lr)
-        linear = network.degradation.enforce(torch.zeros_like(maps), lr, network.damping)
+        linear = network.degradation.for_lr(lr).A_dagger(lr.expand_as(lr), 1e-3).expand_as(maps)
         torch.testing.assert_close(maps, linear)
     inner = [name for name in tokenizer.decoder.state_dict() if not name.startswith(("conv_out", "gain"))]
     learned, taken = tokenizer.decoder.state_dict(), network.decoder.state_dict()
@@ -83,12 +91,12 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
     codes = network.quantizer.state_dict()  # and φ
     assert all(torch.equal(codes[name], value) for name, value in tokenizer.quantizer.state_dict().items())
     if lr_encoder != "light":
-        linear = network.degradation.restore(lr, network.damping)
+        linear = network.degradation.for_lr(lr).restore(lr, 1e-3)
         torch.testing.assert_close(network.features(linear, torch.zeros(3, 2, 1, 1)).f_lr, tokenizer.encoder(linear))
 
 
 def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
-    network, generator = tiny_miar(detail=0.2).eval(), torch.Generator().manual_seed(0)
+    network, generator = tiny_miar(noise_model=NoiseModel(signal_std=0.2)).eval(), torch.Generator().manual_seed(0)
     hr = torch.rand(2, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
     exact = network.degradation(hr)
     noise = 0.02 * torch.randn(exact.shape, generator=generator)
@@ -96,14 +104,13 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
     damping = network.observe(mixed).damping
     assert damping[0] < 2e-3
     assert 0.05 < damping[1] < 0.2  # 0.02 / 0.2 = 0.1
-    assert network.observe(torch.zeros(1, 1, 10, 10)).damping == network.damping
+    assert network.observe(torch.zeros(1, 1, 10, 10)).damping == network.noise_model.min_damping
 
     def errors(restored: torch.Tensor) -> torch.Tensor:
         return (restored - hr).square().mean(dim=(1, 2, 3))
 
-    measured, least, most = (
-        errors(network.degradation.restore(mixed, value)) for value in (damping, network.damping, 0.1)
-    )
+    operator = network.degradation.for_lr(mixed)
+    measured, least, most = (errors(operator.restore(mixed, value)) for value in (damping, 1e-3, 0.1))
     torch.testing.assert_close(errors(network.observe(mixed).linear), measured)
     assert measured[0] < most[0]
     assert measured[1] < least[1] / 10
@@ -111,32 +118,35 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
 
 @pytest.mark.usefixtures("unbounded")
 def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() -> None:
-    network, generator = started(tiny_miar(known_noise=0.001)).eval(), torch.Generator().manual_seed(0)
+    network = started(tiny_miar(noise_model=NoiseModel(max_training_noise=0.001))).eval()
+    generator = torch.Generator().manual_seed(0)
     hr = torch.rand(3, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
     exact = network.degradation(hr)
     lr = exact + torch.tensor([0.0, 0.002, 0.1]).view(3, 1, 1, 1) * torch.randn(exact.shape, generator=generator)
-    result, learned = network.super_resolve(lr, fidelity=1.0), started(tiny_miar(known_noise=1.0)).eval()
+    result = network.super_resolve(lr, fidelity=1.0)
+    learned = started(tiny_miar(noise_model=NoiseModel(max_training_noise=1.0))).eval()
     learned.load_state_dict(network.state_dict())
-    linear, alone = network.observe(lr).linear, learned.super_resolve(lr, fidelity=1.0).sr
-    assert result.trust[0] == 1
-    assert 0.05 < result.trust[1] < 0.9  # (0.001 / 0.002)² = 0.25, measured on few coefficients
-    assert result.trust[2] < 2e-4
-    torch.testing.assert_close(result.sr, torch.lerp(linear, alone, result.trust[:, None, None, None]))
+    linear, alone = network.observe(lr).linear, learned.super_resolve(lr, fidelity=1.0).image
+    weights = result.network_weight.flatten()
+    assert weights[0] == 1
+    assert 0.05 < weights[1] < 0.9  # (0.001 / 0.002)² = 0.25, measured on few coefficients
+    assert weights[2] < 2e-4
+    torch.testing.assert_close(result.image, torch.lerp(linear, alone, result.network_weight))
     assert not torch.allclose(linear, alone, atol=0.01)
 
 
 def test_features_of_another_degradation_are_told_by_image() -> None:
     network, hr = trained(), tiny_slices(3).double()
     kinds, index = (network.degradation, Degradation(sigma=0.0)), torch.tensor([1, 0, 1])
-    mixed = Degradations(kinds, index)
-    lr = mixed(hr)
+    mixed = operators(kinds, (40, 40), (10, 10), hr).select(index)
+    lr = mixed.A(hr)
     latents = torch.randn(3, 6, 5, 5, dtype=torch.float64)
     together = corrected(network, latents, lr, mixed)
     for i, kind in enumerate(index.tolist()):
         one = slice(i, i + 1)
-        alone = corrected(network, latents[one], lr[one], kinds[kind])
+        alone = corrected(network, latents[one], lr[one], kinds[kind].for_lr(lr))
         torch.testing.assert_close(together[one], alone)
-        wrong = corrected(network, latents[one], lr[one], kinds[1 - kind])
+        wrong = corrected(network, latents[one], lr[one], kinds[1 - kind].for_lr(lr))
         assert not torch.allclose(together[one], wrong, atol=1e-3)
 
 
@@ -185,7 +195,9 @@ def test_unknown_encoder_is_named() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 1, 10, 9), (2, 2, 10, 10), (1, 10, 10)])
 def test_another_size_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigurationError, match=r"shape \(.*, but it takes \(1, 10, 10\); call it through .*Infer"):
+    with pytest.raises(
+        ConfigurationError, match=r"are \(.*\) on the HR grid, but it takes \(1, 40, 40\); call it .*Infer"
+    ):
         tiny_miar()(torch.zeros(shape))
 
 
@@ -226,15 +238,82 @@ def test_training_mode_does_not_train_when_only_used() -> None:
 
 @pytest.mark.parametrize("degradation", [Degradation(), Degradation(sigma=0.0), Degradation(sigma=3.0, blur_on="hr")])
 def test_both_maps_explain_the_lr_images_whatever_the_networks_say(degradation: Degradation) -> None:
-    network = started(tiny_miar(degradation=degradation, damping=1e-6, detail=1e9, known_noise=1e9)).double()
+    network = started(tiny_miar(degradation=degradation, noise_model=NoiseModel(1e-6, 1e9, 1e9))).double()
     lr = degradation(tiny_slices(3).double())
     maps = corrected(network, torch.randn(3, 6, 5, 5, dtype=torch.float64), lr)
     torch.testing.assert_close(degradation(maps), lr.expand(-1, 2, -1, -1), rtol=0, atol=1e-3)
     assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1  # they say different things
 
 
-def test_a_scale_without_a_level_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="scale is 3, but it must be patch_size = 2 times a power of two"):
-        tiny_miar(degradation=Degradation(scale=3))
-    with pytest.raises(ConfigurationError, match="scale is 16, but 3 levels of channels reach 8 at most"):
-        tiny_miar(degradation=Degradation(scale=16))
+def test_a_patch_size_without_a_level_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="lr_patch_size is 3, but it must be patch_size = 2 times a power of"):
+        tiny_miar(lr_patch_size=3)
+    with pytest.raises(ConfigurationError, match="lr_patch_size is 16, but 3 levels of channels reach 8 at most"):
+        tiny_miar(lr_patch_size=16)
+
+
+SCALES = [(4, 4), (2, 2), (8, 8), (1, 5), (4, 1), (2.5, 1.6)]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_same_network_serves_every_factor(scale: tuple[float, float]) -> None:
+    network, hr = trained(), tiny_slices(2).double()
+    operator = Degradation(scale=scale, sigma=0.5).for_hr(hr)
+    lr = operator.A(hr)
+    assert lr.shape[2:] == tuple(round(40 / factor) for factor in scale)
+    estimate = network.super_resolve(lr, operator=operator)
+    assert estimate.image.shape == hr.shape
+    maps = corrected(network, torch.randn(2, 6, 5, 5, dtype=torch.float64), lr, operator)
+    level = (operator.A(maps) - lr).mean(dim=(2, 3)).abs()
+    assert level.max() < 2e-3
+
+
+def paper(**options: Any) -> MIAR:
+    """Return the system as the paper has it: the decoder gets tokens alone, and nothing is solved in closed form."""
+    return tiny_miar(
+        lr_encoder="initialized",
+        front_end=Interpolation(),
+        decoder_inputs=(),
+        back_end=NoConsistency(),
+        **options,
+    )
+
+
+def test_the_papers_own_system_is_a_choice_of_components() -> None:
+    tokenizer = started(tiny_tokenizer(encoder="learned")).eval()
+    network, lr = paper().eval(), lr_images().float()
+    network.load_tokenizer(tokenizer)
+    observed = network.observe(lr)
+    upsampled = torch.nn.functional.interpolate(lr, scale_factor=4.0, mode="bicubic")
+    torch.testing.assert_close(observed.linear, upsampled, atol=1e-6, rtol=1e-5)
+    features = network.features(observed.linear, observed.condition)
+    torch.testing.assert_close(features.f_lr, tokenizer.encoder(upsampled), atol=1e-5, rtol=1e-4)
+    prediction = network.predict(observed.linear, observed.condition)
+    decoded = tokenizer.decode(prediction.tokens)
+    torch.testing.assert_close(prediction.maps, decoded.expand(-1, 2, -1, -1))
+    assert torch.equal(network.correct(prediction.maps, observed), prediction.maps)
+    assert not any("skips" in name for name in network.state_dict())
+    state = network.state_dict()
+    again = paper()
+    again.load_state_dict(state)
+    assert torch.equal(again.eval()(lr), network(lr))
+
+
+def test_each_component_can_be_left_out_alone() -> None:
+    lr = lr_images()
+    full = trained()
+    without = started(tiny_miar(decoder_inputs=("linear",))).double().eval()
+    assert set(without.decoder.skips) == {"0"}
+    assert torch.isfinite(without(lr)).all()
+    uncorrected = started(tiny_miar(lr_encoder="light", back_end=NoConsistency())).double().eval()
+    uncorrected.load_state_dict(full.state_dict())
+    image = uncorrected.super_resolve(lr, fidelity=1.0).image
+    observed = full.observe(lr)
+    corrected_image = full.back_end(image, observed)
+    torch.testing.assert_close(observed.operator.A(corrected_image), lr, atol=0.02, rtol=0)
+    assert not torch.allclose(observed.operator.A(image), lr, atol=0.02)
+
+
+def test_unknown_decoder_inputs_are_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"^decoder_inputs has lr, but there are only linear and features;"):
+        tiny_miar(decoder_inputs=("lr",))

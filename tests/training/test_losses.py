@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from miar_monai.degradation import Degradation, Degradations, with_blurs
+from miar_monai.degradation import Degradation, operators, with_blurs
 from miar_monai.errors import MissingWeightsError
 from miar_monai.training.losses import MIARObjective, ReconstructionLoss, adaptive_weight, corrupt_tokens, token_loss
 
@@ -144,7 +144,7 @@ def test_losses_are_named_and_add_up() -> None:
     logits = network.transformer(inputs, network.transformer.context(features.f_lr))
     torch.testing.assert_close(parts["token_loss"], F.cross_entropy(logits.mT, tokens))
     torch.testing.assert_close(parts["token_accuracy"], (logits.argmax(dim=-1) == tokens).float().mean())
-    perceptual, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 1.0))
+    perceptual, faithful = (network.super_resolve(lr, fidelity=w).image for w in (0.0, 1.0))
     torch.testing.assert_close(parts["faithful_loss"], (faithful - hr).abs().mean())
     torch.testing.assert_close(parts["perceptual_loss"], loss.reconstruction(perceptual, hr))
     assert not torch.allclose(perceptual, faithful)
@@ -152,10 +152,10 @@ def test_losses_are_named_and_add_up() -> None:
     torch.testing.assert_close(parts["loss"], expected)
 
 
-def test_each_image_is_judged_under_its_own_degradation() -> None:
+def test_each_image_has_its_own_degradation() -> None:
     kinds, index = with_blurs(Degradation(), [0.0]), torch.tensor([0, 1, 1, 0])
     loss, hr = objective(degradations=kinds).eval(), tiny_slices()
-    lr = Degradations(kinds, index)(hr)
+    lr = operators(kinds, (40, 40), (10, 10), hr).select(index).A(hr)
     together = loss(lr, hr, index)
     alone = [loss(lr[i : i + 1], hr[i : i + 1], index[i : i + 1]) for i in range(4)]
     for name in ("token_loss", "faithful_loss", "perceptual_loss"):
@@ -170,11 +170,11 @@ def test_with_teacher_forcing_only_the_perceptual_map_sees_tokens_of_the_truth()
     parts, observed = loss(lr, hr), network.observe(lr)
     latents = network.quantizer.decode(loss.tokenizer.encode(hr))
     maps = network.decode(latents, network.features(observed.linear, observed.condition))
-    maps = network.estimate(maps, observed)
+    maps = network.correct(maps, observed)
     torch.testing.assert_close(parts["perceptual_loss"], loss.reconstruction(maps[:, :1], hr))
     assert parts["faithful_loss"] == 0
     free = loss.eval()(lr, hr)
-    perceptual, faithful = (network.super_resolve(lr, fidelity=w).sr for w in (0.0, 1.0))
+    perceptual, faithful = (network.super_resolve(lr, fidelity=w).image for w in (0.0, 1.0))
     torch.testing.assert_close(free["perceptual_loss"], loss.reconstruction(perceptual, hr))
     torch.testing.assert_close(free["faithful_loss"], (faithful - hr).abs().mean())
 

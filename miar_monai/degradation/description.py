@@ -1,0 +1,183 @@
+"""The description of a degradation, as configs hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from miar_monai.degradation.axis import AxisDegradation, AxisOperator, check_profile
+from miar_monai.degradation.separable import SeparableOperator
+from miar_monai.errors import ConfigurationError
+
+__all__ = ["Degradation", "operators", "with_blurs"]
+
+_MAX = 64  # of scale and blur: beyond, an image is gone, and matrices need any amount of memory
+
+OnePerAxis: TypeAlias = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Downsampling of the rows and columns of an image on the cell-centered grid, and a Gaussian blur.
+
+    The defaults are the paper's Section 4.1: antialiased bicubic downsampling by 4 and a blur of radius 1 on the LR
+    image. This is the description; `for_hr` and `for_lr` return the linear operator for images of a size.
+
+    Args:
+        scale: size of an LR voxel in HR voxels, whole or not; one number, or one for rows and one for columns. 1 leaves
+            an axis as it is.
+        sigma: standard deviation of the blur in voxels of the side it acts on, one number or two; 0 leaves it out.
+        blur_on: ``"lr"`` blurs after downsampling (the paper's words), ``"hr"`` before.
+        profile: point spread function of an LR voxel: ``"bicubic"``, ``"gaussian"`` or ``"box"``; see
+            `miar_monai.degradation.axis.PROFILES`.
+        thickness: its width in LR voxels, for ``"gaussian"`` and ``"box"``; one number or two.
+
+    Raises:
+        ConfigurationError: if a setting is out of range.
+
+    Example:
+        >>> degradation = Degradation()
+        >>> lr = degradation(torch.ones(1, 64, 32))
+        >>> lr.shape, bool(torch.allclose(lr, torch.ones(1)))
+        (torch.Size([1, 16, 8]), True)
+        >>> Degradation(scale=(2.5, 1), sigma=0)(torch.ones(1, 50, 32)).shape
+        torch.Size([1, 20, 32])
+    """
+
+    scale: OnePerAxis = 4
+    sigma: OnePerAxis = 1.0
+    blur_on: str = "lr"
+    profile: str = "bicubic"
+    thickness: OnePerAxis = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "sigma", "thickness"):
+            if isinstance(value := getattr(self, name), Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))  # JSON has lists, which cannot be keys of a cache
+        check_profile(self.profile)
+        scales, sigmas, widths = (_pair(value) for value in (self.scale, self.sigma, self.thickness))
+        fits = all(1 <= scale <= _MAX for scale in scales) and all(0 <= sigma <= _MAX for sigma in sigmas)
+        if not (fits and all(0 < width <= _MAX for width in widths) and self.blur_on in ("lr", "hr")):
+            raise ConfigurationError(
+                f"Degradation(scale={self.scale}, sigma={self.sigma}, blur_on={self.blur_on!r}, thickness="
+                f"{self.thickness}) is out of range: scale must be from 1 to {_MAX}, sigma from 0 to {_MAX}, blur_on "
+                f"'lr' or 'hr', and thickness above 0 and at most {_MAX}."
+            )
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Scale of rows and columns."""
+        return _pair(self.scale)
+
+    @property
+    def lr_sigma(self) -> float:
+        """Standard deviation of the blur in LR voxels, the mean of both axes."""
+        axes = zip(_pair(self.sigma), self.scales, strict=True)
+        return sum(sigma if self.blur_on == "lr" else sigma / scale for sigma, scale in axes) / 2
+
+    def for_hr(self, hr: Tensor) -> SeparableOperator:
+        """Return the operator for HR images (..., H, W), in their dtype and on their device.
+
+        A size of n becomes n / scale, rounded where the scale is not a whole number.
+
+        Raises:
+            ConfigurationError: if H or W is not a multiple of a scale that is a whole number.
+        """
+        height, width = (self._lr_size(*axis) for axis in zip(hr.shape[-2:], self.scales, strict=True))
+        return operators((self,), (hr.shape[-2], hr.shape[-1]), (height, width), hr)
+
+    def for_lr(self, lr: Tensor) -> SeparableOperator:
+        """Return the operator for LR images (..., h, w), in their dtype and on their device.
+
+        A size of m comes from one of m · scale, rounded.
+        """
+        height, width = (max(round(size * scale), 1) for size, scale in zip(lr.shape[-2:], self.scales, strict=True))
+        return operators((self,), (height, width), (lr.shape[-2], lr.shape[-1]), lr)
+
+    def __call__(self, hr: Tensor) -> Tensor:
+        """Return the LR images, (..., h, w), of HR images (..., H, W); see `for_hr`."""
+        return self.for_hr(hr).A(hr)
+
+    def axes(self, hr_shape: tuple[int, int], lr_shape: tuple[int, int]) -> tuple[AxisDegradation, AxisDegradation]:
+        """Return the degradations of rows and columns for images of given sizes."""
+        rows, columns = (
+            AxisDegradation(hr_size, lr_size, scale, self.profile, thickness, sigma, self.blur_on)
+            for hr_size, lr_size, scale, thickness, sigma in zip(
+                hr_shape, lr_shape, self.scales, _pair(self.thickness), _pair(self.sigma), strict=True
+            )
+        )
+        return rows, columns
+
+    @staticmethod
+    def _lr_size(size: int, scale: float) -> int:
+        if scale % 1:
+            return max(round(size / scale), 1)
+        scale = int(scale)
+        if size % scale:
+            raise ConfigurationError(
+                f"an image side of {size} voxels cannot be degraded by {scale}: the side must be a multiple of "
+                f"{scale}; crop or pad the image to {size // scale * scale or scale} voxels."
+            )
+        return size // scale
+
+
+def operators(
+    kinds: tuple[Degradation, ...], hr_shape: tuple[int, int], lr_shape: tuple[int, int], like: Tensor
+) -> SeparableOperator:
+    """Return the operator of a degradation, or a stack of the operators of several, for `SeparableOperator.select`.
+
+    They are built once: the last ones are kept, on the device of their images.
+
+    Args:
+        kinds: one or more degradations.
+        hr_shape: of the HR images, (H, W).
+        lr_shape: of the LR images, (h, w).
+        like: gives dtype and device.
+
+    Example:
+        >>> kinds = with_blurs(Degradation(), [0.0, 0.5])
+        >>> hr, index = torch.rand(2, 1, 16, 16), torch.tensor([2, 0])
+        >>> operators(kinds, (16, 16), (4, 4), hr).select(index).A(hr).shape
+        torch.Size([2, 1, 4, 4])
+    """
+    return _operators(kinds, hr_shape, lr_shape, like.dtype, like.device)
+
+
+@lru_cache(maxsize=32)
+def _operators(
+    kinds: tuple[Degradation, ...],
+    hr_shape: tuple[int, int],
+    lr_shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> SeparableOperator:
+    with torch.inference_mode(False):  # the cache outlives the caller's inference mode; training must be able to use it
+        built = []
+        for kind in kinds:
+            rows, columns = kind.axes(hr_shape, lr_shape)
+            vertical = AxisOperator.of(rows)
+            built.append(SeparableOperator.of(vertical, vertical if columns == rows else AxisOperator.of(columns)))
+        operator = built[0] if len(built) == 1 else SeparableOperator.stack(built)
+        return operator.to(torch.empty(0, dtype=dtype, device=device))
+
+
+def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degradation, ...]:
+    """Return a degradation, and after it the same with other blurs.
+
+    Example:
+        >>> [kind.sigma for kind in with_blurs(Degradation(), [0.0, 0.5])]
+        [1.0, 0.0, 0.5]
+    """
+    return degradation, *(replace(degradation, sigma=sigma) for sigma in sigmas)
+
+
+def _pair(value: OnePerAxis) -> tuple[float, float]:
+    if isinstance(value, Sequence):
+        rows, columns = value
+        return rows, columns
+    return value, value
