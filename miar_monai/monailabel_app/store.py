@@ -163,9 +163,8 @@ def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
     """Add ``<image>_sr`` and, if any, ``<image>_sr_uncertainty``; further results of an image are numbered."""
     name, method = volume_stem(result.lr.path), derivation(result.resolver)
     result_name, i = f"{name}_sr", 1
-    while any(
-        datastore.get_image_info(f"{result_name}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)
-    ):  # no map beside another result
+    # a map must not be combined with the image of another result
+    while any(datastore.get_image_info(f"{result_name}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)):
         i += 1
         result_name = f"{name}_sr{i}"
     added = {}

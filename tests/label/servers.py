@@ -105,10 +105,10 @@ def label_server(app: Path, studies: Path | str, folder: Path, *conf: str, **env
         options += ["--conf", name, value]
     (folder / "tmp").mkdir(parents=True)
     places = {"MONAI_LABEL_SESSION_PATH": "sessions", "MONAI_LABEL_DICOMWEB_CACHE_PATH": "pacs", "TMPDIR": "tmp"}
-    own = {name: str(folder / place) for name, place in places.items()}
+    variables = {name: str(folder / place) for name, place in places.items()}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
-    return Server(command, folder, "/info/", PYTHONPATH=path, **own, **env)
+    return Server(command, folder, "/info/", PYTHONPATH=path, **variables, **env)
 
 
 def orthanc_server(program: str, folder: Path) -> Server:
