@@ -48,7 +48,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m miar_monai.cli.demo
+	@$(BIN)/python -m miar_monai demo
 
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
@@ -88,7 +88,7 @@ $(LABEL_INSTALLED): setup.cfg pyproject.toml constraints-label.txt
 	@touch $@
 
 $(LABEL_DIR)/studies/icbm152.nii.gz: | $(LABEL_INSTALLED)
-	@$(LABEL_BIN)/python -c "from miar_monai.cli.demo import *; degrade(template(), '$(LABEL_DIR)', num_slices=8)"
+	@$(LABEL_BIN)/python -c "from miar_monai.cli.demo import degrade, template; degrade(template(), '$(LABEL_DIR)', num_slices=8)"
 	@mkdir -p $(@D) && mv $(LABEL_DIR)/lr.nii.gz $@ && rm $(LABEL_DIR)/hr.nii.gz
 
 label-server: $(LABEL_DIR)/studies/icbm152.nii.gz

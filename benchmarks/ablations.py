@@ -1,11 +1,11 @@
-"""What MIAR's parts are worth: networks that were trained without one of them, on the same slices, by the same code.
+"""Ablations: networks trained without one of MIAR's components, on the same slices.
 
     python -m benchmarks.ablations --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         --runs_dir runs/brats/ablations --output_dir ablations_output [--contrasts t1,t2] [--section test] ...
 
-``runs_dir`` holds a folder for each network, as ``benchmarks/recipe.sh`` makes them. Each is measured at the bundle's
-default, greedily, and with the latents of its tokens at zero, on the patients of the validation section unless
-``section`` says otherwise. It writes ``ablations.md``.
+``runs_dir`` holds a folder for each network, written by ``benchmarks/recipe.sh``. Each network is measured with the
+settings of the bundle, with greedy decoding, and with zeros for the token latents, by default on the patients of the
+validation section. Writes ``ablations.md``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any
 import fire
 import torch
 
-from benchmarks.robustness import METRICS, section, without_tokens
-from benchmarks.table import Method, load_volumes, open_run, provenance, publish, read_config
+from benchmarks.common import Method, open_run, provenance, publish
+from benchmarks.robustness import METRICS, measured_section, without_tokens
+from miar_monai.cli.workflow import load_slice_pairs, read_config
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.networks.weights import load_weights
 
 RESULT = "ablations.md"
 SETTINGS: dict[str, dict[str, Any]] = {"no-rope": {"positions": "learned"}}
-"""What the network of a folder has other than the bundle's."""
+"""Settings of the network in a folder that differ from those of the bundle."""
 
 
 def main(
@@ -43,12 +44,12 @@ def main(
         dataset_dir: folder of the data, or several folders.
         runs_dir: folder with ``<name>/model.pt``.
         bundle: folder of the bundle.
-        output_dir: where ``ablations.md`` is written.
-        contrasts: of a BraTS folder; the bundle's by default.
+        output_dir: folder of ``ablations.md``.
+        contrasts: contrasts of a BraTS folder; those of the bundle by default.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, num_slices, ...
 
     Raises:
-        ConfigurationError: if no network is found.
+        ConfigurationError: if there is no network.
     """
     weights = {path.parent.name: path for path in sorted(Path(runs_dir).glob("*/model.pt"))}
     if not weights:
@@ -67,9 +68,9 @@ def main(
         methods[name] = partial(default, network=network)
         methods[f"{name}, greedy"] = partial(greedy, network=network)
         methods[f"{name}, without tokens"] = partial(without_tokens, network, default.fidelity)
-    volumes = load_volumes(config)
+    volumes = load_slice_pairs(config)
     with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
-        table = section("All networks", volumes, methods, evaluation, batch_size)
+        table = measured_section("All networks", volumes, methods, evaluation, batch_size)
     notes = provenance(bundle, config, volumes, batch_size)[:2]
     publish("\n".join(["# Ablations", "", *notes, "", table]), Path(output_dir, RESULT), get("overwrite"))
 

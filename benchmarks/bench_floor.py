@@ -1,13 +1,13 @@
-"""How far inference is from what the hardware allows: operations and bytes counted, ceilings measured, time by kernel.
+"""Inference and the limits of the hardware: operations and bytes, measured ceilings, time by kind of kernel.
 
     python -m benchmarks.bench_floor [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,64] \
         [--lookaheads 0,3] [--lookahead_scales 0,8] [--output_dir bench_output]
 
-It writes ``floor.md``. For each batch size, lookahead and number of scales that look ahead (0: all), in bfloat16:
-floating-point operations, the bytes that the operations of PyTorch read and write (each by itself: a compiler that
-fuses them moves less), their number, the time that these take at the ceilings of the machine, and that they do take, on
-a GPU as one CUDA graph; then which kinds of kernels that time goes to. The ceilings are those of a large matrix product
-and of a large copy, measured in the same run.
+Writes ``floor.md``. For each batch size, lookahead and number of scales with lookahead (0: all), in bfloat16:
+floating-point operations, bytes that PyTorch operations read and write (each on its own; fused operations move less),
+number of operations, the time of both at the ceilings of the machine, and the measured time, on a GPU as one CUDA
+graph; then the time by kind of kernel. The ceilings are those of a large matrix product and of a large copy, measured
+in the same run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.bench_inference import Row, brain_slices, table
-from benchmarks.bench_training import WARM_UP, Work, median_ms, product_ceiling
-from benchmarks.table import commit, machine, publish, result_files
+from benchmarks.common import Row, commit, machine, publish, result_files, rows_table
+from benchmarks.measuring import WARM_UP, OperationCounter, brain_slices, median_ms, product_ceiling
 from miar_monai.acceleration import layers as fused_layers
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.networks.decoding import Decoding
 
 KINDS = {
@@ -44,7 +44,7 @@ KINDS = {
     "reductions": ("reduce", "argmax", "topk", "sort"),
     "elementwise": ("elementwise", "vectorized", "upsample", "shuffle"),
 }
-"""Kinds of kernels, by what their names hold; the first that fits."""
+"""Kinds of kernels by parts of their names; the first match counts."""
 
 
 def copy_ceiling(device: torch.device, side: int) -> float:
@@ -54,14 +54,14 @@ def copy_ceiling(device: torch.device, side: int) -> float:
 
 
 @contextmanager
-def own_kernels(work: Work) -> Iterator[None]:
-    """Count what our own kernels read and write too, which PyTorch does not see."""
+def own_kernels(counter: OperationCounter) -> Iterator[None]:
+    """Also count the reads and writes of the Triton kernels, which PyTorch does not see."""
 
     def counting(kernel: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:
             result = kernel(*args)
-            work.operations += 1
-            work.bytes += sum(x.nbytes for x in tree_leaves((args, result)) if isinstance(x, Tensor))
+            counter.operations += 1
+            counter.bytes += sum(x.nbytes for x in tree_leaves((args, result)) if isinstance(x, Tensor))
             return result
 
         return counted
@@ -76,31 +76,31 @@ def own_kernels(work: Work) -> Iterator[None]:
 def measure(
     resolver: SuperResolver, batch_sizes: Sequence[int], decodings: Sequence[Decoding], side: int
 ) -> tuple[list[Row], list[Row], tuple[float, float]]:
-    """Return the rows of both tables and the ceilings of operations and of bytes for ``side``."""
+    """Return the rows of both tables, and the ceilings of operations and of bytes."""
     device, network = resolver.device, resolver.network
     limits = product_ceiling(device, side), copy_ceiling(device, side)
     layers = network.cast(torch.bfloat16)
     rows, kinds = [], []
     for decoding in decodings:
         for size in batch_sizes:
-            which: Row = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales, "batch": size}
+            case: Row = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales, "batch": size}
             observed = network.observe(brain_slices(resolver, size))
 
             def predict(linear: Tensor, condition: Tensor, decoding: Decoding = decoding) -> dict[str, Tensor]:
                 return {"maps": layers.predict(linear, condition, decoding).maps}
 
             inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
-            # in inference mode, operations would not be taken apart
-            with torch.no_grad(), Work() as work, own_kernels(work):
+            # inference mode would hide operations from the counter
+            with torch.no_grad(), OperationCounter() as work, own_kernels(work):
                 predict(*inputs)
             with torch.inference_mode():
                 cuda = device.type == "cuda"
                 run = partial(CUDAGraphed(predict), *inputs)
                 ms = median_ms(run, device, 20 if cuda else 1, WARM_UP if cuda else 1)
-                kinds.append({**which, **profile(run, device)})
+                kinds.append({**case, **profile(run, device)})
             arithmetic, memory = 1e3 * work.flops / limits[0], 1e3 * work.bytes / limits[1]
             rows.append({
-                **which, "GFLOP": work.flops / 1e9, "GB moved": work.bytes / 1e9,
+                **case, "GFLOP": work.flops / 1e9, "GB moved": work.bytes / 1e9,
                 "operations": work.operations, "ms of arithmetic": arithmetic, "ms of memory": memory,
                 "ms": ms, "times the floor": ms / max(arithmetic, memory),
             })  # fmt: skip
@@ -140,12 +140,12 @@ def main(
     Args:
         bundle: folder of the bundle, with its weights.
         device: auto, cpu, cuda, cuda:<index> or mps.
-        batch_sizes: slices of one tile at once.
+        batch_sizes: numbers of slices of one tile in a batch.
         lookaheads: the paper's K; 0 is greedy.
-        lookahead_scales: scales that look ahead, 0 for all.
+        lookahead_scales: numbers of scales with lookahead, 0 for all.
         side: of the matrices whose product gives the ceiling.
-        output_dir: where ``floor.md`` is written.
-        overwrite: replace it.
+        output_dir: folder of ``floor.md``.
+        overwrite: replace an existing file.
     """
     (path,) = result_files(output_dir, ["floor.md"], overwrite)
     resolver = SuperResolver(bundle, str(choose_device(device)))
@@ -160,10 +160,10 @@ def main(
         f"Bundle {Path(bundle).name}, commit {commit()}, {machine(resolver.device)}, torch {torch.__version__}, "
         f"bfloat16. Ceilings, measured in this run: {limits[0] / 1e12:.3g} TFLOP/s (matrix product of side {side}), "
         f"{limits[1] / 1e9:.0f} GB/s (copy).",
-        "", table(rows), "",
+        "", rows_table(rows), "",
     ]  # fmt: skip
     if resolver.device.type == "cuda":
-        text += ["Milliseconds by kind of kernel:", "", table(kinds), ""]
+        text += ["Milliseconds by kind of kernel:", "", rows_table(kinds), ""]
     publish("\n".join(text), path, overwrite)
 
 

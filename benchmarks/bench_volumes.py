@@ -1,13 +1,13 @@
-"""How long a volume takes from file to file, stage by stage, with the process already up, and what memory it needs.
+"""Duration of a volume from file to file, stage by stage, and peak memory, with the process already running.
 
     python -m benchmarks.bench_volumes [--device cuda:0] [--brain_slices 155] [--ct_slices 300] \
         [--growth 1,10,100,1000] [--processes 1,2,4] [--output_dir bench_output] [--sw_batch_size 16]
 
-The volumes are made of the demo's brain (nilearn's ICBM152 template): 60 x 60 voxels as MRI, 128 x 128 as CT, its
-slices repeated and stretched to fill the field of view, with noise, in 16-bit NIfTI. It writes ``volumes.csv`` and
+The volumes are made of the demo's brain (nilearn's ICBM152 template): 60 x 60 voxels as MRI, 128 x 128 as CT, with
+slices repeated and stretched to the field of view, noise, and 16-bit NIfTI files. Writes ``volumes.csv`` and
 ``volumes.md``: the seconds of each stage, for both kinds of volumes and for growing numbers of slices, medians after a
-warm-up; and how many volumes an hour one, two or more processes of ``miar sr`` under ``torchrun`` get through, which
-share the devices. Other settings, such as ``--sw_batch_size``, are those of inference.
+warm-up; and the volumes per hour of one or more processes of ``miar sr`` under ``torchrun`` on the same devices. Other
+options, such as ``--sw_batch_size``, are settings of inference.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ import torch
 import torch.nn.functional as F
 from monai.utils import ensure_tuple
 
-from benchmarks.bench_inference import Peak, Row, table, write_csv
-from benchmarks.table import commit, machine, publish, result_files
+from benchmarks.common import Row, commit, machine, publish, result_files, rows_table, write_csv
+from benchmarks.measuring import PeakMemory
 from miar_monai.cli.demo import template
 from miar_monai.data.cases import find_cases
 from miar_monai.data.io import read_volume, write_nifti, write_volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.inference.devices import choose_device
 from miar_monai.inference.report import case_report
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 MIB = 2**20
 
 
 class Kind(NamedTuple):
-    """A kind of volume: its bundle, LR voxels along both axes of a slice, and its units."""
+    """A kind of volume: bundle, number of LR voxels along both axes of a slice, range and noise in its units."""
 
     bundle: str
     side: int
@@ -59,20 +60,20 @@ CT = Kind("bundles/miar_lidc", 128, -1000, 1000, 10)
 
 
 class Stopwatch:
-    """Seconds of each stage, in ``seconds``, in the order in which the stages began for the first time."""
+    """Adds up the seconds of each stage in ``seconds``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, stage: str) -> Any:
-        """Count a block."""
+        """Time a block."""
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
 
     def of(self, stage: str, function: Callable) -> Callable:
-        """Return a function whose calls are counted."""
+        """Return a function whose calls are timed."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self(stage):
@@ -107,7 +108,7 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
     plain = {name: getattr(resolver, name) for name in stages}
     for name, stage in stages.items():
         setattr(resolver, name, watch.of(stage, plain[name]))
-    prepared = resolver.prepared(volume)
+    prepared = resolver.prepare(volume)
     result = resolver.volume(volume, prepared)
     for name in stages:
         setattr(resolver, name, plain[name])
@@ -119,12 +120,13 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
 
 
 def measure(resolver: SuperResolver, name: str, kind: Kind, slices: int, repeats: int, folder: Path) -> Row:
-    """Measure a volume; the first run, a warm-up, does not count."""
+    """Measure a volume; the first run is a warm-up."""
     source, target, runs = write_lr(folder / "lr.nii.gz", kind, slices), folder / "sr.nii.gz", []
     for repeat in range(repeats + 1):
-        with Peak(torch.device("cpu")) as host, Peak(resolver.device) as peak:
+        with PeakMemory(torch.device("cpu")) as host, PeakMemory(resolver.device) as peak:
             seconds = from_file_to_file(resolver, source, target)
-        runs += [seconds] * bool(repeat)
+        if repeat:
+            runs.append(seconds)
     stages = {f"{stage} (s)": statistics.median(run[stage] for run in runs) for stage in runs[0]}
     size = slices * (4 * kind.side) ** 2
     memory = {"peak of the GPU (MiB)": peak.mib} if resolver.device.type == "cuda" else {}
@@ -140,7 +142,7 @@ def measure(resolver: SuperResolver, name: str, kind: Kind, slices: int, repeats
 
 
 def plan(row: Row, volumes: int = 100_000) -> Row:
-    """Return what many volumes like a measured one cost, done one after another by one process."""
+    """Extrapolate from a measured volume to many, processed one after the other."""
     stages = {name.removesuffix(" (s)"): value for name, value in row.items() if name.endswith(" (s)")}
     whole = stages.pop("whole")
     slowest = max(stages, key=lambda stage: stages[stage])
@@ -153,17 +155,17 @@ def plan(row: Row, volumes: int = 100_000) -> Row:
 
 
 def measure_listing(volumes: int) -> Row:
-    """Measure how long it takes to find many volumes in a folder, before the first one begins."""
+    """Measure how long it takes to list a folder with many volumes."""
     with tempfile.TemporaryDirectory() as name:
         for i in range(volumes):
             Path(name, f"{i}.nii.gz").touch()
         start = time.perf_counter()
-        found = len(find_cases(name))
-    return {"volumes": found, "s to find them": time.perf_counter() - start}
+        count = len(find_cases(name))
+    return {"volumes": count, "s to find them": time.perf_counter() - start}
 
 
 def measure_processes(processes: int, volumes: int, slices: int, device: str) -> Row:
-    """Measure ``miar sr`` on a folder of brain volumes, its start included, shared by processes under torchrun."""
+    """Measure ``miar sr`` on a folder of brain volumes under torchrun, including its start."""
     with tempfile.TemporaryDirectory() as name:
         source = write_lr(Path(name, "in", "0.nii.gz"), BRAIN, slices)
         for i in range(1, volumes):
@@ -208,16 +210,16 @@ def main(
 
     Args:
         device: auto, cpu, cuda, cuda:<index> or mps.
-        brain_slices: of the MRI volume; 0 leaves it out.
-        ct_slices: of the CT volume; 0 leaves it out.
-        growth: slices of MRI volumes that show how time and memory grow; empty leaves them out.
-        processes: how many of ``miar sr`` at once share a folder of volumes; empty leaves this out.
-        volumes: in that folder, of ``brain_slices`` slices each.
-        listed: empty files of a folder in which cases are looked for.
-        repeats: of each volume, after one that does not count.
-        output_dir: where ``volumes.csv`` and ``volumes.md`` are written.
-        overwrite: replace them.
-        **settings: of inference, such as ``sw_batch_size`` and ``lookahead_tokens``.
+        brain_slices: number of slices of the MRI volume; 0 to skip it.
+        ct_slices: number of slices of the CT volume; 0 to skip it.
+        growth: numbers of slices of further MRI volumes; may be empty.
+        processes: numbers of processes of ``miar sr`` that share a folder of volumes; may be empty.
+        volumes: number of volumes in that folder, of ``brain_slices`` slices each.
+        listed: number of files in the folder that is listed.
+        repeats: repetitions for each volume, after a warm-up.
+        output_dir: folder of ``volumes.csv`` and ``volumes.md``.
+        overwrite: replace existing files.
+        **settings: settings of inference, such as ``sw_batch_size`` and ``lookahead_tokens``.
     """
     csv_file, text_file = result_files(output_dir, ("volumes.csv", "volumes.md"), overwrite)
     chosen, rows = choose_device(device), []
@@ -229,16 +231,16 @@ def main(
                 resolver = SuperResolver(kind.bundle, str(chosen), **settings)
                 rows += [measure(resolver, title, kind, count, repeats, Path(name)) for count in counts]
     shared = [measure_processes(n, volumes, brain_slices, device) for n in ensure_tuple(processes)]
-    found = measure_listing(listed)
+    listing = measure_listing(listed)
     given = ", ".join(f"{name} {value}" for name, value in settings.items()) or "settings of the bundles"
     text = "\n".join([
         "# Volumes, from file to file", "",
         f"Commit {commit()}, {machine(chosen)}, torch {torch.__version__}, {given}.", "",
-        "## Stages", "", table(rows), "",
-        "## 100,000 such volumes", "", table([plan(row) for row in rows]), "", table([found]), "",
-        *(["## Processes that share a folder", "", table(shared), ""] if shared else []),
+        "## Stages", "", rows_table(rows), "",
+        "## 100,000 such volumes", "", rows_table([plan(row) for row in rows]), "", rows_table([listing]), "",
+        *(["## Processes that share a folder", "", rows_table(shared), ""] if shared else []),
     ])  # fmt: skip
-    write_csv([*rows, *shared, found], csv_file, overwrite)
+    write_csv([*rows, *shared, listing], csv_file, overwrite)
     publish(text, text_file, overwrite)
 
 

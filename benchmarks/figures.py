@@ -1,4 +1,4 @@
-"""The figures of the documents, each by one command; all of them by ``make figures``.
+"""The figures of the documentation, one command each; ``make figures`` draws all of them.
 
     python -m benchmarks.figures side_by_side --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         [--output_dir docs/images] [--volume 0] [--slice 20] [--peers_dir runs/peers] [--device cuda:0] ...
@@ -7,9 +7,9 @@
     python -m benchmarks.figures curves --runs "{'MIAR': 'runs/brats'}" ...
     python -m benchmarks.figures all ...
 
-Networks, data, preprocessing and degradation are what the bundle's configs say: ``evaluate.json`` for the first figure,
-``train_stage1.json`` for the next two; every key at their top can be set as an option. It needs the extras demo, train
-and bench.
+The bundle's configs define networks, data, preprocessing and degradation: ``evaluate.json`` for the first figure,
+``train_stage1.json`` for the next two. Each of their top-level keys is an option. Needs the extras demo, train and
+bench.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import CropForeground
 from torch import Tensor, nn
 
-from benchmarks.table import read_config
+from benchmarks import paper_figures
+from benchmarks.peers.loading import peer_network
+from miar_monai.cli.workflow import read_config
 from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.errors import ConfigurationError, DatasetError, find_miar_error, report_errors_in_one_sentence
 from miar_monai.evaluation.metrics import psnr
@@ -39,7 +41,7 @@ from miar_monai.visualize import figures
 logger = logging.getLogger(__name__)
 
 SHOWN_SCALES = (1, 3, 5, 7, 9, 10)  # the paper's Fig. 3a
-BODY = 0.05  # network intensity above which the pictures are cropped to what there is to see
+BODY = 0.05  # network intensity of the body, to which pictures are cropped
 
 
 class Figures:
@@ -48,10 +50,10 @@ class Figures:
     Args:
         bundle: folder of the bundle.
         dataset_dir: folder of the data.
-        split_file: who belongs to training, validation and test; by seed without it.
-        output_dir: where the pictures go.
-        volume: which volume of the section is shown (test for `side_by_side`, validation for `prefixes`).
-        slice: which of its slices; the middle one by default.
+        split_file: JSON file with the patients of each section; by default they are split by seed.
+        output_dir: folder of the pictures.
+        volume: index of the volume in its section (test for `side_by_side`, validation for `prefixes`).
+        slice: index of the slice; the middle one by default.
         peers_dir: folder with the weights of the peers (``swinir.pt``).
         tokenizers: weights of tokenizers by name, ``models/tokenizer.pt`` of the bundle by default; `codebook` shows
             the first.
@@ -60,7 +62,7 @@ class Figures:
         **settings: values of keys of the bundle's configs.
 
     Raises:
-        ConfigurationError: if a setting is unknown, or ``tokenizers`` or ``runs`` are not given by name.
+        ConfigurationError: if a setting is unknown, or ``tokenizers`` or ``runs`` is not a dictionary.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Figures:
         self._overwrite = overwrite
 
     def side_by_side(self) -> Path:
-        """Draw a test slice: bicubic, damped linear inverse, SwinIR if it is there, MIAR at two fidelities, truth."""
+        """Draw a test slice: bicubic, damped linear inverse, SwinIR if available, MIAR at two fidelities, truth."""
         path = self._path("side_by_side")
         get = self._config("evaluate", section="test", progress=False).get_parsed_content
         network, device = get("network"), get("device")
@@ -113,7 +115,7 @@ class Figures:
             estimates["MIAR"] = inferer(lr.to(device), network.eval()).cpu()
             estimates["MIAR, fidelity 1"] = faithful(lr.to(device), network).cpu()
         panels = {f"{name}\n{_decibels(image, hr)}": image for name, image in estimates.items()}
-        truth = "truth\n"  # as high up as the other titles
+        truth = "truth\n"  # two lines, as the other titles
         panels[truth] = hr
         spacing = tuple(float(size) for size in volume["label"].pixdim[:2])
         scaled, unit = _in_units(_cropped(panels, truth), dataset.transform.transforms)
@@ -137,13 +139,14 @@ class Figures:
                 tokens = tokenizer.encode(hr.to(device))
                 for k in [*(k for k in SHOWN_SCALES if k < num_scales), num_scales]:
                     image = tokenizer.decode(tokens, k).cpu()
-                    images[f"{k} scale{'s' * (k > 1)}: {_decibels(image, hr)}"] = image
+                    scales = "1 scale" if k == 1 else f"{k} scales"
+                    images[f"{scales}: {_decibels(image, hr)}"] = image
             rows[name] = _cropped({**images, "truth": hr}, "truth")
         truth = [row.pop("truth") for row in rows.values()][-1]
-        return figures.layer_wise(rows, truth, means, path, self._overwrite)
+        return paper_figures.layer_wise(rows, truth, means, path, self._overwrite)
 
     def codebook(self) -> Path:
-        """Draw the t-SNE of the codebook, and what the validation slices use of it."""
+        """Draw the t-SNE of the codebook, and its use by the validation slices."""
         from sklearn.manifold import TSNE
 
         path, tokenizer = self._path("codebook"), next(iter(self._tokenizers().values()))
@@ -154,10 +157,10 @@ class Figures:
         counts = tokenizer.quantizer.usage(torch.cat(encoded)).flatten(1).cpu()  # (K, codes of all codebooks)
         codes = tokenizer.quantizer.codes().flatten(0, 1).cpu().numpy()
         points = TSNE(perplexity=min(30, len(codes) / 4), init="pca", random_state=0).fit_transform(codes)
-        return figures.codebook_map(points, counts.numpy(), tokenizer.schedule.sides, path, self._overwrite)
+        return paper_figures.codebook_map(points, counts.numpy(), tokenizer.schedule.sides, path, self._overwrite)
 
     def curves(self) -> Path:
-        """Draw what the training runs recorded in TensorBoard files."""
+        """Draw the curves of training runs from their TensorBoard files."""
         path = self._path("curves")
         recorded = {}
         for run, folder in self._runs.items():
@@ -168,18 +171,18 @@ class Figures:
                     f"{folder} holds no TensorBoard files (stage1/events.out.tfevents.*): the output folder of a "
                     "training run is needed; train first, or give --runs."
                 )
-        return figures.training_curves(recorded, path, self._overwrite)
+        return paper_figures.training_curves(recorded, path, self._overwrite)
 
     def all(self) -> None:
-        """Draw all figures; one that cannot be drawn is named and left out."""
+        """Draw all figures; a figure that fails is skipped with a warning."""
         for draw in (self.side_by_side, self.prefixes, self.codebook, self.curves):
             try:
                 print(draw())
             except Exception as error:
-                found = find_miar_error(error)
-                if found is None:
+                cause = find_miar_error(error)
+                if cause is None:
                     raise
-                logger.warning("%s is left out: %s", draw.__name__, found)
+                logger.warning("%s is left out: %s", draw.__name__, cause)
 
     def _path(self, figure: str) -> Path:
         path = self._pictures.with_name(f"{self._pictures.name}_{figure}.png")
@@ -191,7 +194,7 @@ class Figures:
         return read_config(self._bundle, {**self._settings, **settings}, workflow=workflow)
 
     def _volume(self, dataset: Any) -> Mapping[str, Any]:
-        """Load the volume that is shown."""
+        """Load the chosen volume."""
         if not 0 <= self._volume_index < len(dataset.data):
             raise ConfigurationError(
                 f"volume is {self._volume_index}, but there are {len(dataset.data)}, counted from 0; give one of them."
@@ -199,7 +202,7 @@ class Figures:
         return dataset.transform(dataset.data[self._volume_index])
 
     def _slice(self, volume: Tensor) -> Tensor:
-        """Return the slice that is shown, (1, 1, X, Y), of a volume (1, X, Y, Z)."""
+        """Return the chosen slice, (1, 1, X, Y), of a volume (1, X, Y, Z)."""
         depth = volume.shape[-1]
         index = depth // 2 if self._slice_index is None else self._slice_index
         if not 0 <= index < depth:
@@ -216,29 +219,28 @@ class Figures:
         return loaded
 
     def _swinir(self) -> nn.Module | None:
-        """Return SwinIR if its weights are there."""
+        """Return SwinIR, or None if its weights are missing."""
         path = self._swinir_weights
         if not path.is_file():
             logger.warning("SwinIR is left out: there are no weights at %s; train it, or give --peers_dir.", path)
             return None
-        config = read_config(self._bundle, {}, Path(__file__).parent / "peers" / "swinir.json", workflow="train")
-        return load_weights(config.get_parsed_content("network_def"), path, "train SwinIR again.").eval()
+        return load_weights(peer_network(self._bundle, "swinir"), path, "train SwinIR again.").eval()
 
 
 def _decibels(image: Tensor, hr: Tensor) -> str:
-    """Return the PSNR of a slice, measured as everywhere, for a title."""
+    """Return the PSNR of a slice as text."""
     return f"{psnr(image.clamp(0, 1), hr.clamp(0, 1)).item():.1f} dB"
 
 
 def _cropped(images: Mapping[str, Tensor], truth: str) -> dict[str, np.ndarray]:
-    """Return slices (1, 1, X, Y), clamped to [0, 1], as arrays of the box around what the true one shows."""
+    """Return slices (1, 1, X, Y), clamped to [0, 1] and cropped to the body in the true one, as arrays."""
     stack = torch.cat([image[0] for image in images.values()]).clamp(0, 1)  # (N, X, Y)
     crop = CropForeground(lambda x: x > BODY, channel_indices=list(images).index(truth), margin=4, allow_smaller=True)
     return dict(zip(images, crop(stack).numpy(), strict=True))
 
 
 def _in_units(images: Mapping[str, np.ndarray], preprocessing: Sequence[Any]) -> tuple[dict[str, np.ndarray], str]:
-    """Return CT slices in HU; the intensities of MRI have no unit and stay as the network sees them."""
+    """Return CT slices in HU, and MRI slices, which have no unit, in network intensities."""
     for transform in preprocessing:
         if isinstance(transform, ScaleIntensityHUd):
             low, high = transform.transform.low, transform.transform.high
@@ -246,10 +248,10 @@ def _in_units(images: Mapping[str, np.ndarray], preprocessing: Sequence[Any]) ->
     return dict(images), ""
 
 
-def _recorded(folder: Path) -> dict[str, figures.Curve]:
+def _recorded(folder: Path) -> dict[str, paper_figures.Curve]:
     """Return the losses and the validation PSNR among the curves in TensorBoard files.
 
-    A run that was killed and resumed has several files, which may overlap: what was written last counts.
+    A run that was killed and resumed has several files, which may overlap; the last values count.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,20 +1,19 @@
-"""How well results keep the level of volumes at their own resolution, for which there is no truth.
+"""Agreement of mean intensities between results and inputs at native resolution, where there is no ground truth.
 
     python -m benchmarks.levels SCAN [SCAN ...] [--model brats] [--num_slices 4] [--output_dir levels_output] ...
 
-The central axial slices of each volume are super-resolved as ``miar sr`` does, and compared with the input where it
-knows the level: the mean over blocks of 8 × 8 of its voxels, which noise changes little. It writes ``levels.md``; one
-row a volume:
+The central axial slices of each volume are super-resolved as by ``miar sr`` and compared with the input by the means of
+blocks of 8 × 8 input voxels, which noise affects little. Writes ``levels.md``, with one row per volume:
 
 - **block**: the largest difference, over all blocks, between the mean of the degraded result and that of the input, in
-  percent of the range of the input. A result that is sharper than its input has another mean where an edge lies at the
-  border of a block, as the truth has, so that it is degraded first.
-- **beyond 0.1 %**: the share of the blocks where that difference is larger than 0.1 % of the range.
-- **block, as it is**: the same for the result itself.
-- **flat tissue**: the mean difference of the result itself over the flattest tenth of the blocks that are brighter than
-  0.3 of the range, in percent of their level; that of CT is counted from its lowest voxel.
+  percent of the range of the input. The result is degraded first, since its mean differs from that of a blurred input
+  where an edge lies at the border of a block, as the truth's does.
+- **beyond 0.1 %**: the share of the blocks where that difference exceeds 0.1 % of the range.
+- **block, as it is**: as block, for the result itself.
+- **flat tissue**: the mean difference of the result itself over the flattest tenth of the blocks brighter than 0.3 of
+  the range, in percent of their level; levels of CT are relative to the lowest voxel.
 
-Other settings are those of inference.
+Other options are settings of inference.
 """
 
 from __future__ import annotations
@@ -29,12 +28,14 @@ import torch
 import torch.nn.functional as F
 from nibabel.affines import voxel_sizes
 
-from benchmarks.table import commit, machine, publish, result_files
+from benchmarks.common import commit, machine, publish, result_files
 from miar_monai.data.geometry import axial_axis
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.inference.resolver import SuperResolver, choose_device
+from miar_monai.evaluation.tables import markdown_table
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.resolver import SuperResolver
 
 RESULT = "levels.md"
 BLOCK = 8  # LR voxels
@@ -45,7 +46,7 @@ _COLUMNS = (
 
 
 class Levels(NamedTuple):
-    """How well the result of a volume keeps its level; all but the blur in percent."""
+    """The row of a volume; all numbers but the blur in percent."""
 
     blur: float
     noise: float
@@ -56,7 +57,7 @@ class Levels(NamedTuple):
 
 
 def central(volume: Volume, num_slices: int) -> Volume:
-    """Return the central axial slices of a volume; the affine, which nothing here looks at, is the volume's."""
+    """Return the central axial slices of a volume; the affine is not changed, since it is not used here."""
     axis = axial_axis(volume.affine)
     size = volume.array.shape[axis]
     start = max(size - num_slices, 0) // 2
@@ -70,23 +71,22 @@ def block_means(slices: torch.Tensor) -> torch.Tensor:
 
 def levels(resolver: SuperResolver, volume: Volume) -> Levels:
     """Super-resolve a volume and compare its level with the input's."""
-    prepared = resolver.prepared(volume)
+    prepared = resolver.prepare(volume)
     result = resolver.volume(volume, prepared)
     axis = axial_axis(volume.affine)
     lr, sr = (torch.from_numpy(np.moveaxis(x.array, axis, 0).astype(np.float64)) for x in (volume, result))
     degradation: Degradation = prepared.assumed
     span = float(lr.max() - lr.min())
     noise = float(degradation.for_lr(lr).noise_level(lr).median()) / span
-    before, degraded, after = (
-        block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, int(degradation.scales[0])))
-    )
+    scale = int(degradation.scales[0])
+    before, degraded, after = (block_means(x) for x in (lr, degradation(sr), F.avg_pool2d(sr, scale)))
     level = before - min(float(lr.min()), 0)
     deviation = (block_means(lr**2) - before**2).clamp(min=0).sqrt() / level
     bright = before - float(lr.min()) > 0.3 * span
     flat = bright & (deviation <= deviation[bright].quantile(0.1))
     relative = ((after - before) / level)[flat]
-    differences, lenient_pydicom = ((x - before).abs() / span for x in (degraded, after))
-    shares = noise, differences.max(), (differences > 1e-3).double().mean(), lenient_pydicom.max(), relative.mean()
+    differences, as_they_are = ((x - before).abs() / span for x in (degraded, after))
+    shares = noise, differences.max(), (differences > 1e-3).double().mean(), as_they_are.max(), relative.mean()
     return Levels(degradation.lr_sigma, *(100 * float(share) for share in shares))
 
 
@@ -99,32 +99,32 @@ def main(
     overwrite: bool = False,
     **settings: Any,
 ) -> None:
-    """Measure how well the results of volumes keep their level.
+    """Compare the levels of results and inputs.
 
     Args:
         scans: NIfTI files or folders of DICOM series.
         model: a bundle.
-        num_slices: central axial slices of each volume.
-        device: where the network runs.
-        output_dir: where ``levels.md`` is written.
-        overwrite: replace an existing one.
-        settings: of inference.
+        num_slices: number of central axial slices of each volume.
+        device: device of the network.
+        output_dir: folder of ``levels.md``.
+        overwrite: replace an existing file.
+        settings: settings of inference.
     """
     (path,) = result_files(output_dir, [RESULT], overwrite)
     resolver = SuperResolver(model, device, **settings)
-    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    rows = []
     for scan in scans:
         volume = read_volume(scan)
-        found = levels(resolver, central(volume, num_slices))
         spacing = " x ".join(f"{mm:.3g}" for mm in voxel_sizes(volume.affine))
-        numbers = f"{found.blur:.2f} | {found.noise:.2f} | {found.block:.3f} | {found.beyond:.2f}"
-        lines.append(
-            f"| {Path(scan).name} | {spacing} | {numbers} | {found.block_as_it_is:.3f} | {found.flat_tissue:+.3f} |"
+        row = levels(resolver, central(volume, num_slices))
+        numbers = (
+            f"{number:{spec}}" for number, spec in zip(row, (".2f", ".2f", ".3f", ".2f", ".3f", "+.3f"), strict=True)
         )
+        rows.append((Path(scan).name, spacing, *numbers))
     about = (
         f"Bundle {resolver.bundle.name}, commit {commit()}, {machine(choose_device(device))}, {num_slices} slices each."
     )
-    publish("\n".join(["# Levels", "", about, "", *lines, ""]), path, overwrite)
+    publish("\n".join(["# Levels", "", about, "", markdown_table(_COLUMNS, rows), ""]), path, overwrite)
 
 
 if __name__ == "__main__":

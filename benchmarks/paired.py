@@ -1,7 +1,7 @@
-"""Differences between two methods that were measured on the same slices of the same patients, with intervals.
+"""Paired differences between two methods on the same slices, with confidence intervals over patients.
 
-The patients are what was drawn at random, so an interval is about patients: a paired t-interval over their mean
-differences, and a hierarchical bootstrap, which draws patients and then slices of each.
+Patients are the random sample. The intervals are a paired t-interval over their mean differences, and a hierarchical
+bootstrap that draws patients and then slices of each.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from scipy import stats
 
 from miar_monai.evaluation import Row
 from miar_monai.evaluation.metrics import METRICS
+from miar_monai.evaluation.tables import markdown_table
 
 __all__ = ["EXPLANATION", "Paired", "difference", "differences_table", "headline_table", "log_ratio", "paired", "pairs"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
+_INTERVALS = ("paired t", "bootstrap", "patients")
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""From the means of two methods, (..., 2), to what compares them, (...)."""
+"""From the means of two methods, (..., 2), to a comparison, (...)."""
 
 EXPLANATION = """\
 Mean over the patients of the difference of their means over slices. In brackets 95 % intervals: of a paired t-test over
@@ -40,30 +42,30 @@ class Paired(NamedTuple):
     patients: int
 
     def exp(self) -> Paired:
-        """Return the comparison as a ratio, if it was of logarithms."""
+        """Return the ratio of a comparison of logarithms."""
         low, high = np.exp(self.t_interval), np.exp(self.bootstrap)
         return Paired(float(np.exp(self.estimate)), tuple(low.tolist()), tuple(high.tolist()), self.patients)
 
 
 def difference(means: np.ndarray) -> np.ndarray:
-    """Return the first method's means less the second's."""
+    """Return the means of the first method minus those of the second."""
     return means[..., 0] - means[..., 1]
 
 
 def log_ratio(means: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the first method's means over the second's."""
+    """Return the logarithm of the ratio of the first method's means to the second's."""
     return np.log(means[..., 0] / means[..., 1])
 
 
 def pairs(rows: Sequence[Row], first: str, second: str, metric: str) -> list[np.ndarray]:
     """Return both methods' values of a metric on the slices of each patient, (slices, 2).
 
-    Slices on which a value is not finite are left out, and so is a patient who has no others.
+    Slices with a value that is not finite are left out, as are patients without other slices.
 
     Args:
-        rows: of a `miar_monai.evaluation.SuperResolutionEvaluation`, in the order in which they were added.
+        rows: of a `miar_monai.evaluation.SuperResolutionEvaluation`, in their original order.
         first: a method.
-        second: another.
+        second: another method.
         metric: a column.
     """
     of_first, of_second = ([row for row in rows if row["method"] == method] for method in (first, second))
@@ -77,12 +79,12 @@ def pairs(rows: Sequence[Row], first: str, second: str, metric: str) -> list[np.
 
 
 def paired(patients: Sequence[np.ndarray], statistic: Statistic = difference, seed: int = 0) -> Paired:
-    """Compare two methods: the mean over patients of what the statistic says of their means over slices.
+    """Compare two methods: the mean over patients of a statistic of their means over slices.
 
     Args:
         patients: the values of both methods on the slices of each patient, (slices, 2).
         statistic: `difference`, or `log_ratio`.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Example:
         >>> values = [np.array([[31.0, 30.0], [33.0, 32.0]]), np.array([[28.0, 25.0]])]
@@ -93,8 +95,8 @@ def paired(patients: Sequence[np.ndarray], statistic: Statistic = difference, se
     values = np.array([statistic(slices.mean(axis=0)) for slices in patients])
     number = len(values)
     if number < 2:
-        unknown = (float("nan"), float("nan"))
-        return Paired(float(values.mean()) if number else float("nan"), unknown, unknown, number)
+        undefined = (float("nan"), float("nan"))
+        return Paired(float(values.mean()) if number else float("nan"), undefined, undefined, number)
     estimate = values.mean()
     half = stats.t.ppf((1 + CONFIDENCE) / 2, number - 1) * stats.sem(values)
     resampled = _resampled(patients, statistic, np.random.default_rng(seed))
@@ -113,8 +115,8 @@ def _resampled(patients: Sequence[np.ndarray], statistic: Statistic, generator: 
     return values.mean(axis=1)
 
 
-def differences_table(rows: Sequence[Row], ours: Sequence[str], peer: str, metrics: Sequence[str]) -> list[str]:
-    """Return the lines of the Markdown table of some methods minus a peer, in each metric.
+def differences_table(rows: Sequence[Row], ours: Sequence[str], peer: str, metrics: Sequence[str]) -> str:
+    """Return the Markdown table of some methods minus a peer, in each metric.
 
     Args:
         rows: measured rows.
@@ -122,36 +124,37 @@ def differences_table(rows: Sequence[Row], ours: Sequence[str], peer: str, metri
         peer: the method that is subtracted.
         metrics: columns.
     """
-    lines = [f"| minus {peer} | metric | difference | paired t | bootstrap | patients |", "|---" * 6 + "|"]
-    for method in ours:
-        for metric in metrics:
-            lines.append(_line(method, metric, paired(pairs(rows, method, peer, metric)), METRICS[metric].decimals))
-    return lines
+    cells = [
+        _cells(method, metric, paired(pairs(rows, method, peer, metric)), METRICS[metric].decimals)
+        for method in ours
+        for metric in metrics
+    ]
+    return markdown_table((f"minus {peer}", "metric", "difference", *_INTERVALS), cells)
 
 
-def headline_table(rows: Sequence[Row], ours: Sequence[str], peer: str) -> list[str]:
-    """Return the lines of a table of the ratio of LPIPS (its geometric mean over patients) and the difference of PSNR.
+def headline_table(rows: Sequence[Row], ours: Sequence[str], peer: str) -> str:
+    """Return a Markdown table of the ratio of LPIPS (its geometric mean over patients) and the difference of PSNR.
 
     Args:
         rows: measured rows, with PSNR and LPIPS.
         ours: the methods.
-        peer: what they are compared with.
+        peer: the method they are compared with.
     """
-    lines = ["| method | what | estimate | paired t | bootstrap | patients |", "|---" * 6 + "|"]
+    cells = []
     for method in ours:
         ratio = paired(pairs(rows, method, peer, "LPIPS"), log_ratio).exp()
         psnr = paired(pairs(rows, method, peer, "PSNR"))
-        lines.append(_line(method, f"LPIPS, times that of {peer}", ratio, 2, sign=""))
-        lines.append(_line(method, f"PSNR, minus that of {peer} (dB)", psnr, 2))
-    return lines
+        cells.append(_cells(method, f"LPIPS, times that of {peer}", ratio, 2, sign=""))
+        cells.append(_cells(method, f"PSNR, minus that of {peer} (dB)", psnr, 2))
+    return markdown_table(("method", "quantity", "estimate", *_INTERVALS), cells)
 
 
-def _line(method: str, what: str, result: Paired, decimals: int, sign: str = "+") -> str:
+def _cells(method: str, quantity: str, result: Paired, decimals: int, sign: str = "+") -> tuple[str, ...]:
     def number(value: float) -> str:
         return "–" if np.isnan(value) else f"{value:{sign}.{decimals}f}"
 
     def interval(low: float, high: float) -> str:
         return "–" if np.isnan(low) else f"[{number(low)}, {number(high)}]"
 
-    cells = (method, what, number(result.estimate), interval(*result.t_interval), interval(*result.bootstrap))
-    return f"| {' | '.join(cells)} | {result.patients} |"
+    intervals = interval(*result.t_interval), interval(*result.bootstrap)
+    return method, quantity, number(result.estimate), *intervals, str(result.patients)

@@ -26,16 +26,16 @@ UNTRAINED = ("nearest", "bicubic", "linear inverse")
 def perception_distortion(
     rows: Sequence[Row], path: str | os.PathLike[str], sweeps: Sequence[Sequence[str]] = (), overwrite: bool = False
 ) -> Path:
-    """Draw mean PSNR against mean LPIPS of each method, and the best of what was trained enlarged; by contrast.
+    """Draw mean PSNR against mean LPIPS of each method, and an enlarged view of the best trained methods; by contrast.
 
-    Enlarged is what was trained and has a PSNR above that of the linear inverse, so that one failure does not crowd all
-    else. The points are numbered, those that are drawn twice where they are enlarged, and the legend names them. MIAR
-    is red, what learns nothing gray, all else blue; hollow points are data-consistent. The best place is lower right.
+    The enlarged view has the trained methods with a PSNR above that of the linear inverse. Points are numbered once, in
+    the enlarged view if they are in it; the legend has their names. MIAR is red, untrained methods are gray, all others
+    blue; hollow points are data-consistent. Lower right is best.
 
     Args:
         rows: of a `miar_monai.evaluation.SuperResolutionEvaluation`, with PSNR and LPIPS.
-        path: the picture, .png or another format of matplotlib. Its folder is made if needed.
-        sweeps: methods that are connected by a line, in this order.
+        path: the picture, .png or another format of matplotlib; its folder is created if needed.
+        sweeps: methods to connect by a line, in this order.
         overwrite: replace an existing file.
 
     Returns:
@@ -58,8 +58,8 @@ def perception_distortion(
         FigureCanvasAgg(figure)
         axes = figure.subplots(2, len(sections), squeeze=False)
         numbered = []
-        for (whole, enlarged), (contrast, found) in zip(axes.T, sections.items(), strict=True):
-            points = {method: (_mean(found, method, "PSNR"), _mean(found, method, "LPIPS")) for method in numbers}
+        for (whole, enlarged), (contrast, section) in zip(axes.T, sections.items(), strict=True):
+            points = {method: (_mean(section, method, "PSNR"), _mean(section, method, "LPIPS")) for method in numbers}
             floor = points.get("linear inverse", (-np.inf,))[0]
             best = {name: at for name, at in points.items() if name not in UNTRAINED and not at[0] < floor}
             rest = {name: at for name, at in points.items() if name not in best}
@@ -69,7 +69,7 @@ def perception_distortion(
                 ax.set(title=title, xlabel="PSNR (dB), higher is better", ylabel="LPIPS, lower is better")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-        figure.draw_without_rendering()  # from here on it is known where on the page the points lie
+        figure.draw_without_rendering()  # from here on, the positions of the points on the page are known
         for ax, some in numbered:
             _number(ax, some, numbers)
         with atomic_file(path, overwrite) as part:
@@ -78,7 +78,7 @@ def perception_distortion(
 
 
 def _draw(ax: Axes, points: Points, numbers: Mapping[str, int], sweeps: Sequence[Sequence[str]]) -> None:
-    """Draw the points of one panel, and the lines below them."""
+    """Draw the points of one panel, and the lines of the sweeps below them."""
     for sweep in sweeps:
         line = np.array([points[method] for method in sweep if method in points]).reshape(-1, 2)
         ax.plot(*line.T, color="tab:red", linewidth=1, zorder=1)
@@ -92,18 +92,18 @@ def _draw(ax: Axes, points: Points, numbers: Mapping[str, int], sweeps: Sequence
 
 
 def _number(ax: Axes, points: Points, numbers: Mapping[str, int], nearby: float = 20) -> None:
-    """Write the numbers beside the points; points within ``nearby`` pixels of a number share its place."""
+    """Write the numbers next to the points; points within ``nearby`` pixels share a label."""
     places: list[tuple[np.ndarray, list[str]]] = []
     for method, point in points.items():
         where, number = ax.transData.transform(point), str(numbers[method])
-        shared = [found for place, found in places if np.linalg.norm(place - where) < nearby]
+        shared = [labels for place, labels in places if np.linalg.norm(place - where) < nearby]
         if shared:
             shared[0].append(number)
         elif np.isfinite(where).all():
             places.append((where, [number]))
-    for where, found in places:
+    for where, labels in places:
         x, y = ax.transData.inverted().transform(where)
-        ax.annotate(", ".join(found), (x, y), (4, 4), textcoords="offset points", fontsize=7)
+        ax.annotate(", ".join(labels), (x, y), (4, 4), textcoords="offset points", fontsize=7)
 
 
 def _mean(rows: Sequence[Row], method: str, metric: str) -> float:

@@ -1,10 +1,10 @@
-"""What an image codec makes of the bits that a tokenizer spends: how far its reconstructions could go.
+"""Image codecs at the bit rate of a tokenizer, as a reference for its reconstructions.
 
     python -m benchmarks.rate --bundle bundles/miar_brats --dataset_dir <data> --split_file <json> [--section test]
 
-A token of a codebook with V codes costs log2 V bits. A codec spends nothing on an empty background, a token map as much
-as on the body: so there are two budgets, all tokens and those whose cell of the grid touches the body. JPEG 2000 and
-AVIF, by Pillow, each at the best quality that fits the budget; PSNR as in the table, mean over the slices.
+A token of a codebook with V codes costs log2 V bits. A codec spends almost no bits on an empty background, a token map
+as many as on the body. So there are two budgets: all tokens, and those whose cell of the grid touches the body. JPEG
+2000 and AVIF, by Pillow, each at the best quality within the budget; PSNR as in the table, mean over the slices.
 """
 
 from __future__ import annotations
@@ -20,17 +20,13 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from miar_monai.errors import report_errors_in_one_sentence
-from miar_monai.evaluation.metrics import body_mask
+from miar_monai.evaluation.metrics import body_mask, psnr
+from miar_monai.evaluation.tables import markdown_table
 from miar_monai.networks import MSVQVAE
 
 
-def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """Return the PSNR of images in [0, 1], in dB."""
-    return float(-10 * np.log10(np.square(image - truth).mean()))
-
-
-def coded(truth: np.ndarray, budget: float, codec: str) -> float:
-    """Return the PSNR of a slice (H, W) in [0, 1], coded in at most ``budget`` bytes; NaN if that cannot be done."""
+def codec_psnr(truth: np.ndarray, budget: float, codec: str) -> float:
+    """Return the PSNR of a slice (H, W) in [0, 1], coded in at most ``budget`` bytes, or NaN."""
     image, best = Image.fromarray(np.rint(255 * truth).astype(np.uint8)), math.nan
     low, high = 0, 100
     while low <= high:  # the quality is an integer, and better qualities take more bytes
@@ -40,7 +36,8 @@ def coded(truth: np.ndarray, budget: float, codec: str) -> float:
         else:
             image.save(file, format=codec, quality_mode="dB", quality_layers=[20 + 0.4 * quality])
         if file.tell() <= budget:
-            best, low = psnr(np.asarray(Image.open(file).convert("L"), np.float64) / 255, truth), quality + 1
+            decoded = np.asarray(Image.open(file).convert("L"), np.float64) / 255
+            best, low = float(psnr(*(torch.from_numpy(x)[None, None] for x in (decoded, truth)))), quality + 1
         else:
             high = quality - 1
     return best
@@ -68,13 +65,12 @@ def main(bundle: str, dataset_dir: str, split_file: str, section: str = "validat
         truth = slice_[0].double().numpy()
         body = body_mask(slice_[None], 0.05)
         for name, budget in (("all tokens", total), ("tokens at the body", tokens_at_body(tokenizer, body) * bits / 8)):
-            rows[name].append((budget, coded(truth, budget, "JPEG2000"), coded(truth, budget, "AVIF")))
+            rows[name].append((budget, codec_psnr(truth, budget, "JPEG2000"), codec_psnr(truth, budget, "AVIF")))
     books, codes = tokenizer.quantizer.num_codebooks, tokenizer.quantizer.num_codes
     print(f"{len(dataset)} slices of the section {section}; codebooks: {books}, of {codes} codes\n")
-    print("| budget | bytes a slice | JPEG 2000, dB | AVIF, dB |\n|---|---|---|---|")
-    for name, values in rows.items():
-        budget, jpeg, avif = np.nanmean(values, axis=0)
-        print(f"| {name} | {budget:.0f} | {jpeg:.2f} | {avif:.2f} |")
+    means = {name: np.nanmean(values, axis=0) for name, values in rows.items()}
+    cells = [(name, f"{budget:.0f}", f"{jpeg:.2f}", f"{avif:.2f}") for name, (budget, jpeg, avif) in means.items()]
+    print(markdown_table(("budget", "bytes per slice", "JPEG 2000, dB", "AVIF, dB"), cells))
 
 
 if __name__ == "__main__":

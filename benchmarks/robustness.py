@@ -1,13 +1,13 @@
-"""How far results hold when slices are not what the networks were trained for, and what the tokens add to them.
+"""Quality on slices that differ from those of the training, with and without tokens.
 
     python -m benchmarks.robustness --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         --output_dir robustness_output [--contrasts t1,t2] [--peers_dir runs/peers] [--num_slices 8] ...
 
-The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred otherwise; MIAR measures their blur, as
-it does for users, and is given the truth where the blur is another one than the training's. The HR slices are softened
-and sharpened too, as another reconstruction kernel of a CT scanner would. With these and with the slices as they should
-be, MIAR is measured without its tokens too, whose latents are then zero: the difference is what predicting them is
-worth. It writes ``robustness.md``. The patients are those of the validation section unless ``section`` says otherwise.
+The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred differently. MIAR measures their blur,
+as for users; where the blur differs from that of the training, it is also given the true blur. The HR slices are
+softened and sharpened, as by another reconstruction kernel of a CT scanner. On these and on the unchanged slices, MIAR
+is also measured without tokens (latents of zero), to show the benefit of predicting them. Writes ``robustness.md``. The
+patients are those of the validation section by default.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ import torch
 from monai.transforms import GaussianSharpen, GaussianSmooth
 from torch import Tensor
 
-from benchmarks.table import Method, Volume, batches, load_peers, load_volumes, open_run, provenance, publish
-from miar_monai.degradation import Degradation, with_blurs
+from benchmarks.common import Method, batches, open_run, provenance, publish
+from benchmarks.peers.loading import load_peers
+from miar_monai.cli.fit_uncertainty import add_noise
+from miar_monai.cli.workflow import SlicePairs, load_slice_pairs
+from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.inference.inferer import BeamSearchInferer
@@ -37,22 +41,17 @@ RESULT = "robustness.md"
 METRICS = ("PSNR", "SSIM", "LPIPS")
 
 
-def rounded(levels: int, lr: Tensor) -> Tensor:
-    """Round intensities to so many steps in [0, 1]."""
+def quantize(levels: int, lr: Tensor) -> Tensor:
+    """Round intensities to this number of levels in [0, 1]."""
     return (lr * (levels - 1)).round() / (levels - 1)
 
 
-def noisy(level: float, lr: Tensor) -> Tensor:
-    """Add white Gaussian noise of this standard deviation, the same in each run."""
-    return lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0))
-
-
-FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "12 bits": partial(rounded, 2**12),
-    "10 bits": partial(rounded, 2**10),
-    "8 bits": partial(rounded, 2**8),
-    "noise 0.003": partial(noisy, 0.003),
-    "noise 0.01": partial(noisy, 0.01),
+PERTURBATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "12 bits": partial(quantize, 2**12),
+    "10 bits": partial(quantize, 2**10),
+    "8 bits": partial(quantize, 2**8),
+    "noise 0.003": partial(add_noise, 0.003),
+    "noise 0.01": partial(add_noise, 0.01),
 }
 BLURS = (0.0, 0.5, 0.9, 0.95, 1.05, 1.1)
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -64,7 +63,7 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @torch.inference_mode()
 def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
-    """Return what the network makes of LR slices (N, 1, h, w), one tile each, if the latents of its tokens are zero."""
+    """Return the SR slices of the network for LR slices (N, 1, h, w) of one tile, with zeros for the token latents."""
     side = network.schedule.latent_side
     latents = lr.new_zeros(len(lr), network.quantizer.latent_channels, side, side)
 
@@ -74,35 +73,35 @@ def without_tokens(network: MIAR, fidelity: float, lr: Tensor) -> Tensor:
     return network.super_resolve(lr, fidelity=fidelity, predict=predict).image
 
 
-def with_kernel(kernel: Callable[[Tensor], Tensor], degradation: Degradation, volume: Volume) -> Volume:
-    """Return a volume as another reconstruction kernel would have made it, and its LR slices."""
+def with_kernel(kernel: Callable[[Tensor], Tensor], degradation: Degradation, volume: SlicePairs) -> SlicePairs:
+    """Apply another reconstruction kernel to a volume, and degrade it again."""
     hr = kernel(volume.hr.squeeze(1)).unsqueeze(1).clamp(min=0)
     return volume._replace(hr=hr, lr=degradation(hr))
 
 
 def with_blur(inferer: BeamSearchInferer, network: MIAR, blur: float | str) -> Method:
-    """Return the method of an inferer that is given the blur of its input, or measures it."""
+    """Return an inferer as a method, with a given blur or with ``"auto"``."""
     other = copy(inferer)
     other.blur = blur
     return partial(other, network=network)
 
 
 @torch.inference_mode()
-def section(
+def measured_section(
     title: str,
-    volumes: Sequence[Volume],
+    volumes: Sequence[SlicePairs],
     methods: Mapping[str, Method],
     evaluation: SuperResolutionEvaluation,
     batch_size: int,
 ) -> str:
-    """Return, as Markdown, what methods make of the LR slices of some volumes.
+    """Measure methods on some volumes, and return a section of Markdown.
 
     Args:
-        title: of the section.
+        title: title of the section.
         volumes: the slices.
-        methods: by name.
-        evaluation: measures and collects; what it had collected is dropped.
-        batch_size: slices that a method takes at once.
+        methods: methods by name.
+        evaluation: collects the rows; existing rows are dropped.
+        batch_size: number of slices in a batch.
     """
     evaluation.rows.clear()
     for volume in volumes:
@@ -121,14 +120,14 @@ def main(
     peers_dir: str | None = None,
     **settings: Any,
 ) -> None:
-    """Measure MIAR, the regressors among its peers and bicubic on LR slices that are not as they should be.
+    """Measure MIAR, bicubic interpolation and the regression networks among the peers on perturbed slices.
 
     Args:
         dataset_dir: folder of the data, or several folders.
         bundle: folder of the bundle.
-        output_dir: where ``robustness.md`` is written.
-        contrasts: of a BraTS folder; the bundle's by default.
-        peers_dir: folder with ``swinir.pt`` and ``rcan.pt``; a missing one is left out.
+        output_dir: folder of ``robustness.md``.
+        contrasts: contrasts of a BraTS folder; those of the bundle by default.
+        peers_dir: folder with ``swinir.pt`` and ``rcan.pt``; missing peers are left out.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, num_slices, ...
     """
     settings = {"section": "validation", "metrics": list(METRICS), **settings}
@@ -141,27 +140,28 @@ def main(
     common: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
     common |= {name: peer.to(evaluation.device).eval() for name, peer in peers.items()}
     common["MIAR"] = with_blur(inferer, network, "auto")
-    volumes, own = load_volumes(config), network.degradation
+    volumes, training = load_slice_pairs(config), network.degradation
 
-    def measured(title: str, fault: Callable[[Volume], Volume], more: Mapping[str, Method]) -> str:
-        faulty = [fault(volume) for volume in volumes]
+    def measured(title: str, perturb: Callable[[SlicePairs], SlicePairs], more: Mapping[str, Method]) -> str:
+        perturbed = [perturb(volume) for volume in volumes]
         with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
-            return section(title, faulty, {**common, **more}, evaluation, batch_size)
+            return measured_section(title, perturbed, {**common, **more}, evaluation, batch_size)
 
     bare = {"MIAR without tokens": partial(without_tokens, network, inferer.fidelity)}
     parts = [measured("As in training", lambda volume: volume, bare)]
-    parts += [measured(title, partial(with_kernel, kernel, own), bare) for title, kernel in KERNELS.items()]
-    for title, fault in FAULTS.items():
-        parts.append(measured(title, lambda volume, fault=fault: volume._replace(lr=fault(volume.lr)), {}))
-    for blur in with_blurs(own, BLURS)[1:]:
-        more = {"MIAR, given the blur": with_blur(inferer, network, blur.lr_sigma)}
-        title = f"Blur {blur.sigma:g} instead of {own.sigma:g}"
-        parts.append(measured(title, lambda volume, blur=blur: volume._replace(lr=blur(volume.hr)), more))
+    parts += [measured(title, partial(with_kernel, kernel, training), bare) for title, kernel in KERNELS.items()]
+    for title, change in PERTURBATIONS.items():
+        parts.append(measured(title, lambda volume, change=change: volume._replace(lr=change(volume.lr)), {}))
+    for sigma in BLURS:
+        degradation = replace(training, sigma=sigma)
+        more = {"MIAR, given the blur": with_blur(inferer, network, degradation.lr_sigma)}
+        title = f"Blur {sigma:g} instead of {training.sigma:g}"
+        parts.append(measured(title, lambda volume, new=degradation: volume._replace(lr=new(volume.hr)), more))
     notes = provenance(bundle, config, volumes, batch_size)[:2]
     publish("\n".join(["# Robustness", "", *notes, "", *parts]), Path(output_dir, RESULT), get("overwrite"))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # to stderr; the network's doubts are expected
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # to stderr; warnings on noise are expected
     report_errors_in_one_sentence()
     fire.Fire(main)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from miar_monai._version import __version__
+
 if TYPE_CHECKING:
     from miar_monai.inference.resolver import SuperResolver, super_resolve
 
 __all__ = ["SuperResolver", "__version__", "super_resolve"]
-
-__version__ = "0.1.0"
 
 __path__ = [*__path__, f"{__path__[0]}/_renamed"]  # configs and code that were written before the shelves go on working
 

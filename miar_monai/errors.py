@@ -87,8 +87,8 @@ class ExistsError(OutputError):
         """Return the message, with the option that allows overwriting where the caller is.
 
         Example:
-            >>> ExistsError("a.nii").sentence("--overwrite")
-            'a.nii exists already and is left as it is: give another output, remove it, or allow overwriting (--overwrite).'
+            >>> ExistsError("a.nii").sentence("--overwrite").split(": ")[0]
+            'a.nii exists already and is left as it is'
         """
         return (
             f"{self.path} exists already and is left as it is: give another output, remove it, or allow overwriting "

@@ -62,8 +62,7 @@ class CUDAGraphed:
                 return self._call_aside(inputs, self._stream)
             self._recordings[key] = self._record(inputs, self._stream)
         recording = self._recordings[key]
-        for static, x in zip(recording.inputs, inputs, strict=True):
-            static.copy_(x, non_blocking=True)
+        torch._foreach_copy_(recording.inputs, inputs, non_blocking=True)  # a few launches, however many inputs
         recording.graph.replay()
         return {name: output.clone() for name, output in recording.outputs.items()}
 

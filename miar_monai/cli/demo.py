@@ -1,12 +1,10 @@
-"""``python -m miar_monai.cli.demo``: super-resolve a real brain whose truth is known, and show how good that is.
+"""``miar demo``: degrade and super-resolve a brain, and compare the result with the original.
 
-The brain is the ICBM152 T1 template (nonlinear symmetric 2009a, 1 mm, skull-stripped), which lies inside nilearn's
-wheel: nothing is downloaded.
+The brain is the ICBM152 T1 template (nonlinear symmetric 2009a, 1 mm, skull-stripped) from the wheel of nilearn.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from importlib.util import find_spec
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from miar_monai.data.io import read_volume, write_nifti, write_volume
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ImageError, report_errors_in_one_sentence
+from miar_monai.errors import ImageError
 from miar_monai.evaluation.slices import SuperResolutionEvaluation
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms.files import LoadVolume
@@ -27,15 +25,13 @@ from miar_monai.transforms.intensity import ScaleIntensityRobust
 from miar_monai.transforms.simulate import CentralSlices, SimulateLowResolution
 from miar_monai.visualize.figures import side_by_side
 
-__all__ = ["DemoResult", "degrade", "main", "run_demo", "template"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["DemoResult", "degrade", "run_demo", "template"]
 
 METRICS = ("PSNR", "SSIM", "PSNR body", "SSIM body", "LPIPS")
 
 
 class DemoResult(NamedTuple):
-    """What the demo leaves behind.
+    """The files of the demo.
 
     Attributes:
         truth, low_resolution, super_resolved: the volumes, NIfTI.
@@ -60,7 +56,7 @@ def template() -> Path:
     nilearn = find_spec("nilearn")
     if nilearn is None or nilearn.origin is None:
         raise ImageError(
-            "the brain of the demo lies inside nilearn, which is not installed: "
+            "the brain of the demo is part of nilearn, which is not installed: "
             "install it with pip install miar-monai[demo]."
         )
     return Path(nilearn.origin).parent / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
@@ -69,15 +65,15 @@ def template() -> Path:
 def degrade(
     path: str | os.PathLike[str], output_dir: str | os.PathLike[str], num_slices: int = 40
 ) -> tuple[Path, Path]:
-    """Write the central axial slices of a volume as truth, and what is left of them at a quarter of the resolution.
+    """Write the central axial slices of a volume, and the same slices at a quarter of the resolution.
 
     Args:
         path: a RAS+ volume; cropped in-plane to multiples of 4 voxels around its center.
-        output_dir: where ``hr.nii.gz`` and ``lr.nii.gz`` are written; earlier ones are replaced.
-        num_slices: how many slices.
+        output_dir: folder of ``hr.nii.gz`` and ``lr.nii.gz``; existing ones are replaced.
+        num_slices: number of slices.
 
     Returns:
-        The truth and the LR volume.
+        The paths of the HR and the LR volume.
     """
     volume = CentralSlices(num_slices)(LoadVolume()(path))
     hr = CenterSpatialCrop([size // 4 * 4 for size in volume.shape[1:3]] + [-1])(volume)
@@ -88,7 +84,7 @@ def degrade(
 
 
 def _write(volume: Tensor, path: Path) -> Path:
-    """Write a volume (1, X, Y, Z), a `MetaTensor`, over the one of an earlier demo."""
+    """Write a volume (1, X, Y, Z), a `MetaTensor`; an existing file is replaced."""
     return write_nifti(path, np.asarray(volume)[0], np.asarray(volume.affine), overwrite=True)  # type: ignore[attr-defined]
 
 
@@ -98,18 +94,18 @@ def run_demo(
     output_dir: str | os.PathLike[str],
     num_slices: int = 40,
 ) -> DemoResult:
-    """Degrade a volume, super-resolve what is left of it, and measure and draw the difference to the truth.
+    """Degrade a volume, super-resolve the LR file, and measure and draw the difference from the original.
 
-    The network sees the LR file only. The metrics are taken where the robust scaling of the truth maps it to [0, 1].
+    The metrics are those of intensities after the robust scaling of the original.
 
     Args:
-        path: the truth, a RAS+ volume.
+        path: the original, a RAS+ volume.
         resolver: the model.
-        output_dir: where everything is written; the files of an earlier demo are replaced.
-        num_slices: how many axial slices.
+        output_dir: folder of the results; the files of an earlier demo are replaced.
+        num_slices: number of axial slices.
 
     Returns:
-        Where everything lies.
+        The files.
     """
     folder = Path(output_dir)
     truth, low_resolution = degrade(path, folder, num_slices)
@@ -132,36 +128,3 @@ def run_demo(
     spacing = (float(hr.pixdim[0]), float(hr.pixdim[1]))
     picture = side_by_side(middle, folder / "comparison.png", spacing, overwrite=True)
     return DemoResult(truth, low_resolution, super_resolved, picture, rows, table)
-
-
-def main(
-    output_dir: str = "demo_output",
-    bundle: str = "brats",
-    device: str = "auto",
-    lookahead_tokens: int = 1,
-) -> None:
-    """Super-resolve the ICBM152 brain with a bundle; print the table and where the files lie.
-
-    Args:
-        output_dir: where everything is written; the files of an earlier demo are replaced.
-        bundle: a short name or the folder of a bundle (see `miar_monai.inference.bundle.find_bundle`).
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:<index>`` or ``mps``.
-        lookahead_tokens: the paper's K; 0 is greedy and faster.
-    """
-    brain = template()
-    resolver = SuperResolver(bundle, device, lookahead_tokens=lookahead_tokens, progress=True)
-    logger.info(
-        "Super-resolving 40 slices of the ICBM152 brain on %s; two CPU cores need up to three minutes.", resolver.device
-    )
-    result = run_demo(brain, resolver, output_dir)
-    print(result.table.read_text(encoding="utf-8"))
-    for name, path in result._asdict().items():
-        print(f"{name.replace('_', ' '):15} {path}")
-
-
-if __name__ == "__main__":
-    import fire
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
-    report_errors_in_one_sentence()
-    fire.Fire(main)

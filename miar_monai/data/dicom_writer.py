@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-import miar_monai
+from miar_monai._version import __version__
 from miar_monai.data.atomic_write import atomic_folder
 from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.dicom_headers import dicom_files, lenient_pydicom, numbers, text, values
@@ -163,7 +163,7 @@ def _describe_derivation(image: Dataset, header: Dataset, derivation: str) -> No
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
     equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", SOFTWARE
-    equipment.SoftwareVersions = miar_monai.__version__
+    equipment.SoftwareVersions = __version__
     image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import miar_monai
+from miar_monai._version import __version__
 
 __all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "result_description", "uncertainty_of"]
 
@@ -78,7 +78,7 @@ def result_description(is_error: bool = False) -> str:
         '4x super-resolution, detail may be invented'
     """
     image, error = "4x super-resolution, detail may be invented", "expected absolute error of a 4x super-resolution"
-    return f"{SOFTWARE} {miar_monai.__version__}: {error if is_error else image}"
+    return f"{SOFTWARE} {__version__}: {error if is_error else image}"
 
 
 def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
@@ -88,16 +89,18 @@ class Degradation:
         Raises:
             ConfigurationError: if H or W is not a multiple of a scale that is a whole number.
         """
-        height, width = (self._lr_size(*axis) for axis in zip(hr.shape[-2:], self.scales, strict=True))
-        return operators((self,), (hr.shape[-2], hr.shape[-1]), (height, width), hr)
+        shape = _plane(hr)
+        height, width = (self._lr_size(*axis) for axis in zip(shape, self.scales, strict=True))
+        return operators((self,), shape, (height, width), hr)
 
     def for_lr(self, lr: Tensor) -> SeparableOperator:
         """Return the operator for LR images (..., h, w), in their dtype and on their device.
 
         A size of m comes from one of m · scale, rounded.
         """
-        height, width = (max(round(size * scale), 1) for size, scale in zip(lr.shape[-2:], self.scales, strict=True))
-        return operators((self,), (height, width), (lr.shape[-2], lr.shape[-1]), lr)
+        shape = _plane(lr)
+        height, width = (max(round(size * scale), 1) for size, scale in zip(shape, self.scales, strict=True))
+        return operators((self,), (height, width), shape, lr)
 
     def __call__(self, hr: Tensor) -> Tensor:
         """Return the LR images, (..., h, w), of HR images (..., H, W); see `for_hr`."""
@@ -156,7 +159,7 @@ def _operators(
     dtype: torch.dtype,
     device: torch.device,
 ) -> SeparableOperator:
-    with torch.inference_mode(False):  # the cache outlives the caller's inference mode; training must be able to use it
+    def build() -> SeparableOperator:
         built = []
         for kind in kinds:
             rows, columns = kind.axes(hr_shape, lr_shape)
@@ -164,6 +167,10 @@ def _operators(
             built.append(SeparableOperator.of(vertical, vertical if columns == rows else AxisOperator.of(columns)))
         operator = built[0] if len(built) == 1 else SeparableOperator.stack(built)
         return operator.to(torch.empty(0, dtype=dtype, device=device))
+
+    # the cache outlives the modes of its caller, such as inference and tracing, which are those of a thread
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(build).result()
 
 
 def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degradation, ...]:
@@ -174,6 +181,12 @@ def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degra
         [1.0, 0.0, 0.5]
     """
     return degradation, *(replace(degradation, sigma=sigma) for sigma in sigmas)
+
+
+def _plane(images: Tensor) -> tuple[int, int]:
+    """Return the sizes of the last two axes; in `torch.jit.trace` they are tensors."""
+    height, width = images.shape[-2:]
+    return int(height), int(width)
 
 
 def _pair(value: OnePerAxis) -> tuple[float, float]:

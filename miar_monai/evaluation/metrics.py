@@ -1,9 +1,8 @@
-"""Image quality, slice by slice: fidelity (PSNR, SSIM), the same inside the body, and perceptual metrics.
+"""Image quality per slice: PSNR and SSIM, over the whole slice and within the body, and perceptual metrics.
 
-All metrics take slices (N, 1, H, W) in [0, 1] and return N values; the caller clamps, in one place. PSNR and SSIM
-need nothing but MONAI. LPIPS is that of its authors (``pip install lpips``), the other perceptual metrics are pyiqa's
-(``pip install miar-monai[metrics]``; its license is non-commercial). They need weight files, which are looked for and
-never downloaded.
+All metrics take slices (N, 1, H, W) in [0, 1], clamped by the caller, and return N values. PSNR and SSIM need only
+MONAI. LPIPS is that of its authors (``pip install lpips``), the other perceptual metrics are those of pyiqa (``pip
+install miar-monai[metrics]``; its license is non-commercial). They need weight files, which are never downloaded.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from miar_monai.errors import ConfigurationError, MissingWeightsError
 __all__ = ["METRICS", "Metric", "Score", "body_mask", "create_metrics", "psnr", "ssim"]
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``score(sr, hr, body)``: from slices, true slices and masks, each (N, 1, H, W), to the values, (N,)."""
+"""``score(sr, hr, body)``: from slices, true slices and body masks, each (N, 1, H, W), to values, (N,)."""
 
 _SSIM_WINDOW = 11  # Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5; MONAI's defaults
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the registry.
+    """A metric of the registry.
 
     Attributes:
         name: title of its column.
         higher_is_better: direction of improvement.
-        decimals: digits worth printing.
-        package: what computes it, ``"lpips"`` or ``"pyiqa"``, or None for our own.
-        weights: files that it needs, relative to the torch hub folder (``$TORCH_HOME/hub``).
-        hub_weights: repository and file that it needs in the Hugging Face cache, or None.
+        decimals: decimals in tables.
+        package: ``"lpips"`` or ``"pyiqa"``, or None for PSNR and SSIM.
+        weights: required files, relative to the torch hub folder (``$TORCH_HOME/hub``).
+        hub_weights: repository and file required in the Hugging Face cache, or None.
     """
 
     name: str
@@ -68,7 +67,7 @@ METRICS = {
         Metric("SSIM", True),
         Metric("PSNR body", True, 2),
         Metric("SSIM body", True),
-        # the package holds its linear layers itself
+        # its linear layers are part of the package
         Metric("LPIPS", False, package="lpips", weights=("checkpoints/alexnet-owt-7be5be79.pth",)),
         Metric(
             "DISTS",
@@ -86,7 +85,7 @@ METRICS = {
         ),
     )
 }
-"""The paper's six metrics (Section 4.1) and two that leave the empty background out."""
+"""The paper's six metrics (Section 4.1) and two within the body."""
 
 
 def psnr(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -95,7 +94,7 @@ def psnr(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         sr: slices, (N, 1, H, W), in [0, 1].
         hr: true slices, (N, 1, H, W), in [0, 1].
-        mask: where to take the mean, bool, (N, 1, H, W); everywhere by default.
+        mask: voxels of the mean, bool, (N, 1, H, W); all by default.
 
     Returns:
         (N,). Infinite where both are equal, NaN where the mask is empty.
@@ -112,12 +111,12 @@ def psnr(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
 def ssim(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the structural similarity: MONAI's SSIM map (data range 1), averaged.
 
-    The window does not reach over the border, so the outer 5 voxels have no value of their own.
+    The map excludes the outer 5 voxels, where the window would cross the border.
 
     Args:
         sr: slices, (N, 1, H, W), in [0, 1]; H and W at least 11.
         hr: true slices, (N, 1, H, W), in [0, 1].
-        mask: where to take the mean (centers of the window), bool, (N, 1, H, W); everywhere by default.
+        mask: centers of the windows of the mean, bool, (N, 1, H, W); all by default.
 
     Returns:
         (N,). NaN where the mask is empty.
@@ -136,14 +135,14 @@ def ssim(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
 
 @contextlib.contextmanager
 def _exact_convolutions(device: torch.device) -> Iterator[None]:
-    """Convolve in full float32: variances are differences of squares, and a GPU rounds to 10 bits by default (TF32)."""
-    rounded = torch.backends.cudnn.allow_tf32
+    """Convolve in full float32: variances are differences of squares, and GPUs use 10 bits by default (TF32)."""
+    previous = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = rounded
+        torch.backends.cudnn.allow_tf32 = previous
 
 
 def body_mask(hr: Tensor, threshold: float) -> Tensor:
@@ -154,7 +153,7 @@ def body_mask(hr: Tensor, threshold: float) -> Tensor:
         threshold: intensity that the body exceeds and the background does not.
 
     Returns:
-        bool, (N, 1, H, W), on the device of ``hr``; all False where nothing exceeds the threshold.
+        bool, (N, 1, H, W), on the device of ``hr``; all False if no voxel exceeds the threshold.
 
     Example:
         >>> ring = torch.ones(1, 1, 3, 3)
@@ -172,14 +171,14 @@ def body_mask(hr: Tensor, threshold: float) -> Tensor:
 
 
 def create_metrics(names: Sequence[str], device: torch.device | str = "cpu") -> tuple[dict[str, Score], list[str]]:
-    """Create metrics of the registry; one that cannot be had is reported, and the others go on.
+    """Create metrics of the registry, as far as they are available.
 
     Args:
         names: keys of `METRICS`.
-        device: where the networks of the perceptual metrics run.
+        device: device of the perceptual metrics.
 
     Returns:
-        The metrics by name, in the order of ``names``, and one sentence for each that is missing.
+        The metrics by name, in the order of ``names``, and a sentence for each missing metric.
 
     Raises:
         ConfigurationError: if a name is unknown.
@@ -212,7 +211,7 @@ _FIDELITY: dict[str, Score] = {
 
 
 def _perceptual(metric: Metric, device: torch.device | str) -> Score:
-    """Return a metric of lpips or pyiqa; full-reference ones use both images, the others only the first."""
+    """Return a metric of lpips or pyiqa; no-reference metrics ignore the second image."""
     _check_weights(metric)
     try:
         model = _lpips(device) if metric.package == "lpips" else _pyiqa(metric.name, device)
@@ -231,19 +230,19 @@ def _perceptual(metric: Metric, device: torch.device | str) -> Score:
 
 
 def _lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return LPIPS 0.1 with AlexNet, of images in [0, 1]."""
+    """Return LPIPS 0.1 with AlexNet, for images in [0, 1]."""
     import lpips
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it asks torchvision for weights by an argument of the past
+        warnings.simplefilter("ignore", UserWarning)  # it uses a deprecated argument of torchvision
         return partial(lpips.LPIPS(net="alex", verbose=False).to(device).eval(), normalize=True)
 
 
 def _pyiqa(name: str, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return one of pyiqa's metrics."""
+    """Return a metric of pyiqa."""
     import pyiqa
 
-    with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints where it loads from
+    with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints the paths of its weights
         model: Callable[[Tensor, Tensor], Tensor] = pyiqa.create_metric(name.lower(), device=torch.device(device))
     return model
 
@@ -255,7 +254,7 @@ _INSTALL = {
 
 
 def _check_weights(metric: Metric) -> None:
-    """Look for everything that lpips or pyiqa would otherwise download.
+    """Check that the files are present that lpips or pyiqa would otherwise download.
 
     Raises:
         MissingWeightsError: if the package or a file is missing.

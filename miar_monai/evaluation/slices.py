@@ -1,78 +1,46 @@
-"""How good the super-resolved slices are, beside what simpler methods make of the same input.
+"""Quality of super-resolved slices, compared with simple baselines on the same input.
 
-One CSV row for each slice and method, and a table of method x metric, mean ± standard deviation over the slices: one
-for each contrast, if there are several, and one for all of them.
+Results are one CSV row for each slice and method, and tables of means by method and metric: one for each contrast, if
+there are several, and one for all of them.
 """
 
 from __future__ import annotations
 
 import csv
-import logging
 import os
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
-from monai.utils import CommonKeys, ImageMetaKey
 from torch import Tensor
 
 from miar_monai.data.atomic_write import atomic_file
-from miar_monai.data.io import volume_stem
-from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.degradation import Degradation
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError
 from miar_monai.evaluation.metrics import METRICS, Score, body_mask, create_metrics
+from miar_monai.evaluation.tables import MILLISECONDS, Row, by_contrast, results_section
 
-__all__ = ["MILLISECONDS", "EvaluationHandler", "Row", "SuperResolutionEvaluation", "by_contrast"]
-
-logger = logging.getLogger(__name__)
-
-MILLISECONDS = "ms per slice"
-
-Row = dict[str, Any]
-"""What one method made of one slice: ``subject``, ``contrast`` (where known), ``slice``, ``method`` and the values."""
-
-
-def by_contrast(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each contrast and, if there are several contrasts, all rows as ``"all contrasts"``.
-
-    Rows without a contrast have the contrast ``""``.
-
-    Example:
-        >>> rows = [{"contrast": "t1", "slice": 0}, {"contrast": "t2", "slice": 0}]
-        >>> {contrast: len(found) for contrast, found in by_contrast(rows).items()}
-        {'t1': 1, 't2': 1, 'all contrasts': 2}
-    """
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.get("contrast", ""), []).append(row)
-    return {**found, "all contrasts": list(rows)} if len(found) > 1 else found
+__all__ = ["SuperResolutionEvaluation"]
 
 
 class SuperResolutionEvaluation:
-    """Compare super-resolved slices with the truth, beside nearest, bicubic and the damped linear inverse.
+    """Compares MIAR and three baselines (nearest, bicubic, damped linear inverse) with the true slices.
 
-    A call measures these and MIAR, which has two rows: as it is, and made consistent with the LR slices in closed form
-    (`SeparableOperator.prox`), which needs a degradation that is known. `add` measures any other methods.
+    A call adds rows for these methods. MIAR has two rows: its result, and the result after data consistency with the LR
+    slices in closed form (`SeparableOperator.prox`), which requires a known degradation. `add` adds any other methods.
 
-    Everything is measured in network intensities, clamped to [0, 1] here and nowhere else. A metric whose weights or
-    package are missing is named below the table, and the others go on.
+    All metrics are computed in network intensities, clamped to [0, 1] here. Metrics whose weights or package are
+    missing are left out and listed below the table.
 
     Args:
-        degradation: what made the LR slices; gives the scale and the linear inverse.
+        degradation: the degradation of the LR slices; defines the scale and the linear inverse.
         metrics: names from `miar_monai.evaluation.metrics.METRICS`.
         body_threshold: intensity in [0, 1] that the body exceeds and the background does not.
-        damping: of the linear inverse, see `SeparableOperator.prox`.
-        device: where the metrics are computed.
-        batch_size: slices computed together.
+        damping: damping of the linear inverse, see `SeparableOperator.prox`.
+        device: device of the metrics.
+        batch_size: number of slices in a batch of the metrics.
 
     Example:
         >>> evaluation = SuperResolutionEvaluation(Degradation(), ["PSNR", "SSIM"])
@@ -105,17 +73,17 @@ class SuperResolutionEvaluation:
 
     @property
     def scores(self) -> dict[str, Score]:
-        """The metrics that can be had, by name."""
+        """The available metrics by name."""
         return self._created[0]
 
     @property
     def missing(self) -> list[str]:
-        """One sentence for each metric that cannot be had."""
+        """A sentence for each metric that is not available."""
         return self._created[1]
 
     @property
     def baseline_methods(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The methods that learn nothing, by name: each maps LR slices (N, 1, h, w) to (N, 1, H, W)."""
+        """The baselines by name: each maps LR slices (N, 1, h, w) to (N, 1, H, W)."""
         return {
             "nearest": lambda lr: self._interpolate(lr, "nearest-exact"),
             "bicubic": lambda lr: self._interpolate(lr, "bicubic"),
@@ -123,7 +91,7 @@ class SuperResolutionEvaluation:
         }
 
     def baselines(self, lr: Tensor) -> dict[str, Tensor]:
-        """Return what the methods that learn nothing make of LR slices (N, 1, h, w): each (N, 1, H, W)."""
+        """Return the results of the baselines for LR slices (N, 1, h, w): each (N, 1, H, W)."""
         return {name: method(lr) for name, method in self.baseline_methods.items()}
 
     def _interpolate(self, lr: Tensor, mode: str) -> Tensor:
@@ -132,7 +100,7 @@ class SuperResolutionEvaluation:
         return resample(lr, rows, columns)
 
     def make_consistent(self, sr: Tensor, lr: Tensor) -> Tensor:
-        """Return the images closest to ``sr``, (N, 1, H, W), that degrade to ``lr``, (N, 1, h, w), but for damping."""
+        """Return the images closest to ``sr``, (N, 1, H, W), that degrade to ``lr``, (N, 1, h, w), up to damping."""
         return self.degradation.for_lr(lr).prox(sr, lr, self.damping)
 
     @torch.no_grad()
@@ -152,20 +120,20 @@ class SuperResolutionEvaluation:
             lr: LR slices, (N, 1, h, w), in network intensities.
             sr: MIAR's slices, (N, 1, H, W).
             hr: true slices, (N, 1, H, W).
-            subject: who it is; patients are counted by it.
+            subject: identifies the patient.
             slices: index of each slice in its volume.
-            milliseconds: time that MIAR took for a slice.
-            contrast: of the volume, if the dataset has several.
+            milliseconds: MIAR's time per slice.
+            contrast: contrast of the volume, if the data set has several.
 
         Raises:
-            ConfigurationError: if the sizes do not belong together.
+            ConfigurationError: if the sizes are inconsistent.
         """
-        scaled = (*lr.shape[:2], *self.degradation.for_lr(lr).hr_shape)
-        if not sr.shape == hr.shape == scaled:
+        expected = (*lr.shape[:2], *self.degradation.for_lr(lr).hr_shape)
+        if not sr.shape == hr.shape == expected:
             raise ConfigurationError(
                 f"{subject}: the LR slices {tuple(lr.shape)}, the SR slices {tuple(sr.shape)} and the true slices "
-                f"{tuple(hr.shape)} do not belong together at scale {self.degradation.scale}; "
-                "make the LR slices from the true ones by the degradation that the evaluation uses."
+                f"{tuple(hr.shape)} are inconsistent at scale {self.degradation.scale}; "
+                "make the LR slices from the true ones by the degradation of the evaluation."
             )
         lr, sr = (self._as_measured(x) for x in (lr, sr))
         estimates = {**self.baselines(lr), "MIAR": sr, "MIAR, data-consistent": self.make_consistent(sr, lr)}
@@ -185,15 +153,16 @@ class SuperResolutionEvaluation:
         """Add a row for each method and slice of some slices of one volume.
 
         Args:
-            estimates: what each method made of them, (N, 1, H, W), in network intensities.
+            estimates: results by method, (N, 1, H, W), in network intensities.
             hr: true slices, (N, 1, H, W).
-            subject: who it is; patients are counted by it.
+            subject: identifies the patient.
             slices: index of each slice in its volume.
-            contrast: of the volume, if the dataset has several.
-            milliseconds: time that a slice took, of the methods for which it is known.
+            contrast: contrast of the volume, if the data set has several.
+            milliseconds: time per slice of the timed methods.
 
         Raises:
-            ConfigurationError: if an estimate has another size than the true slices, or their number is another.
+            ConfigurationError: if the shapes of an estimate and of the true slices differ, or the number of indices
+                does.
 
         Example:
             >>> evaluation = SuperResolutionEvaluation(Degradation(), ["PSNR"])
@@ -206,20 +175,20 @@ class SuperResolutionEvaluation:
             if estimate.shape != hr.shape or len(hr) != len(slices):
                 raise ConfigurationError(
                     f"{subject}: {method} has slices {tuple(estimate.shape)}, the truth {tuple(hr.shape)}, and "
-                    f"{len(slices)} are named: equal shapes and a name for each slice are needed; "
-                    "check that the method belongs to this scale."
+                    f"there are {len(slices)} indices: equal shapes and an index for each slice are needed; check that "
+                    "the method is for this scale."
                 )
         plain = {method: self._as_measured(estimate) for method, estimate in estimates.items()}
-        where = {"subject": subject} | ({"contrast": contrast} if contrast else {})
+        volume = {"subject": subject, "contrast": contrast} if contrast else {"subject": subject}
         for method, values in self._measure(plain, self._as_measured(hr)).items():
             if milliseconds is not None and method in milliseconds:
                 values[MILLISECONDS] = [milliseconds[method]] * len(hr)
             for i, index in enumerate(slices):
                 row = {name: column[i] for name, column in values.items()}
-                self.rows.append({**where, "slice": index, "method": method, **row})
+                self.rows.append({**volume, "slice": index, "method": method, **row})
 
     def _as_measured(self, images: Tensor) -> Tensor:
-        """Return a plain tensor on the metrics' device."""
+        """Return a plain float32 tensor on the device of the metrics."""
         return images.as_subclass(Tensor).to(self.device, torch.float32)
 
     def _measure(self, estimates: Mapping[str, Tensor], hr: Tensor) -> dict[str, dict[str, list[float]]]:
@@ -235,49 +204,26 @@ class SuperResolutionEvaluation:
         return values
 
     def table(self) -> str:
-        """Return the Markdown table: method x metric, mean ± standard deviation over the slices, medians of times.
+        """Return the table of methods and metrics in Markdown: mean ± standard deviation over slices, medians of times.
 
-        Several contrasts have a table each, and one for all. Infinite values (slices without an error) and slices
-        without a body have no place in a mean; how many values were left out is said below the table, and so is every
-        missing metric.
+        With several contrasts, there is one table per contrast and one for all. Means are over finite values: the PSNR
+        of identical slices is infinite, and body metrics need a body. Notes below the table list values and metrics
+        that are left out.
         """
-        sections = by_contrast(self.rows)
-        parts = []
+        sections, lines = by_contrast(self.rows), []
         for contrast, rows in sections.items():
-            parts += [f"### {contrast}", ""] * (len(sections) > 1) + [*self._section(rows), ""]
-        missing = [f"- {sentence}" for sentence in self.missing]
-        return "\n".join(parts + missing + [""] * bool(missing))
-
-    def _section(self, rows: Sequence[Row]) -> list[str]:
-        """Return the lines of the table of some rows."""
-        columns = [*self.scores] + [MILLISECONDS] * any(MILLISECONDS in row for row in rows)
-        notes = []
-        lines = [f"| method | {' | '.join(map(_title, columns))} |", "|---" * (len(columns) + 1) + "|"]
-        numbers = Counter(row["method"] for row in rows)
-        for method in numbers:
-            cells = []
-            for column in columns:
-                found = [row[column] for row in rows if row["method"] == method and column in row]
-                finite = np.array([value for value in found if np.isfinite(value)], dtype=np.float64)
-                cells.append(_cell(finite, column))
-                if len(finite) < len(found):
-                    notes.append(f"- {column} of {method}: mean over the {len(finite)} of {len(found)} finite values.")
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-        # each slice has a row a method; its index says less, since a patient may have several volumes
-        slices, patients = max(numbers.values(), default=0), {row["subject"] for row in rows}
-        contrasts = sorted({row["contrast"] for row in rows if "contrast" in row})
-        head = (
-            f"{_count(slices, 'slice')} of {_count(len(patients), 'patient')}"
-            f"{''.join(f', {contrast}' for contrast in contrasts)}; mean ± standard deviation over the slices, "
-            f"intensities clamped to [0, 1], body: largest component above {self.body_threshold:g}."
-        )
-        return [head, "", *lines, *(["", *notes] if notes else [])]
+            if len(sections) > 1:
+                lines += [f"### {contrast}", ""]
+            lines += [*results_section(rows, list(self.scores), self.body_threshold), ""]
+        if self.missing:
+            lines += [*(f"- {sentence}" for sentence in self.missing), ""]
+        return "\n".join(lines)
 
     def write(self, output_dir: str | os.PathLike[str], overwrite: bool = False) -> tuple[Path, Path]:
         """Write ``metrics.csv`` (a row for each slice and method) and ``metrics.md`` (the table).
 
         Args:
-            output_dir: folder of both; made if needed.
+            output_dir: folder of both; created if needed.
             overwrite: replace existing files.
 
         Returns:
@@ -296,7 +242,7 @@ class SuperResolutionEvaluation:
         """Write a CSV file with a row for each slice and method.
 
         Args:
-            path: the file; its folder is made if needed.
+            path: the file; its folder is created if needed.
             overwrite: replace an existing file.
 
         Returns:
@@ -305,95 +251,11 @@ class SuperResolutionEvaluation:
         Raises:
             OutputError: if the file exists or cannot be written.
         """
-        contrast = ["contrast"] * any("contrast" in row for row in self.rows)
-        names = ["subject", *contrast, "slice", "method", *self.scores, MILLISECONDS]
+        names = ["subject", "contrast", "slice", "method", *self.scores, MILLISECONDS]
+        if not any("contrast" in row for row in self.rows):
+            names.remove("contrast")
         with atomic_file(path, overwrite) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
         return Path(path)
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
-
-
-def _title(column: str) -> str:
-    if column not in METRICS:
-        return column
-    return f"{column} {'↑' if METRICS[column].higher_is_better else '↓'}"
-
-
-def _cell(values: np.ndarray, column: str) -> str:
-    if not len(values):
-        return "–"
-    if column == MILLISECONDS:  # the first batch takes longer, and so do some others, for reasons of the machine
-        return f"{np.median(values):.1f}"
-    decimals = METRICS[column].decimals
-    deviation = f" ± {values.std(ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{decimals}f}{deviation}"
-
-
-class EvaluationHandler:
-    """Evaluate every slice of every volume that a `monai.engines.SupervisedEvaluator` super-resolves.
-
-    The volumes are taken at the end of an iteration, when MONAI has taken the batch apart: ``engine.state.output`` is
-    a list of dictionaries with ``image`` (LR), ``label`` (truth) and ``pred`` (SR), each (1, X, Y, Z) in network
-    intensities, so a postprocessing that goes back to the input's units must leave these three as they are.
-
-    Args:
-        evaluation: measures and collects.
-        output_dir: where ``metrics.csv`` and ``metrics.md`` are written at the end.
-        overwrite: replace existing files; otherwise their presence stops the run before it starts.
-    """
-
-    def __init__(
-        self, evaluation: SuperResolutionEvaluation, output_dir: str | os.PathLike[str], overwrite: bool = False
-    ) -> None:
-        self.evaluation = evaluation
-        self.output_dir = Path(output_dir)
-        self.overwrite = overwrite
-        self._started = self._seconds = 0.0
-
-    def attach(self, engine: Engine) -> None:
-        """Register with an engine.
-
-        Args:
-            engine: a `monai.engines.SupervisedEvaluator`.
-        """
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start_clock)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop_clock)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._evaluate)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        if not self.overwrite:
-            for name in ("metrics.csv", "metrics.md"):
-                refuse_to_overwrite(self.output_dir / name)
-        self.evaluation.rows.clear()
-        for sentence in self.evaluation.missing:
-            logger.warning(sentence)
-
-    def _start_clock(self, engine: Engine) -> None:
-        self._started = time.perf_counter()
-
-    def _stop_clock(self, engine: Engine) -> None:
-        output: Any = engine.state.output
-        if output[CommonKeys.PRED].is_cuda:
-            torch.cuda.synchronize()
-        self._seconds = time.perf_counter() - self._started
-
-    def _evaluate(self, engine: Engine) -> None:
-        batches: Any = engine.state.batch
-        outputs: Any = engine.state.output
-        num_slices = sum(output[CommonKeys.PRED].shape[-1] for output in outputs)
-        for batch, output in zip(batches, outputs, strict=True):
-            lr, hr, sr = (output[key].movedim(-1, 0) for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED))
-            subject = batch.get("subject") or volume_stem(output[CommonKeys.LABEL].meta[ImageMetaKey.FILENAME_OR_OBJ])
-            milliseconds = 1e3 * self._seconds / num_slices
-            self.evaluation(lr, sr, hr, subject, range(len(hr)), milliseconds, batch.get("contrast"))
-
-    def _write(self, engine: Engine) -> None:
-        rows, table = self.evaluation.write(self.output_dir, self.overwrite)
-        logger.info("%s\n%s\n%s", rows, table, table.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the evaluator of a bundle says of each case: the same as ``miar sr``."""
+"""The messages of the evaluator of a bundle: those of ``miar sr``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
-from miar_monai.inference.report import case_report, warnings_said, what_is_said
+from miar_monai.inference.report import capture_warnings, case_message, case_report
 from miar_monai.networks import MIAR
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
@@ -27,15 +27,15 @@ __all__ = ["CaseReporter"]
 
 
 class CaseReporter:
-    """Prints, on stderr, the line of each case that an evaluator did, what it is warned of, and where its result lies.
+    """Prints a summary, the warnings and the output path of each case of an evaluator to stderr.
 
-    It comes after the handler that writes results; batches hold one case.
+    Attach it after the handler that writes the results. Batches hold one case.
 
     Args:
-        bundle_root: folder of the bundle, whose metadata say what the weights were trained on.
+        bundle_root: folder of the bundle, whose metadata describe the training data.
         output_dir: folder of the results.
-        network: what the inferer runs.
-        inferer: of the evaluator.
+        network: network of the evaluator.
+        inferer: inferer of the evaluator.
     """
 
     def __init__(
@@ -51,32 +51,32 @@ class CaseReporter:
         engine.add_event_handler(Events.STARTED, self._read_metadata)
         engine.add_event_handler(Events.ITERATION_STARTED, self._start)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._stop)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._say)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._report)
 
     def _read_metadata(self) -> None:
         self._domain = TrainingDomain.of(metadata(self.bundle_root))
 
     def _start(self) -> None:
-        self._listening = ExitStack()
-        self._said = self._listening.enter_context(warnings_said())
+        self._capture = ExitStack()
+        self._captured = self._capture.enter_context(capture_warnings())
         self._seconds = -time.perf_counter()
 
     def _stop(self) -> None:
         self._seconds += time.perf_counter()
-        self._listening.close()
+        self._capture.close()
 
-    def _say(self, engine: Any) -> None:
+    def _report(self, engine: Any) -> None:
         (data,) = engine.state.output
         image, name = data["image"], engine.state.batch[0].get("name", "")
         source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
-        lr, sr = read_case(source), metatensor_to_volume(data["pred"])  # preprocessing has changed what was read
+        lr, sr = read_case(source), metatensor_to_volume(data["pred"])  # the image in the batch is preprocessed
         assumed = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
-        paths, beside = ResultPaths.of(result_path(source, self.output_dir, name=name)), {}
+        paths, auxiliary = ResultPaths.of(result_path(source, self.output_dir, name=name)), {}
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
-            beside = {"uncertainty": paths.uncertainty}
+            auxiliary = {"uncertainty": paths.uncertainty}
         limits = limits_in_units(image, self.inferer.intensity_range)
-        warnings = [*input_warnings(lr, self._domain, self.inferer.blur, image.shape[1:3], limits), *self._said]
+        warnings = [*input_warnings(lr, self._domain, self.inferer.blur, image.shape[1:3], limits), *self._captured]
         device = engine.state.device
-        report = case_report(source, paths.image, lr, sr, assumed, self._seconds, device, warnings, beside, limits)
-        print(what_is_said(report, warnings), paths.image, sep="\n", file=sys.stderr, flush=True)
+        report = case_report(source, paths.image, lr, sr, assumed, self._seconds, device, warnings, auxiliary, limits)
+        print(case_message(report, warnings), paths.image, sep="\n", file=sys.stderr, flush=True)

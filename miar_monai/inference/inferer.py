@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from miar_monai import acceleration
-from miar_monai.acceleration.cuda_graphs import CUDAGraphed, tensor_addresses
+from miar_monai.acceleration.cuda_graphs import tensor_addresses
 from miar_monai.data.geometry import upscaled_affine
-from miar_monai.degradation import Degradation, SeparableOperator, operators
+from miar_monai.degradation import Degradation, operators
 from miar_monai.degradation.blur_estimation import MOST_BLUR, infer_degradation, without_overshoot
 from miar_monai.errors import ConfigurationError, ImageError, SettingError, check_range, check_whole
 from miar_monai.inference.error_model import ErrorModel
+from miar_monai.inference.steps import Steps, StepSettings
 from miar_monai.inference.tiling import Output, Padding, blend_tiles, num_tiles
 from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding
@@ -47,11 +48,6 @@ def _device(network: Callable[..., Tensor], images: Tensor) -> torch.device:
     return next((p.device for p in weights), images.device)
 
 
-def _named(result: Prediction | Estimate) -> dict[str, Tensor]:
-    """Return the fields of a result that there are, by name."""
-    return {name: value for name, value in result._asdict().items() if value is not None}
-
-
 @dataclass
 class _Run:
     """One call of the inferer."""
@@ -70,21 +66,6 @@ class _Run:
             return result
 
         return predict
-
-
-class _Steps(NamedTuple):
-    """The steps that run on the device of a `MIAR` without the host: on a GPU, each is a CUDA graph."""
-
-    of_slices: Callable[..., dict[str, Tensor]]
-    """LR slices of one tile (N, 1, h, w) and the tensors of their operator: the fields of an `Estimate`."""
-    of_tiles: Callable[..., dict[str, Tensor]]
-    """Linear estimates (N, 1, H, H) and conditions (N, 2, 1, 1) of tiles: maps and entropy of a `Prediction`."""
-
-    def clear(self) -> None:
-        """Forget all recordings, and free their memory."""
-        for step in self:
-            if isinstance(step, CUDAGraphed):
-                step.clear()
 
 
 class BeamSearchInferer(Inferer):
@@ -118,7 +99,7 @@ class BeamSearchInferer(Inferer):
         overlap: share of a tile that it has in common with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
         uncertainty: return the expected absolute error of a `MIAR` besides the image, which stays as it is.
-        error_model: gives that error; fitted to the weights by ``python -m benchmarks.calibration fit``.
+        error_model: gives that error; fitted to the weights by ``miar fit-uncertainty``.
         lookahead_scales: scales whose tokens may branch, from the coarsest; 0 is all. Batches of a GPU get faster with
             fewer: see `miar_monai.networks.decoding.Decoding`.
         intensity_range: lowest and highest intensity that the weights have met in training; what lies beyond is
@@ -191,7 +172,7 @@ class BeamSearchInferer(Inferer):
         if uncertainty and error_model is None:
             raise SettingError(
                 "uncertainty is asked for without an error_model, which says what error to expect: take a bundle whose"
-                " inferer has one, fit it (python -m benchmarks.calibration fit), or leave uncertainty out."
+                " inferer has one, fit it (miar fit-uncertainty), or leave uncertainty out."
             )
         self.fidelity = fidelity
         self.blur = blur
@@ -201,7 +182,7 @@ class BeamSearchInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.progress = progress
-        self._graphs: tuple[Hashable, _Steps] | None = None
+        self._graphs: tuple[Hashable, Steps] | None = None
         self.uncertainty = uncertainty
         self.error_model = error_model
         self.intensity_range = IntensityRange.of(intensity_range)
@@ -224,8 +205,8 @@ class BeamSearchInferer(Inferer):
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` two of them
-            by name: ``"image"``, and ``"error"``, its expected absolute error, 0 where a slice has no contrast.
+            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` two
+            of them by name: ``"image"``, and ``"error"``, its expected absolute error, 0 where a slice has no contrast.
 
         Raises:
             ConfigurationError: if ``inputs`` has another number of axes, or ``uncertainty`` is asked of a network that
@@ -317,7 +298,7 @@ class BeamSearchInferer(Inferer):
         return lambda chunk, size: blend_tiles(chunk, self.tile_size, self.overlap, size, predictor)
 
     def _with_miar(
-        self, network: MIAR, degradation: Degradation, steps: _Steps, run: _Run, chunk: Tensor, size: int
+        self, network: MIAR, degradation: Degradation, steps: Steps, run: _Run, chunk: Tensor, size: int
     ) -> Tensor:
         """Super-resolve LR slices (N, 1, h, w), in batches of tiles: (N, 1 or 2, H, W)."""
         rows, columns = (
@@ -332,13 +313,13 @@ class BeamSearchInferer(Inferer):
             estimate = Estimate(**steps.of_slices(lr, *operator.tensors))
         else:
             predict = partial(self._predict_tiles, network.side, steps, run, size)
-            estimate = network.super_resolve(lr, None, self.fidelity, operator, self._error_model, predict)
+            estimate = self._settings.super_resolve(network, lr, operator, predict)
         run.network_weights.append(estimate.network_weight.flatten())
         images = [estimate.image] if estimate.error is None else [estimate.image, estimate.error]
         return Padding.crop(torch.cat(images, dim=1), rows, columns)
 
     def _predict_tiles(
-        self, side: int, steps: _Steps, run: _Run, size: int, linear: Tensor, condition: Tensor
+        self, side: int, steps: Steps, run: _Run, size: int, linear: Tensor, condition: Tensor
     ) -> Prediction:
         """Return the prediction for linear estimates (N, 1, H, W) of any size, by tiles."""
         condition = condition.expand(-1, -1, *linear.shape[2:])
@@ -350,41 +331,19 @@ class BeamSearchInferer(Inferer):
         return Prediction(**blend_tiles(inputs, side, self.overlap, size, run.counted(predict)))
 
     @property
-    def _error_model(self) -> ErrorModel | None:
-        return self.error_model if self.uncertainty else None
+    def _settings(self) -> StepSettings:
+        return StepSettings(self.decoding, self.fidelity, self.error_model if self.uncertainty else None)
 
-    def _steps(self, network: MIAR) -> _Steps:
+    def _steps(self, network: MIAR) -> Steps:
         """Return the steps of a network; on a GPU those of an earlier call if nothing has changed."""
         kind = next(network.parameters()).device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if kind != "cuda" or self.decoding.samples or not acceleration.graphs():
-            return self._eager_steps(network, precision)
-        key = (tensor_addresses(network), precision, self.decoding, self.fidelity, self._error_model)
+            return Steps.of(network, self._settings, precision)
+        key = (tensor_addresses(network), precision, self._settings)
         if self._graphs is None or self._graphs[0] != key:
-            self._graphs = key, _Steps(*(CUDAGraphed(step) for step in self._eager_steps(network, precision)))
+            self._graphs = key, Steps.of(network, self._settings, precision).as_graphs()
         return self._graphs[1]
-
-    def _eager_steps(self, network: MIAR, precision: torch.dtype | None) -> _Steps:
-        """Return the steps of a network, their kernels launched one by one."""
-        settings, fidelity, error_model = self.decoding, self.fidelity, self._error_model  # not self, which holds them
-        layers = network if precision is None else network.cast(precision)
-        batches = count(settings.seed)  # each batch of tiles of a call has a seed of its own
-
-        def predict(linear: Tensor, condition: Tensor) -> Prediction:
-            decoding = replace(settings, seed=next(batches)) if settings.samples else settings
-            if layers is not network:
-                layers.cast_from(network)  # whose weights a training may have changed in place
-            with torch.autocast(linear.device.type, enabled=False):
-                return layers.predict(linear, condition, decoding, with_entropy=error_model is not None)
-
-        def of_tiles(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
-            return _named(predict(linear, condition)._replace(tokens=None, score=None))
-
-        def of_slices(lr: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
-            operator = SeparableOperator.from_tensors(tensors)
-            return _named(network.super_resolve(lr, None, fidelity, operator, error_model, predict))
-
-        return _Steps(of_slices, of_tiles)
 
     @torch.no_grad()
     def _stream(

@@ -1,4 +1,4 @@
-"""What the weights of a bundle were trained on, in which respects an input is unlike it, and what is odd about it."""
+"""Checks of an input against the training data of a bundle, and for whatever else makes its result doubtful."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from miar_monai.errors import ConfigurationError
 __all__ = ["TrainingDomain", "clipped", "input_warnings", "oddities"]
 
 Interval = tuple[float, float]
-_MOST_OF_AIR = -500.0  # HU: above is no lung and no gas
-_BONE = 500.0  # HU
-_OFFSET = 1024  # of a CT that is stored without a sign
-_AFTER = {name: f"{name}_after_preprocessing" for name in ("minimum", "maximum")}
+_MAX_AIR = -500.0  # HU, upper limit of lung and gas
+_MIN_BONE = 500.0  # HU
+_OFFSET = 1024  # of a CT that is stored as unsigned integers
+_REPORT_NAMES = {name: f"{name}_after_preprocessing" for name in ("minimum", "maximum")}
 
 
 @dataclass(frozen=True)
 class TrainingDomain:
-    """What a bundle's ``metadata.json`` says of its training; None is what it does not say.
+    """The training data as described in the ``metadata.json`` of a bundle; None if it is not described.
 
-    ``python -m benchmarks.training_range`` measures the intervals.
+    ``miar training-range`` measures the intervals.
 
     Args:
-        modality: of the low-resolution images, as DICOM calls it: ``network_data_format``.
-        in_plane_spacing_mm: lowest and highest spacing of their voxels in the axial plane: ``training_range``.
-        minimum: likewise, the minimum of a volume after preprocessing.
-        maximum: likewise, the maximum.
+        modality: DICOM modality of the low-resolution images, from ``network_data_format``.
+        in_plane_spacing_mm: lowest and highest spacing of their voxels in the axial plane, from ``training_range``.
+        minimum: lowest and highest minimum of a volume after preprocessing, from ``training_range``.
+        maximum: lowest and highest maximum of a volume after preprocessing, from ``training_range``.
     """
 
     modality: str | None = None
@@ -43,10 +43,10 @@ class TrainingDomain:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> TrainingDomain:
-        """Read it from a bundle's metadata.
+        """Read the description from the metadata of a bundle.
 
         Raises:
-            ConfigurationError: if what is there is not as it should be.
+            ConfigurationError: if it is malformed.
 
         Example:
             >>> TrainingDomain.of({"training_range": {"in_plane_spacing_mm": [3.5, 4]}}).in_plane_spacing_mm
@@ -66,40 +66,40 @@ class TrainingDomain:
             ) from error
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it ready for JSON; the names of the intensities say that they are not in units of an input."""
-        return {_AFTER.get(name, name): value for name, value in asdict(self).items()}
+        """Return the description for JSON; the names of minimum and maximum state that they are not in input units."""
+        return {_REPORT_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
     def warnings(self, lr: Volume) -> list[str]:
-        """Return in which respects a volume is so unlike those of the training that it matters, a sentence each.
+        """Return sentences on relevant differences between a volume and the training data.
 
-        The modality is that of the header or, without one, what the intensities look like; those of a CT model must be
-        HU. Voxel sizes are not compared: the networks see voxels, and those of every scan are smaller than the
-        training's, which were degraded.
+        The modality is taken from the header or, without one, guessed from the intensities; those for a CT model must
+        be HU. Voxel sizes are not compared: the networks work in voxels, and the degraded training volumes had larger
+        ones than any scan.
 
         Args:
             lr: the input.
         """
         if self.modality and lr.modality and lr.modality != self.modality:
             return [f"the modality is {lr.modality}, but the model was trained on {self.modality}."]
-        looks = _looks_of_ct(lr.array) if not lr.modality and self.modality not in (None, "CT") else ""
-        if looks:
-            return [f"the intensities are those of a CT{looks}, but the model was trained on {self.modality}."]
+        ct_units = _ct_units(lr.array) if not lr.modality and self.modality not in (None, "CT") else ""
+        if ct_units:
+            return [f"the intensities are those of a CT in {ct_units}, but the model was trained on {self.modality}."]
         darkest = float(lr.array.min())
-        if self.modality == "CT" and darkest > _MOST_OF_AIR:
-            unlike = "HU + 1024, which is to be subtracted" if _looks_of_ct(lr.array) else "no HU, or were clipped"
+        if self.modality == "CT" and darkest > _MAX_AIR:
+            units = "in HU + 1024 (subtract 1024)" if _ct_units(lr.array) else "not in HU, or were clipped"
             return [
-                f"the darkest voxel is {darkest:.4g}, but air in a CT has -1000 HU: the intensities are {unlike}, but"
+                f"the darkest voxel is {darkest:.4g}, but air in a CT has -1000 HU: the intensities are {units}, but"
                 " the model was trained on HU."
             ]
         return []
 
 
-def _looks_of_ct(array: np.ndarray) -> str:
-    """Return which numbers of a CT the voxels of a volume look like, or an empty text.
+def _ct_units(array: np.ndarray) -> str:
+    """Guess from the intensities whether a volume is a CT: ``"HU"``, ``"HU + 1024"``, or an empty text if it is not.
 
-    In HU a CT has air about -1000 and soft tissue about 0, and less between air and padding, where the phase of an MR
-    has as much as anywhere. Without a sign both are 1024 higher, where an MR may have voxels too: but hardly any as
-    bright as bone, and not nearly all others within 175 HU of water.
+    A CT in HU has air near -1000 and soft tissue near 0, and fewer voxels between air and padding; MR phase images have
+    voxels everywhere. Unsigned CTs are 1024 higher, in the range of MR. But MR has hardly any voxels as bright as bone,
+    and not nearly all of the others within 175 HU of water.
     """
 
     def share(low: float, high: float) -> float:
@@ -107,12 +107,12 @@ def _looks_of_ct(array: np.ndarray) -> str:
 
     air = share(-1100, -850)
     if air >= 0.05 and share(-150, 200) >= 0.05 and share(-1900, -1100.5) < air:
-        return " in HU"
-    if array.min() < 0 or array.max() < _BONE + _OFFSET:
+        return "HU"
+    if array.min() < 0 or array.max() < _MIN_BONE + _OFFSET:
         return ""
-    body = share(_MOST_OF_AIR + _OFFSET, np.inf)
+    body = share(_MAX_AIR + _OFFSET, np.inf)
     tissue = share(_OFFSET - 174, _OFFSET + 176)
-    return " in HU + 1024" if share(1, 124) >= 0.03 and body >= 0.01 and tissue >= 0.7 * body else ""
+    return "HU + 1024" if share(1, 124) >= 0.03 and body >= 0.01 and tissue >= 0.7 * body else ""
 
 
 def input_warnings(
@@ -122,26 +122,26 @@ def input_warnings(
     sides: Sequence[int],
     limits: tuple[float, float] | None = None,
 ) -> list[str]:
-    """Return all that is known to make the result of a volume doubtful before the network runs, a sentence each.
+    """Return sentences on whatever makes the result of a volume doubtful, as far as it is known before inference.
 
     Args:
         lr: the input.
-        domain: what the model was trained on.
-        blur: setting of the inferer.
-        sides: of the axial slices, in voxels.
-        limits: intensities beyond which the result is interpolated, in units of the input, if there are any.
+        domain: the training data of the model.
+        blur: the setting of the inferer.
+        sides: sides of the axial slices in voxels.
+        limits: intensities beyond which the result is interpolated, in units of the input, or None.
     """
-    found = [*oddities(lr), *clipped(lr, limits), *domain.warnings(lr)]
+    sentences = [*oddities(lr), *clipped(lr, limits), *domain.warnings(lr)]
     if blur == "auto" and min(sides) < SMALLEST:
-        found.append(
-            f"the axial slices have {' x '.join(map(str, sides))} voxels, and a blur is measured in {SMALLEST} x"
-            f" {SMALLEST} or more: that of the training is assumed."
+        sentences.append(
+            f"the axial slices have {' x '.join(map(str, sides))} voxels, but at least {SMALLEST} x {SMALLEST} are"
+            " needed to measure the blur: the blur of the training is assumed."
         )
-    return found
+    return sentences
 
 
 def oddities(lr: Volume) -> list[str]:
-    """Return what makes the result of a volume doubtful, whatever the model was trained on, a sentence each.
+    """Return sentences on properties of a volume that make its result doubtful with any model.
 
     Example:
         >>> from pathlib import Path
@@ -149,27 +149,27 @@ def oddities(lr: Volume) -> list[str]:
         >>> oddities(sagittal)[0].split(":")[0]
         'the slices are sagittal, 5 mm apart'
     """
-    found = list(lr.remarks)
+    sentences = list(lr.remarks)
     if lr.is_miar_result:
-        found.append("the image is a result itself: give the image that it was made of.")
+        sentences.append("the image is already a super-resolved image: give the original.")
     if lr.space == 0:
-        found.append(
-            "the file does not say how its voxels lie in the patient (qform_code and sform_code are 0): slices along"
-            " its third axis are taken for axial ones, and which side is left is not known."
+        sentences.append(
+            "the file does not state the orientation of its voxels (qform_code and sform_code are 0): its third axis is"
+            " taken as the axial one, and left and right are unknown."
         )
     spacing = voxel_sizes(lr.affine)
     thickest, direction = int(spacing.argmax()), io_orientation(lr.affine)[:, 0]
     if direction[thickest] != 2 and spacing[thickest] > 1.5 * np.median(spacing):
         plane = ("sagittal", "coronal")[int(direction[thickest])]
-        found.append(
-            f"the slices are {plane}, {spacing[thickest]:.3g} mm apart: it is the axial plane that becomes finer, which"
-            " cuts across them; give an axial series."
+        sentences.append(
+            f"the slices are {plane}, {spacing[thickest]:.3g} mm apart: only the axial plane becomes finer, which"
+            " crosses them; give an axial series."
         )
-    return found
+    return sentences
 
 
 def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
-    """Return how much of a volume lies above the intensities that are super-resolved, in a sentence, if any does.
+    """Return a sentence on the voxels above the intensities that are super-resolved, if there are any.
 
     Example:
         >>> from pathlib import Path
@@ -177,10 +177,13 @@ def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
         >>> print(*clipped(metal, (-1024, 3072)))
         1 voxel is above 3072 (up to 14000), as in metal: the excess is interpolated, not super-resolved.
     """
-    above = 0 if limits is None else int(np.count_nonzero(lr.array > limits[1]))
-    if limits is None or not above:
+    if limits is None:
         return []
+    count = int(np.count_nonzero(lr.array > limits[1]))
+    if not count:
+        return []
+    voxels = "1 voxel is" if count == 1 else f"{count} voxels are"
     return [
-        f"{above} voxel{'s are' if above > 1 else ' is'} above {limits[1]:g} (up to {lr.array.max():g}), as in metal:"
-        " the excess is interpolated, not super-resolved."
+        f"{voxels} above {limits[1]:g} (up to {lr.array.max():g}), as in metal: the excess is interpolated, not"
+        " super-resolved."
     ]

@@ -1,12 +1,10 @@
-"""What a run leaves for those who ask later: which model, which settings, what came in, what came out, how long."""
+"""Reports of runs: model, settings, versions, and for each case geometry, blur, residual, warnings and time."""
 
 from __future__ import annotations
 
 import logging
-import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +12,52 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 
-import miar_monai
+from miar_monai._version import __version__
 from miar_monai.data.geometry import axial_axis, fov_corners
 from miar_monai.data.io import SOFTWARE, Volume
 from miar_monai.degradation import Degradation
 from miar_monai.inference.bundle import weights_sha256
+from miar_monai.inference.packages import installed_versions
 from miar_monai.inference.resolver import SuperResolver
 
 __all__ = [
+    "capture_warnings",
+    "case_message",
     "case_report",
     "data_consistency_rms",
     "derivation",
     "run_report",
     "summary",
-    "versions",
-    "warnings_said",
-    "what_is_said",
 ]
 
-_PACKAGES = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
-
-_AT_ONCE = 16  # slices
-
-
-def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of installed packages; packages that are missing are left out.
-
-    Example:
-        >>> sorted(versions(["numpy", "no-such-package"]))
-        ['numpy', 'python']
-    """
-    found = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+_BATCH_SIZE = 16  # slices
 
 
 @contextmanager
-def warnings_said() -> Iterator[list[str]]:
-    """Give a list that gets what this package warns of during the block, in all threads.
+def capture_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that this package logs during the block, in all threads.
+
+    Yields:
+        A list that grows with each warning.
 
     Example:
-        >>> with warnings_said() as said:
+        >>> with capture_warnings() as captured:
         ...     logging.getLogger("miar_monai.somewhere").warning("out of %s", "memory")
-        >>> said
+        >>> captured
         ['out of memory']
     """
-    said: list[str] = []
+    captured: list[str] = []
 
-    class Listener(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            captured.append(record.getMessage())
 
-    listener, ours = Listener(logging.WARNING), logging.getLogger("miar_monai")
-    ours.addHandler(listener)
+    collector, package_logger = Collector(logging.WARNING), logging.getLogger("miar_monai")
+    package_logger.addHandler(collector)
     try:
-        yield said
+        yield captured
     finally:
-        ours.removeHandler(listener)
+        package_logger.removeHandler(collector)
 
 
 def data_consistency_rms(
@@ -84,23 +67,23 @@ def data_consistency_rms(
     device: str | torch.device = "cpu",
     limits: tuple[float, float] | None = None,
 ) -> float:
-    """Return the root mean square of ``degrade(SR) - LR`` over the voxels, in units of the input.
+    """Return the data-consistency residual: the root mean square of ``degrade(SR) - LR``, in units of the input.
 
-    The degradation need not be how the input came about, so the number says how well SR explains LR under that
-    assumption, and no more: it is no estimate of the error of SR.
+    It measures how well SR explains LR under the assumed degradation. It is not an estimate of the error of SR.
 
     Args:
         lr: the input, (X, Y, Z).
         sr: its result, on a finer grid in the axial plane.
-        degradation: the one that was assumed; that of the paper's Section 4.1 by default.
-        device: where it is computed, a few slices at a time.
-        limits: intensities beyond which SR is interpolated; both are clipped to them. None if there are none.
+        degradation: the assumed one; that of the paper's Section 4.1 by default.
+        device: where the slices are degraded.
+        limits: intensities beyond which SR is interpolated, or None; both volumes are clipped to them.
     """
     axis, squares = axial_axis(lr.affine), 0.0
     low, high = (np.moveaxis(volume.array, axis, 0) for volume in (lr, sr))  # (Z, X, Y)
-    for start in range(0, len(low), _AT_ONCE):
+    for start in range(0, len(low), _BATCH_SIZE):
         coarse, fine = (
-            torch.from_numpy(np.ascontiguousarray(array[start : start + _AT_ONCE])).to(device) for array in (low, high)
+            torch.from_numpy(np.ascontiguousarray(array[start : start + _BATCH_SIZE])).to(device)
+            for array in (low, high)
         )
         coarse, fine = (coarse, fine) if limits is None else (coarse.clamp(*limits), fine.clamp(*limits))
         squares += float(((degradation or Degradation())(fine) - coarse).square().sum())
@@ -116,29 +99,29 @@ def case_report(
     seconds: float,
     device: str | torch.device = "cpu",
     warnings: Sequence[str] = (),
-    beside: Mapping[str, Path] | None = None,
+    auxiliary_outputs: Mapping[str, Path] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """Return the report of a case that was super-resolved, ready for JSON.
+    """Return the report of a super-resolved case, ready for JSON.
 
     Args:
-        source: what the user gave.
+        source: path of the input, as the user gave it.
         output: file of the result.
         lr: the input.
         sr: its result.
-        degradation: the one that was assumed of the input.
-        seconds: that inference took.
+        degradation: the assumed degradation of the input.
+        seconds: duration of the inference.
         device: where the residual is computed.
-        warnings: in which respects the input is unlike those of the training, and what was said during inference.
-        beside: files that were written beside the result, by what they are.
+        warnings: sentences on the input and from the inference.
+        auxiliary_outputs: other files that were written, by their kind.
         limits: see `data_consistency_rms`.
 
     Returns:
-        What was chosen of a DICOM folder (``series``, ``select``), modality (null where no header says it), sizes in
+        The selection from a DICOM folder (``series``, ``select``), the modality (null if no header states it), sizes in
         voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units of the
-        input; ``assumed_blur_voxels`` is the standard deviation of the blur that was assumed, in voxels of the
-        input; ``largest_corner_shift_mm`` is how far the outer corners of the field of view moved. Of the expected
-        error, if it was asked for, there are the mean and the maximum.
+        input; ``assumed_blur_voxels`` is the standard deviation of the assumed blur in voxels of the input;
+        ``largest_corner_shift_mm`` is the largest distance between corresponding corners of both fields of view. With
+        uncertainty, mean and maximum of the expected error.
     """
     uncertainty = sr.uncertainty
     shift = fov_corners(lr.affine, lr.array.shape) - fov_corners(sr.affine, sr.array.shape)
@@ -147,7 +130,7 @@ def case_report(
         "series": lr.series or None,
         "select": list(lr.select),
         "output": str(output),
-        "beside": {what: str(path) for what, path in (beside or {}).items()},
+        "auxiliary_outputs": {kind: str(path) for kind, path in (auxiliary_outputs or {}).items()},
         "modality": lr.modality or None,
         "before": _description(lr),
         "after": _description(sr),
@@ -175,11 +158,11 @@ def _description(volume: Volume) -> dict[str, Any]:
 
 
 def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the report of a run: the model, the settings and the versions behind its cases.
+    """Return the report of a run: model, settings, versions and cases.
 
     Args:
-        resolver: what super-resolved them.
-        cases: of `case_report`; of a case that failed, its input and the error.
+        resolver: the resolver of the run.
+        cases: from `case_report`; for a failed case, its input and the error.
     """
     about = resolver.about
     return {
@@ -194,17 +177,17 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
         },
         "settings": {name: value for name, value in resolver.settings.items() if name != "progress"},
         "device": str(resolver.device),
-        "versions": versions(),
+        "versions": installed_versions(),
         "cases": cases,
     }
 
 
 def derivation(resolver: SuperResolver) -> str:
-    """Return in two sentences how a resolver makes its results, for those who meet them without their report."""
+    """Return two sentences on software, model and settings, for the header of a DICOM result."""
     about = resolver.about
     settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
     return (
-        f"MIAR fourfold super-resolution in the axial plane, {SOFTWARE} {miar_monai.__version__}, "
+        f"MIAR fourfold super-resolution in the axial plane, {SOFTWARE} {__version__}, "
         f"bundle {about.get('name')} {about.get('version')}, {settings}. For research: detail may be invented."
     )
 
@@ -231,12 +214,12 @@ def summary(report: dict[str, Any]) -> str:
     return f"{before} -> {after} in {report['seconds']:.1f} s; {blur}; {residual}"
 
 
-def what_is_said(report: dict[str, Any], warnings: Sequence[str]) -> str:
-    """Return what is printed of a case that is done: its line, warnings that nobody has read, what lies beside it.
+def case_message(report: dict[str, Any], warnings: Sequence[str]) -> str:
+    """Return the message for a finished case: its summary, warnings and auxiliary outputs, one per line.
 
     Args:
-        report: of `case_report`.
-        warnings: those of the report that were not printed before.
+        report: from `case_report`.
+        warnings: those of the report that were not printed yet.
     """
-    beside = (f"{what}: {path}" for what, path in report["beside"].items())
-    return "\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings), *beside])
+    outputs = (f"{kind}: {path}" for kind, path in report["auxiliary_outputs"].items())
+    return "\n".join([summary(report), *(f"warning: {sentence}" for sentence in warnings), *outputs])

@@ -1,75 +1,63 @@
-"""Super-resolution in one call, on the code path of the bundles: their ``inference.json`` says how."""
+"""Super-resolution in one call, by the ``inference.json`` of a bundle."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai.data.cases import read_case
-from miar_monai.data.checks import check_volume
-from miar_monai.data.geometry import axial_axis
-from miar_monai.data.io import Volume, uncertainty_of
-from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
+from miar_monai.data.io import Volume
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, ImageError, SettingError, in_one_sentence
+from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
+from miar_monai.inference.devices import choose_device
+from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
-from miar_monai.transforms.metatensor import metatensor_to_volume, with_affine
+from miar_monai.transforms.metatensor import metatensor_to_volume
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
-
-Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
-"""What can be super-resolved."""
-
-_IN_MEMORY = Path("the image")  # how messages call an image without a file
 
 
 def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> Any:
     """Super-resolve the axial slices of an image four times in-plane, with a bundle and its weights.
 
-    The result covers the same field of view; the distance of the slices stays. Each call loads the weights: make one
-    `SuperResolver` for many images.
+    The result covers the same field of view, at the same distance between slices. Each call loads the weights: for many
+    images use one `SuperResolver`.
 
     Args:
-        image: one gray-value image in the units of its source (HU for CT):
+        image: a gray-value image in its own units (HU for CT):
 
-            - a path of a NIfTI file, a folder with a DICOM series, or a zip file of either;
+            - the path of a NIfTI file, of a folder with a DICOM series, or of a zip file of either;
             - a nibabel NIfTI or MGH image, (X, Y, Z);
-            - a `MetaTensor` (1, X, Y) or (1, X, Y, Z), whose affine says which axis is the axial one;
-            - a NumPy array (X, Y) or (X, Y, Z), which has no place in millimeters: its slices lie along the last axis,
-              X runs to the patient's right and Y to the front, as in a RAS+ volume.
+            - a `MetaTensor` (1, X, Y) or (1, X, Y, Z), whose affine determines the axial plane;
+            - a NumPy array (X, Y) or (X, Y, Z), taken as a RAS+ volume: slices along the last axis, X to the patient's
+              right, Y to the front.
         model: ``"brats"`` for brain MRI, ``"lidc"`` for chest CT, or the folder of a bundle (see
             `miar_monai.inference.bundle.find_bundle`).
-        device: ``"auto"`` (a GPU by CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"``
-            or ``"mps"``.
+        device: ``"auto"`` (a GPU with CUDA, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
-            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; what is not given is the bundle's.
+            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default.
 
     Returns:
-        The same kind in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
-        the finer grid, or an array. Images that come from a file of integers are rounded to its dtype, as ``miar sr``
-        does; all others are float32. With ``uncertainty=True`` a pair: this, and of the same kind, float32, the
-        absolute error to expect of each voxel (see `miar_monai.inference.error_model`).
+        The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
+        the finer grid, or an array. Results of integer files are rounded to the dtype of the file; all others are
+        float32. With ``uncertainty=True`` a pair of this type: the result, and the expected absolute error of each
+        voxel, float32 (see `miar_monai.inference.error_model`).
 
     Raises:
-        ImageError: if the image cannot be read or has no contrast, NaN voxels or another number of axes.
-        GeometryError: if the voxels have no place in millimeters.
+        ImageError: if the image cannot be read, is constant, has NaN voxels or the wrong number of axes.
+        GeometryError: if the positions of the voxels are not defined.
         ConfigurationError: if there is no such bundle, device or setting.
         CheckpointError: if the bundle has no weights, or they are damaged.
 
@@ -84,10 +72,10 @@ class Prepared(NamedTuple):
     """A volume that is ready for the network.
 
     Attributes:
-        image: what the inferer gets, (1, X, Y, Z), after the bundle's preprocessing.
-        assumed: the degradation that is assumed of the volume, given to the network.
-        limits: intensities beyond which the result is interpolated, in units of the volume; None if there are none.
-        warnings: in which respects it is unlike those of the training, and what else makes its result doubtful.
+        image: the input of the inferer, (1, X, Y, Z), after the bundle's preprocessing.
+        assumed: the degradation that is assumed for the volume.
+        limits: intensities beyond which the result is interpolated, in units of the volume, or None.
+        warnings: sentences on whatever makes the result doubtful, such as an input that differs from the training data.
     """
 
     image: MetaTensor
@@ -97,12 +85,12 @@ class Prepared(NamedTuple):
 
 
 class SuperResolver:
-    """A bundle with its weights in memory, ready for many images.
+    """A bundle with its weights in memory, for many images.
 
     Args:
         model: as in `super_resolve`.
-        device: likewise.
-        **settings: likewise.
+        device: as in `super_resolve`.
+        **settings: as in `super_resolve`.
 
     Raises:
         ConfigurationError: if there is no such bundle, device or setting.
@@ -111,11 +99,11 @@ class SuperResolver:
     Attributes:
         bundle: folder of the bundle.
         about: its ``metadata.json``.
-        domain: what that says of the training.
+        domain: the training data that it describes.
         weights: file of the weights.
-        device: where the network is.
-        settings: all settings of inference, the bundle's and the given.
-        network, inferer, preprocessing, postprocessing: what the bundle describes.
+        device: device of the network.
+        settings: all settings of inference.
+        network, inferer, preprocessing, postprocessing: the components of the bundle.
     """
 
     def __init__(self, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> None:
@@ -133,10 +121,10 @@ class SuperResolver:
         self.network.to(self.device).eval()
 
     def _configure(self, given: dict[str, Any], with_network: bool = False) -> None:
-        """Make what the bundle describes, with settings in place of its own."""
+        """Instantiate the components of the bundle with some settings replaced."""
         config = self.bundle / "configs" / "inference.json"
         self._given = given
-        with self._usable():
+        with self._wrap_config_errors():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty")})
@@ -149,15 +137,15 @@ class SuperResolver:
                 self.network = parser.get_parsed_content("network_def")
 
     def with_settings(self, **settings: Any) -> SuperResolver:
-        """Return a resolver with other settings over the same network, whose weights are not loaded again.
+        """Return a resolver with other settings that shares this one's network, without loading the weights again.
 
-        Both can be used at the same time, in several threads too: a call keeps nothing in the network.
+        Both can be used at the same time, also in several threads: calls leave no state in the network.
 
         Args:
-            **settings: as in `super_resolve`; what is not given is as it is here.
+            **settings: as in `super_resolve`; the present ones by default.
 
         Raises:
-            ConfigurationError: if there is no such setting, or it is out of range.
+            SettingError: if there is no such setting, or it is out of range.
 
         Example:
             >>> resolver = SuperResolver("brats", "cpu", lookahead_tokens=0)
@@ -171,129 +159,64 @@ class SuperResolver:
         other._configure({**self._given, **settings})
         return other
 
-    def _usable(self) -> AbstractContextManager[None]:
-        """Let an error of a component of the config be one sentence; MONAI wraps what they raise."""
+    def _wrap_config_errors(self) -> AbstractContextManager[None]:
+        """Convert errors of the components to one sentence that names the config."""
         config = self.bundle / "configs" / "inference.json"
         advice = "the inference.json of a MIAR bundle is needed; restore it."
         return in_one_sentence(ConfigurationError, f"{config} cannot be used", advice)
 
     def __call__(self, image: Image) -> Any:
-        """Super-resolve an image; see `super_resolve` for what it can be and what comes back."""
-        if isinstance(image, str | os.PathLike):
-            return self._like(image, self.volume(read_case(image)))
-        return self._like(image, self.volume(_volume(image)))
+        """Super-resolve an image; see `super_resolve` for its types and the return value."""
+        volume = read_case(image) if isinstance(image, str | os.PathLike) else image_volume(image)
+        return image_like(image, self.volume(volume))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
 
         Args:
             volume: in its own units, (X, Y, Z); not changed.
-            prepared: of `prepared`, for callers who need it too; made here otherwise, as far as it is needed.
+            prepared: from `prepare`, for callers that need it too; by default the volume is preprocessed here.
 
         Returns:
-            The finer volume over the same field of view, in the same units, axes and dtype for storage; with the
-            setting ``uncertainty`` it has one.
+            The finer volume over the same field of view, in the same units, axes and storage dtype, with
+            ``uncertainty`` if that setting is on.
         """
         image, assumed = (prepared.image, prepared.assumed) if prepared else (self._preprocessed(volume), None)
         data = {"image": image, "pred": self.infer(image, assumed)}
-        with self._usable():
+        with self._wrap_config_errors():
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
         error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
         return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
 
-    def prepared(self, volume: Volume) -> Prepared:
-        """Return what the inferer gets of a volume, and what is known of that before the network runs."""
+    def prepare(self, volume: Volume) -> Prepared:
+        """Preprocess and check a volume, and determine its degradation, before the network runs."""
         image = self._preprocessed(volume)
         limits = limits_in_units(image, self.inferer.intensity_range)
         warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits)
         return Prepared(image, self.input_degradation(image), limits, warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:
-        with self._usable():
+        with self._wrap_config_errors():
             image: MetaTensor = self.preprocessing({"image": volume})["image"]
         return image
 
     def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor | dict[str, Tensor]:
-        """Run the inferer on a preprocessed volume (1, X, Y, Z), whose slices go to the device a few at a time."""
-        # recording a CUDA graph synchronizes the current device, which must not be another process's
-        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches."""
+        # recording a CUDA graph synchronizes the current device, which must not be that of another process
+        own_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
-        with torch.inference_mode(), here, bfloat16:
+        with torch.inference_mode(), own_device, bfloat16:
             result = self.inferer(image[None], self.network, assumed=assumed)
         return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
-        """Return the degradation that is assumed of a preprocessed volume: ``blur``, measured if "auto"."""
+        """Return the degradation that is assumed for a preprocessed volume; its blur is measured if that is "auto"."""
         return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
-
-    def num_tiles(self, volume: Volume) -> int:
-        """Return how many tiles a volume is cut into; the time that it takes is proportional to it."""
-        sides = list(volume.array.shape)
-        slices = sides.pop(axial_axis(volume.affine))
-        return slices * self.inferer.num_tiles(sides[0], sides[1], self.network)
-
-    def seconds_per_tile(self) -> float:
-        """Return how long one tile takes now on this machine, but for the first one, which takes longer."""
-        side = self.network.side // int(self.network.degradation.scales[0])
-        silent = copy(self.inferer)
-        silent.progress = False
-        with torch.inference_mode():
-            for _ in range(2):
-                start = time.perf_counter()
-                silent(torch.zeros(1, 1, side, side, device=self.device), self.network)
-        return time.perf_counter() - start
-
-    @classmethod
-    def _like(cls, image: Image, sr: Volume) -> Any:
-        """Return a result in the kind of its input, and its uncertainty, if there is one, likewise."""
-        if sr.uncertainty is not None:
-            parts = sr._replace(uncertainty=None), uncertainty_of(sr)
-            return tuple(cls._like(image, part) for part in parts)
-        if isinstance(image, MetaTensor):
-            result = with_affine(image, torch.from_numpy(sr.array)[None], sr.affine)
-            return result[..., 0] if image.ndim == 3 else result
-        if isinstance(image, np.ndarray):
-            return sr.array[..., 0] if image.ndim == 2 else sr.array
-        return volume_to_nifti(sr)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name.
-
-    Args:
-        name: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``. Processes of ``torchrun`` get the GPUs
-            of ``"auto"`` and ``"cuda"`` in turn.
-
-    Raises:
-        ConfigurationError: if the name is another one, or this machine has no such device.
-
-    Example:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    there: dict[str, Callable[[], bool]] = {
-        "cpu": lambda: True,
-        "cuda": lambda: (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
-    }
-    if device.type not in there:
-        raise SettingError(f"there is no device {name!r}: give auto, cpu, cuda, cuda:<index> or mps.")
-    if not there[device.type]():
-        raise SettingError(f"the device {name!r} is not on this machine: give cpu, or auto.")
-    return device
 
 
 def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
-    """Read a bundle's inference with settings in place of its own."""
+    """Read the ``inference.json`` of a bundle with some settings replaced."""
     parser = ConfigParser()
     parser.read_config(config)
     names = _setting_names(parser)
@@ -301,7 +224,7 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
     if unknown:
         raise SettingError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
     for name, value in overrides.items():
-        if isinstance(value, dict | list) or str(value)[:1] in ("$", "@", "%"):  # which a config would run as a program
+        if isinstance(value, dict | list) or str(value)[:1] in ("$", "@", "%"):  # a config would run it as code
             raise SettingError(f"{name} is {value!r}, but a number or a word is needed; correct the setting.")
     if "progress" in names:
         parser["progress"] = False
@@ -314,43 +237,3 @@ def _setting_names(parser: ConfigParser) -> list[str]:
     """Return the names of the settings of inference, which the config lists."""
     names: list[str] = parser["settings"]
     return names
-
-
-def _volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> Volume:
-    """Return an image in memory as a volume, checked as those from files are.
-
-    Only that arrays of floating-point numbers are no label maps, so that small made-up images can be tried.
-    """
-    can_be_labels = True
-    if isinstance(image, nib.Nifti1Pair | nib.MGHImage):
-        check_layout(_IN_MEMORY, image)
-        volume = nifti_to_volume(image, _IN_MEMORY)
-    elif isinstance(image, MetaTensor):
-        array = _plain(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
-        affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
-        volume = Volume(array, affine, np.dtype(np.float32), _IN_MEMORY)
-        can_be_labels = not image.dtype.is_floating_point
-    elif isinstance(image, np.ndarray):
-        array = _plain(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3))
-        volume = Volume(array, np.eye(4), np.dtype(np.float32), _IN_MEMORY)
-        can_be_labels = image.dtype.kind != "f"
-    else:
-        kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
-        hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
-        raise ImageError(
-            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed"
-            f"{hint}."
-        )
-    return check_volume(volume, can_be_labels)
-
-
-def _plain(array: np.ndarray, num_spatial: int, wanted: str, ndims: tuple[int, int]) -> np.ndarray:
-    """Return the voxels (X, Y, Z), float32, of an array with or without a channel and a slice axis."""
-    if array.dtype.kind not in "biuf" or array.ndim not in ndims or array.size == 0:
-        problem = f"has the shape {array.shape} and the type {array.dtype}"
-    elif num_spatial < array.ndim and array.shape[0] != 1:
-        problem = f"has {array.shape[0]} channels"
-    else:
-        array = array[0] if num_spatial < array.ndim else array
-        return np.array(array[..., None] if array.ndim == 2 else array, dtype=np.float32)  # a copy
-    raise ImageError(f"the image {problem}: {wanted} of real numbers, not empty, is needed.")

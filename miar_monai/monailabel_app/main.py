@@ -10,7 +10,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-import miar_monai
+from miar_monai._version import __version__
 from miar_monai.errors import MiarError
 from miar_monai.inference.bundle import find_bundle, models
 from miar_monai.monailabel_app.store import ResultStore, image_source, is_result
@@ -34,7 +34,7 @@ class MiarApp(MONAILabelApp):
             conf=conf,
             name="MIAR",
             description="Fourfold super-resolution of MRI and CT slices. For research, not for clinical use.",
-            version=miar_monai.__version__,
+            version=__version__,
         )
         self._results = ResultStore()
 

@@ -18,7 +18,7 @@ from miar_monai.data.io import Volume, as_float, as_stored, read_volume, write_v
 from miar_monai.data.nrrd import write_nrrd
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import metadata, number_or_text, weights_path
-from miar_monai.inference.report import case_report, warnings_said
+from miar_monai.inference.report import capture_warnings, case_report
 from miar_monai.inference.resolver import SuperResolver
 
 __all__ = ["Result", "SuperResolutionTask", "parse_flag"]
@@ -107,14 +107,14 @@ class SuperResolutionTask(InferTask):
         resolver = self._resolver(request)
         lr = read_volume(source)
         read = time.perf_counter()
-        with _INFERENCE, warnings_said() as said:
+        with _INFERENCE, capture_warnings() as captured:
             waited = time.perf_counter()
-            prepared = resolver.prepared(lr)
+            prepared = resolver.prepare(lr)
             sr = resolver.volume(lr, prepared)
         inferred = time.perf_counter()
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))
         file = Path(tempfile.gettempdir(), f"miar-{uuid4().hex}{extension}")
-        seconds, warnings = inferred - waited, [*prepared.warnings, *said]
+        seconds, warnings = inferred - waited, [*prepared.warnings, *captured]
         report = case_report(
             source.name, file, lr, sr, prepared.assumed, seconds, resolver.device, warnings, limits=prepared.limits
         )
@@ -128,7 +128,7 @@ class SuperResolutionTask(InferTask):
             "centroids": {},
             "latencies": {name: round(value, 2) for name, value in {**latencies, "total": end - start}.items()},
             "settings": {name: resolver.settings[name] for name in self.displayable_configs},
-            **{name: value for name, value in report.items() if name not in ("input", "output", "beside")},
+            **{name: value for name, value in report.items() if name not in ("input", "output", "auxiliary_outputs")},
         }
         return Result(file, params, lr, sr, resolver)
 

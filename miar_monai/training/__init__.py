@@ -1,4 +1,4 @@
-"""Training: losses, trainers of both stages, what goes on around them, checkpoints."""
+"""Training: trainers of both stages, their handlers, losses and checkpoints."""
 
 from miar_monai.training.handlers import (
     EMA,

@@ -1,4 +1,4 @@
-"""Checkpoints: how a training run survives being killed."""
+"""Checkpoints, from which a killed training run is resumed."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 def attach_checkpoints(
     trainer: Trainer, objects: Mapping[str, Any], directory: str | Path, resume: bool = False, interval: int = 1
 ) -> None:
-    """Save a training run every ``interval`` epochs, and continue one if asked.
+    """Save a training run every ``interval`` epochs, and optionally resume it.
 
     Files are written under a temporary name and renamed; the newest two are kept.
 
     Args:
         trainer: the trainer; its epoch and iteration are part of the checkpoint.
-        objects: everything with a state: networks, optimizers, schedulers, moving averages.
-        directory: folder of the checkpoints, made if needed.
-        resume: continue from the newest checkpoint in the folder; start anew where there is none.
+        objects: all objects with a state: networks, optimizers, schedulers, moving averages.
+        directory: folder of the checkpoints, created if needed.
+        resume: continue from the newest checkpoint in the folder, if there is one.
         interval: number of epochs between two checkpoints.
 
     Raises:
         OutputError: if the folder holds a run and ``resume`` is false, or cannot be written.
-        CheckpointError: if the newest checkpoint does not fit.
+        CheckpointError: if the newest checkpoint is damaged or does not fit.
     """
     directory = Path(directory)
     found = sorted(directory.glob("checkpoint_*.pt"), key=_epoch)
@@ -49,7 +49,7 @@ def attach_checkpoints(
     if found:
         max_epochs = trainer.state.max_epochs
         try:
-            # tensors and numbers only; a step that is a CUDA graph needs its learning rate on the device
+            # tensors and numbers only; a CUDA graph needs its learning rate on the device
             state = torch.load(found[-1], map_location=trainer.state.device, weights_only=True)
             Checkpoint.load_objects(to_save, state)
         except Exception as error:
@@ -71,6 +71,7 @@ def attach_checkpoints(
         n_saved=2,
         global_step_transform=lambda engine, _: engine.state.epoch,
     )
+    # ignite keeps the list of its files in this attribute; with it, older checkpoints of this run are removed in time
     checkpoint.load_state_dict({"_saved": [(_epoch(path), path.name) for path in found[-2:]]})
     trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval) | Events.COMPLETED, checkpoint)
 

@@ -1,4 +1,4 @@
-"""What goes on around a training: seeds, logs, a limit of time, the learning rate, moving averages."""
+"""Handlers of training: seeds, logs, a time limit, the learning rate, moving averages."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSeed:
-    """Seeds everything random at the start of each epoch from the seed and the epoch's number.
+    """Seeds all random number generators at the start of each epoch, from the seed and the number of the epoch.
 
-    A run that is resumed at an epoch's start then sees the same numbers as one that never stopped, with worker
-    processes too: the data loader starts anew, and its workers take their seeds from here (``persistent_workers``
+    A run that is resumed at the start of an epoch then gets the same random numbers as an uninterrupted one, also in
+    worker processes: the data loader is restarted, and its workers derive their seeds from here (``persistent_workers``
     would keep the old ones).
 
     Args:
-        seed: seed of the run; processes of one job add their rank.
+        seed: seed of the run; the rank of a process is added.
     """
 
     def __init__(self, seed: int) -> None:
@@ -48,7 +48,7 @@ class EpochSeed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Seed Python, NumPy, torch and the dataset's random transforms, and start the data loader anew."""
+        """Seed Python, NumPy, torch and the random transforms of the data set, and restart the data loader."""
         seed = self.seed + 1000 * engine.state.epoch + engine.state.rank
         random.seed(seed)
         np.random.seed(seed)
@@ -58,15 +58,15 @@ class EpochSeed:
 
 
 class LossLogger:
-    """Averages the losses that a trainer returns, and reports them every few iterations.
+    """Averages the losses of a trainer on its device, and reports the means every few iterations.
 
-    The means go to the log, to ``engine.state.metrics`` (from where `monai.handlers` send them to MLflow), and as a
-    curve to TensorBoard files in ``output_dir``.
+    The means go to the log, to ``engine.state.metrics`` (where the MLflow handler of MONAI reads them), and to
+    TensorBoard files.
 
     Args:
-        interval: iterations between two reports.
-        output_dir: folder of the TensorBoard files; none are written without it.
-        validator: an evaluator whose metrics belong into these files, at the trainer's iterations.
+        interval: number of iterations between two reports.
+        output_dir: folder of the TensorBoard files, or None.
+        validator: an evaluator whose metrics are added to these files at the iterations of the trainer.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LossLogger:
     def _add(self, engine: Any) -> None:
         for name, value in engine.state.output[0].items():
             total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, count + 1  # stays on the device: no synchronization
+            self._sums[name] = total + value, count + 1  # stays on the device, without synchronization
 
     def _report(self, engine: Engine) -> None:
         if not self._sums:
@@ -118,21 +118,20 @@ class LossLogger:
 
 
 class TimeBudget:
-    """Ends a training after some minutes, with a checkpoint, as borrowed GPUs demand.
+    """Ends a training after a number of minutes, with a checkpoint.
 
-    A validation counts too: it ends with the batch at which the time is over, and its metrics are of the slices that it
-    came to; it does not begin when the time is over before. `WarmupCosine` follows the clock, so that the learning rate
-    has come down by then. Two networks that are compared can so be given the same time instead of the same number of
-    steps.
+    Validation counts, too: it ends with the batch at which the time is over, and its metrics are those of the slices
+    until then; it is skipped if the time is over before. `WarmupCosine` follows the clock, so that the learning rate
+    reaches its final value. So networks can be compared at equal time instead of an equal number of steps.
 
     Args:
-        minutes: of training and validation; None for no limit.
-        free_iterations: number of iterations before the clock starts, where these compile networks.
+        minutes: limit for training and validation, or None.
+        free_iterations: number of iterations before the clock starts, for compilation.
         validator: the evaluator that validates between epochs.
 
     Raises:
-        ConfigurationError: if the minutes are not positive, or if several processes train together: their clocks would
-            not agree on the last step.
+        ConfigurationError: if the minutes are not positive, or if several processes train together, since their clocks
+            would not agree on the last step.
     """
 
     def __init__(self, minutes: float | None = None, free_iterations: int = 0, validator: Engine | None = None) -> None:
@@ -150,7 +149,7 @@ class TimeBudget:
 
     @property
     def progress(self) -> float:
-        """Share of the time that is used up: 0 before the clock starts and without a limit."""
+        """Fraction of the time that has passed; 0 before the clock starts and without a limit."""
         if self.minutes is None or self._start is None:
             return 0.0
         return (time.monotonic() - self._start) / (60 * self.minutes)
@@ -183,27 +182,27 @@ class TimeBudget:
 
     def _skip_validation(self, validator: Engine) -> None:
         if self.progress >= 1:
-            logger.info("the time is over: there is no validation at the end")
+            logger.info("the time is over: the last validation is skipped")
             validator.terminate()
 
     def _end_validation(self, validator: Engine) -> None:
         done, count = validator.state.iteration, validator.state.epoch_length or 0
         if self.progress >= 1 and done % count:
-            logger.info("the time is over: the metrics are those of %d batches of %d", done % count, count)
+            logger.info("the time is over: the metrics are those of %d of %d batches", done % count, count)
             validator.terminate_epoch()
 
 
 class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
-    """Learning rate for each iteration: linear up during the warm-up, then half a cosine down to ``final_lr``.
+    """Learning rate per iteration: a linear warm-up, then half a cosine down to ``final_lr``.
 
-    With ``final_lr`` equal to the optimizer's rate, it stays fixed after the warm-up, as in the paper.
+    With ``final_lr`` equal to the rate of the optimizer, it is constant after the warm-up, as in the paper.
 
     Args:
-        optimizer: the optimizer; its rate is the highest.
-        warmup_steps: iterations of the warm-up.
-        total_steps: iterations of the whole run.
+        optimizer: the optimizer, with the highest rate.
+        warmup_steps: number of iterations of the warm-up.
+        total_steps: number of iterations of the run.
         final_lr: rate at the end.
-        budget: if it has a limit, the rate is at its end when the time is up, if not before.
+        budget: a time limit; the rate reaches its end when the time is over, if not before.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -233,20 +232,21 @@ class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
 def compile_networks(enabled: bool, *networks: nn.Module) -> None:
     """Compile the blocks of networks in place with `torch.compile`, if enabled; state dicts keep their names.
 
-    Blocks of the same shape are compiled once, which takes a fraction of the time that whole networks take.
+    Blocks of the same shape are compiled once, which is much faster than compiling whole networks.
     """
-    if enabled:
-        torch._dynamo.config.recompile_limit = 64  # blocks of different widths share their code
-    for network in networks if enabled else ():
+    if not enabled:
+        return
+    torch._dynamo.config.recompile_limit = 64  # blocks of different widths share their code
+    for network in networks:
         for module in network.modules():
             if isinstance(module, ResidualBlock | PlainBlock | MIARBlock):
                 module.compile()
 
 
 class EMA(EMAHandler):
-    """ignite's moving average of the weights, with one kernel for all of them instead of two for each.
+    """ignite's moving average of the weights, with one kernel for all tensors instead of two for each.
 
-    Buffers are those of the network itself, as with ``handle_buffers="copy"``.
+    Buffers are those of the network, as with ``handle_buffers="copy"``.
     """
 
     @torch.no_grad()
@@ -259,10 +259,10 @@ class EMA(EMAHandler):
 
 
 def attach_ema(ema: EMAHandler, trainer: Trainer) -> None:
-    """Attach a moving average to a trainer; its warm-up goes on where a resumed run stopped.
+    """Attach a moving average to a trainer; in a resumed run its warm-up continues.
 
     Args:
-        ema: the moving average; its network is saved by `attach_checkpoints`, its own count of iterations is not.
+        ema: the moving average; `attach_checkpoints` saves its network, but not its count of iterations.
         trainer: the trainer.
     """
     ema.attach(trainer)

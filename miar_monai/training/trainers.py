@@ -1,8 +1,7 @@
-"""The two trainers, what they report, and what goes on around them."""
+"""The trainers of both stages, and the evaluator of the tokenizer."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,26 +13,21 @@ from monai.engines import Evaluator, Trainer
 from torch import Tensor, nn
 
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
+from miar_monai.evaluation.metrics import psnr
 from miar_monai.networks import MSVQVAE
 from miar_monai.training.losses import ReconstructionLoss, adaptive_weight
 
-__all__ = [
-    "MIARTrainer",
-    "TokenizerEvaluator",
-    "TokenizerTrainer",
-]
-
-logger = logging.getLogger(__name__)
+__all__ = ["MIARTrainer", "TokenizerEvaluator", "TokenizerTrainer"]
 
 Losses = list[dict[str, Tensor]]
-"""Losses by name, in a list of one, as MONAI's handlers expect of a batch that was taken apart."""
+"""Losses by name, in a list with one item, as MONAI's handlers expect them from a decollated batch."""
 
 Step = Callable[..., dict[str, Tensor]]
 """A training step: tensors of a batch in, losses by name out."""
 
 
 class _StepTrainer(Trainer):
-    """What both stages share: mixed precision, clipped optimizer steps, losses by name in ``state.output``."""
+    """Base of both trainers: mixed precision, gradient clipping, and losses by name in ``state.output``."""
 
     def __init__(
         self,
@@ -54,7 +48,7 @@ class _StepTrainer(Trainer):
             epoch_length=epoch_length,
             handlers=train_handlers,
             key_metric=key_train_metric,
-            amp=False,  # bfloat16 needs no gradient scaler, which is all that MONAI's flag would add here
+            amp=False,  # MONAI's flag adds only a gradient scaler, which bfloat16 does not need
             decollate=False,
         )
         self.bfloat16 = amp
@@ -62,12 +56,12 @@ class _StepTrainer(Trainer):
         self.cuda_graphs = cuda_graphs
 
     def graphed(self, step: Step) -> Step:
-        """Return the step, to be replayed as one CUDA graph if the settings say so."""
+        """Return the step, replayed as one CUDA graph if this is enabled."""
         return CUDAGraphed(step) if self.cuda_graphs else step
 
     def run(self) -> None:  # type: ignore[override]  # as MONAI's Trainer
-        """Train up to ``max_epochs``; nothing is left to do for a run that was resumed at its end."""
-        if self.state.epoch < self.state.max_epochs:  # ignite would start a finished run anew
+        """Train up to ``max_epochs``; a finished run that is resumed does nothing."""
+        if self.state.epoch < self.state.max_epochs:  # ignite would restart a finished run
             super().run()
 
     def autocast(self) -> torch.autocast:
@@ -85,21 +79,24 @@ class _StepTrainer(Trainer):
 
 
 class TokenizerTrainer(_StepTrainer):
-    """Stage 1: the tokenizer against reconstruction, quantizer and, from an epoch on, adversarial losses.
+    """Stage 1: trains the tokenizer with reconstruction and quantizer losses and, from some epoch on, a GAN loss.
 
     Args:
         device: where to train.
         max_epochs: number of epochs.
         train_data_loader: batches with ``"image"``, HR slices (B, 1, H, W) in about [0, 1].
-        network: the tokenizer, perhaps wrapped for several GPUs.
-        optimizer: of the tokenizer.
+        network: the tokenizer, possibly wrapped for several GPUs.
+        optimizer: optimizer of the tokenizer.
         reconstruction: image loss.
         discriminator, discriminator_optimizer: MONAI's `monai.networks.nets.PatchDiscriminator` and its optimizer.
         adversarial_weight: weight of the adversarial loss, on top of the adaptive one.
-        adversarial_start_epoch: first epoch, from 1, in which the discriminator takes part.
-        train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
-        cuda_graphs: replay a step as one CUDA graph (`CUDAGraphed`). Batches must be of one size, the optimizers
-            ``capturable``, and their learning rates tensors on the GPU.
+        adversarial_start_epoch: first epoch, from 1, with adversarial loss.
+        train_handlers: handlers.
+        epoch_length: number of iterations of an epoch.
+        amp: use bfloat16.
+        max_grad_norm: upper limit of the gradient norm.
+        cuda_graphs: replay a step as one CUDA graph (`CUDAGraphed`). All batches must have the same size, the
+            optimizers must be ``capturable``, and their learning rates tensors on the GPU.
 
     Reference:
         Paper Sec. 4.1.2; Esser et al., Taming Transformers, 2021 (losses).
@@ -127,12 +124,12 @@ class TokenizerTrainer(_StepTrainer):
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_weight = adversarial_weight
         self.adversarial_start_epoch = adversarial_start_epoch
-        self.reconstruct = self.graphed(partial(self._step, adversarial=False))
-        self.reconstruct_and_compete = self.graphed(partial(self._step, adversarial=True))
+        self._plain_step = self.graphed(partial(self._step, adversarial=False))
+        self._adversarial_step = self.graphed(partial(self._step, adversarial=True))
 
     @property
     def tokenizer(self) -> MSVQVAE:
-        """The tokenizer itself, without a wrapper for several GPUs."""
+        """The tokenizer without a wrapper for several GPUs."""
         network: Any = getattr(self.network, "module", self.network)
         return network
 
@@ -143,7 +140,7 @@ class TokenizerTrainer(_StepTrainer):
             with torch.no_grad(), self.autocast():
                 self.tokenizer.quantizer.initialize_codebook(self.tokenizer.encoder(images))
         adversarial = self.adversarial_weight > 0 and engine.state.epoch >= self.adversarial_start_epoch
-        return [self.reconstruct_and_compete(images) if adversarial else self.reconstruct(images)]
+        return [self._adversarial_step(images) if adversarial else self._plain_step(images)]
 
     def _step(self, images: Tensor, adversarial: bool) -> dict[str, Tensor]:
         with self.autocast():
@@ -155,7 +152,9 @@ class TokenizerTrainer(_StepTrainer):
             }
             parts["loss"] = parts["reconstruction_loss"] + parts["quantizer_loss"]
             if adversarial:
-                parts["generator_loss"] = self._judge(reconstruction, target_is_real=True, for_discriminator=False)
+                parts["generator_loss"] = self._adversarial_loss(
+                    reconstruction, target_is_real=True, for_discriminator=False
+                )
                 weight = adaptive_weight(
                     parts["reconstruction_loss"], parts["generator_loss"], self.tokenizer.decoder.conv_out.weight
                 )
@@ -164,31 +163,30 @@ class TokenizerTrainer(_StepTrainer):
         if adversarial:
             with self.autocast():
                 parts["discriminator_loss"] = 0.5 * (
-                    self._judge(images, target_is_real=True, for_discriminator=True)
-                    + self._judge(reconstruction.detach(), target_is_real=False, for_discriminator=True)
+                    self._adversarial_loss(images, target_is_real=True, for_discriminator=True)
+                    + self._adversarial_loss(reconstruction.detach(), target_is_real=False, for_discriminator=True)
                 )
             self.optimize(parts["discriminator_loss"], self.discriminator_optimizer)
         return {name: part.detach() for name, part in parts.items()}
 
-    def _judge(self, images: Tensor, target_is_real: bool, for_discriminator: bool) -> Tensor:
+    def _adversarial_loss(self, images: Tensor, target_is_real: bool, for_discriminator: bool) -> Tensor:
         self.discriminator.requires_grad_(for_discriminator)
         logits = self.discriminator(images)[-1].float()
-        # MONAI's hinge squashes the logits first, and copies its targets to the GPU, which no CUDA graph allows
+        # MONAI's hinge loss applies tanh to the logits, and copies targets to the GPU, which CUDA graphs do not allow
         return F.relu(1 - logits if target_is_real else 1 + logits).mean()
 
 
 class MIARTrainer(_StepTrainer):
-    """Stage 2: transformer, LR encoder and decoder against `miar_monai.training.losses.MIARObjective`.
+    """Stage 2: trains transformer, LR encoder and decoder with `miar_monai.training.losses.MIARObjective`.
 
     Args:
         device: where to train.
         max_epochs: number of epochs.
         train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), ``"label"``, HR slices (B, 1, H, W), and
-            perhaps ``"degradation"``, by which of the objective's degradations each came about, (B,).
-        objective: the objective, perhaps wrapped for several GPUs.
-        optimizer: of the network's trainable parameters.
-        train_handlers, epoch_length, amp (bfloat16), max_grad_norm: as the names say.
-        cuda_graphs: as for `TokenizerTrainer`.
+            optionally ``"degradation"``, the index of each slice's degradation in those of the objective, (B,).
+        objective: the objective, possibly wrapped for several GPUs.
+        optimizer: optimizer of the network's trainable parameters.
+        train_handlers, epoch_length, amp, max_grad_norm, cuda_graphs: as for `TokenizerTrainer`.
     """
 
     def __init__(
@@ -203,14 +201,14 @@ class MIARTrainer(_StepTrainer):
         super().__init__(device, max_epochs, train_data_loader, **options)
         self.objective = objective
         self.optimizer = optimizer
-        self.learn = self.graphed(self._step)
+        self._graphed_step = self.graphed(self._step)
         module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
         self.add_event_handler(Events.STARTED, module.start)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         batch = [self.to_device(batchdata[key]) for key in ("image", "label", "degradation") if key in batchdata]
         self.objective.train()
-        return [self.learn(*batch)]
+        return [self._graphed_step(*batch)]
 
     def _step(self, *batch: Tensor) -> dict[str, Tensor]:
         with self.autocast():
@@ -220,7 +218,7 @@ class MIARTrainer(_StepTrainer):
 
 
 class TokenizerEvaluator(Evaluator):
-    """Validates a tokenizer: PSNR of each prefix of scales and with the quantizer bypassed, codes in use at each scale.
+    """Validates a tokenizer: PSNR for each number of scales and without the quantizer, and codes in use at each scale.
 
     Results are in ``state.metrics``: ``psnr`` (all scales; also the key metric), ``psnr_prefix_<k>``,
     ``psnr_unquantized``, ``codes_scale_<k>`` (distinct codes seen), ``codes_used`` (share of all codes).
@@ -230,7 +228,7 @@ class TokenizerEvaluator(Evaluator):
         val_data_loader: batches with ``"image"``, HR slices (B, 1, H, W) in about [0, 1].
         network: the tokenizer.
         val_handlers: handlers.
-        amp: bfloat16.
+        amp: use bfloat16.
         epoch_length: number of batches; all by default.
     """
 
@@ -252,7 +250,7 @@ class TokenizerEvaluator(Evaluator):
         self._register_handlers(val_handlers or [])
 
     def _start(self) -> None:
-        self._squared_errors: dict[str, list[Tensor]] = {}
+        self._psnr: dict[str, list[Tensor]] = {}
         self._usage: Tensor | int = 0
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -264,19 +262,16 @@ class TokenizerEvaluator(Evaluator):
             decoded["psnr"] = network.decode(tokens)
             decoded["psnr_unquantized"] = network.reconstruct_unquantized(images)
         for name, image in decoded.items():
-            error = (image.float().clamp(0, 1) - images.clamp(0, 1)).square().mean(dim=(1, 2, 3))
-            self._squared_errors.setdefault(name, []).append(error)
+            self._psnr.setdefault(name, []).append(psnr(image.float().clamp(0, 1), images.clamp(0, 1)))
         self._usage = self._usage + network.quantizer.usage(tokens)
         return {"image": images, "pred": decoded["psnr"].float(), "label": images}
 
     def _summarize(self) -> None:
-        metrics = {
-            name: (-10 * torch.cat(errors).clamp(min=1e-12).log10()).mean().item()
-            for name, errors in self._squared_errors.items()
-        }
-        seen = torch.as_tensor(self._usage) > 0  # (K, S, V)
-        metrics |= {f"codes_scale_{k}": int(n) for k, n in enumerate(seen.sum(dim=(1, 2)))}
-        metrics["codes_used"] = seen.any(dim=0).float().mean().item()
+        # an empty slice may be exact, with an infinite PSNR
+        metrics = {name: torch.cat(values).clamp(max=120).mean().item() for name, values in self._psnr.items()}
+        in_use = torch.as_tensor(self._usage) > 0  # (K, S, V)
+        metrics |= {f"codes_scale_{k}": int(n) for k, n in enumerate(in_use.sum(dim=(1, 2)))}
+        metrics["codes_used"] = in_use.any(dim=0).float().mean().item()
         self.state.metrics |= metrics
         if metrics["psnr"] > self.state.best_metric:
             self.state.best_metric, self.state.best_metric_epoch = metrics["psnr"], self.state.epoch

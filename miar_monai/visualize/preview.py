@@ -1,4 +1,4 @@
-"""One picture of a result: the input, bicubic interpolation, MIAR and what differs, in three planes."""
+"""One picture of a result: the input, bicubic interpolation, MIAR and their difference, in three planes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,27 @@ from nibabel.affines import voxel_sizes
 from miar_monai.data.io import Volume
 from miar_monai.degradation.resampling import interpolation_matrix, resample
 from miar_monai.errors import ConfigurationError
-from miar_monai.visualize.figures import LINE_HEIGHT, PAGE_WIDTH, color_levels, displayed, open_figure, scale_bar_mm
+from miar_monai.visualize.drawing import (
+    LINE_HEIGHT,
+    PAGE_WIDTH,
+    color_levels,
+    draw_slice,
+    page_figure,
+    scale_bar_mm,
+)
 
 __all__ = ["check_preview", "preview"]
 
-_PLANES = {"axial": (2, (0, 1)), "coronal": (1, (0, 2)), "sagittal": (0, (1, 2))}  # the axis across, the axes within
-_LEFT_SIDE = {"axial": "R", "coronal": "R", "sagittal": "A"}  # of a panel: the patient's right, or the front
+_PLANES = {
+    "axial": (2, (0, 1)),
+    "coronal": (1, (0, 2)),
+    "sagittal": (0, (1, 2)),
+}  # the normal axis and the axes within the plane
+_LEFT_SIDE = {"axial": "R", "coronal": "R", "sagittal": "A"}  # the patient's right or anterior side
 
 
 def check_preview() -> None:
-    """Check, before the work, that a picture can be drawn.
+    """Check before the work that a picture can be drawn.
 
     Raises:
         ConfigurationError: if matplotlib is not installed.
@@ -39,16 +50,15 @@ def check_preview() -> None:
 def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Draw the middle of a volume in three planes: LR, bicubic, MIAR, and MIAR minus bicubic.
 
-    All panels of a row cover the same field of view, drawn voxel by voxel, with the patient's right side on the left
-    of axial and coronal planes and the front on the left of sagittal ones, as letters say, unless the input's file does
-    not say how its voxels lie. Gray values reach from the minimum to the
-    99.8th percentile of LR. Where the slices together are thinner than a tenth of their width, there is an axial plane
-    only. No display is needed.
+    All panels of a row cover the same field of view. The patient's right side is on the left of axial and coronal
+    planes, the anterior side on the left of sagittal ones, marked by letters unless the orientation of the input is
+    unknown. Gray values range from the minimum to the 99.8th percentile of LR. Volumes thinner than a tenth of their
+    width have an axial plane only. No display is needed.
 
     Args:
         lr: the input.
         sr: its result, on a finer grid in the axial plane.
-        path: the picture, .png or another format of matplotlib. Its folder is made if needed.
+        path: the picture, .png or another format of matplotlib. Its folder is created if needed.
         overwrite: replace an existing file.
 
     Returns:
@@ -62,20 +72,20 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     (coarse, _), (fine, spacing) = _upright(lr), _upright(sr)
     bicubic = _bicubic(coarse, fine.shape)
     difference = fine - bicubic
-    most = max(float(np.percentile(abs(difference), 99.8)), 1e-6)
+    limit = max(float(np.percentile(abs(difference), 99.8)), 1e-6)
     gray = color_levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
-    colors = color_levels("RdBu_r", 24, -most, most)
+    colors = color_levels("RdBu_r", 24, -limit, limit)
     columns = {"LR": coarse, "bicubic": bicubic, "MIAR": fine, "MIAR - bicubic": difference}
 
     extent = np.array(fine.shape) * spacing
     planes = {name: plane for name, plane in _PLANES.items() if extent[2] >= 0.1 * extent[0] or name == "axial"}
     sizes = {name: extent[list(within)] for name, (_, within) in planes.items()}
     ratios = [size[1] / size[0] for size in sizes.values()]
-    with open_figure(path, sum(ratios) * PAGE_WIDTH / 4 + 5 * LINE_HEIGHT, overwrite) as figure:
+    with page_figure(path, sum(ratios) * PAGE_WIDTH / 4 + 5 * LINE_HEIGHT, overwrite) as figure:
         axes = figure.subplots(len(planes), 4, squeeze=False, gridspec_kw={"height_ratios": ratios})
-        for row, (name, (across, _)) in zip(axes, planes.items(), strict=True):
+        for row, (name, (normal, _)) in zip(axes, planes.items(), strict=True):
             for ax, (title, array) in zip(row, columns.items(), strict=True):
-                middle = np.take(array, array.shape[across] // 2, axis=across)
+                middle = np.take(array, array.shape[normal] // 2, axis=normal)
                 shown = _draw(ax, middle, sizes[name], colors if array is difference else gray)
                 ax.set_title(title if name == "axial" else "")
             row[0].set_ylabel(name)
@@ -100,9 +110,10 @@ def _bicubic(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _draw(ax: Any, image: np.ndarray, size: np.ndarray, style: dict[str, Any]) -> Any:
+    """Draw a plane without a frame."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return ax.imshow(displayed(image), extent=(0, size[0], 0, size[1]), interpolation="nearest", **style)
+    return draw_slice(ax, image, size.tolist(), style)
 
 
 def _scale_bar(ax: Any, size: np.ndarray) -> None:

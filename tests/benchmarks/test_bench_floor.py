@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_floor import main, own_kernels
-from benchmarks.bench_training import Work
+from benchmarks.measuring import OperationCounter
 from miar_monai.acceleration import layers as fused_layers
 from miar_monai.errors import OutputError
 
@@ -18,7 +18,7 @@ pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
 
 def test_a_view_is_free_and_a_sum_reads_and_writes() -> None:
     a, b = torch.ones(8, 16), torch.ones(16)
-    with Work() as work:
+    with OperationCounter() as work:
         a.view(16, 8).transpose(0, 1)
         a + b
     assert work.operations == 1
@@ -27,14 +27,14 @@ def test_a_view_is_free_and_a_sum_reads_and_writes() -> None:
 
 def test_a_broadcast_tensor_is_read_once() -> None:
     a = torch.ones(1, 16).expand(8, -1)
-    with Work() as work:
+    with OperationCounter() as work:
         a.clone()
     assert work.bytes == 4 * (16 + 8 * 16)
 
 
 def test_operations_are_counted_as_in_pytorch() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, 5))
-    with Work() as work:
+    with OperationCounter() as work:
         network(torch.rand(7, 2, 6, 6)).sum().backward()
     with FlopCounterMode(display=False) as counter:
         network(torch.rand(7, 2, 6, 6)).sum().backward()
@@ -45,7 +45,7 @@ def test_a_product_with_an_activation_counts_like_one_without() -> None:
     bias, x, weight = torch.rand(5), torch.rand(7, 3), torch.rand(3, 5)
     counts = []
     for product in (torch.addmm, torch._addmm_activation):
-        with Work() as work:
+        with OperationCounter() as work:
             product(bias, x, weight)
         counts.append((work.flops, work.bytes))
     assert counts[0] == counts[1] == (2 * 7 * 3 * 5, 4 * (5 + 7 * 3 + 3 * 5 + 7 * 5))
@@ -67,7 +67,7 @@ def test_the_table_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture
         main(bundle, "cpu", output_dir=out)
 
 
-def test_kernels_of_our_own_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Kernels:
         __all__ = ("double",)
 
@@ -77,7 +77,7 @@ def test_kernels_of_our_own_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(fused_layers, "triton_kernels", Kernels)
     x = torch.ones(3)
-    with Work() as work, own_kernels(work):
+    with OperationCounter() as work, own_kernels(work):
         Kernels.double(x, 2)
     Kernels.double(x, 2)
     assert (work.operations, work.bytes) == (1, 2 * 3 * 4)

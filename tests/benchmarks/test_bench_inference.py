@@ -8,7 +8,8 @@ import torch
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.tiny_peers import shrink_peers
 
-from benchmarks.bench_inference import Peak, main
+from benchmarks.bench_inference import main
+from benchmarks.measuring import PeakMemory
 from miar_monai.errors import OutputError
 
 pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
@@ -47,11 +48,11 @@ def test_the_tables_are_written_once(
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak of a process")
 def test_the_peak_is_that_of_the_block() -> None:
     device = torch.device("cpu")
-    with Peak(device) as small:
+    with PeakMemory(device) as small:
         torch.ones(8).sum()
-    with Peak(device) as large:
+    with PeakMemory(device) as large:
         torch.ones(64 * 2**18).sum()  # 64 MiB
-    with Peak(device) as again:
+    with PeakMemory(device) as again:
         torch.ones(8).sum()
     assert 60 < large.mib - small.mib < 90
     assert again.mib < large.mib - 50

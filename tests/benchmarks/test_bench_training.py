@@ -14,7 +14,7 @@ BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 @pytest.mark.parametrize("bundle", ["miar_brats", "miar_lidc"])
-def test_the_loaders_give_what_a_step_takes(bundle: str) -> None:
+def test_the_loaders_yield_batches_for_a_training_step(bundle: str) -> None:
     first, second = ([*loader(str(BUNDLES / bundle), config, 2, 0, 3)] for config in STAGES.values())
     assert len(first) == len(second) == 3
     for batch in first:
@@ -25,7 +25,7 @@ def test_the_loaders_give_what_a_step_takes(bundle: str) -> None:
         assert batch["label"].std() > 0.05
 
 
-def test_batches_that_were_ready_do_not_count() -> None:
+def test_prefetched_batches_are_not_timed() -> None:
     def batches() -> object:
         for i in range(6):
             time.sleep(0.05 * (i > 2))

@@ -22,7 +22,7 @@ def _tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bench_volumes, name, getattr(bench_volumes, name)._replace(bundle=bundle))
 
 
-def test_volumes_are_of_their_kind(tmp_path: Path) -> None:
+def test_synthetic_volumes_have_the_properties_of_their_kind(tmp_path: Path) -> None:
     brain = read_volume(bench_volumes.write_lr(tmp_path / "brain.nii.gz", bench_volumes.BRAIN, 155))
     chest = read_volume(bench_volumes.write_lr(tmp_path / "chest.nii.gz", bench_volumes.CT, 3))
     assert (brain.array.shape, chest.array.shape) == ((60, 60, 155), (128, 128, 3))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from helpers.bundle_runs import BUNDLES, NAMES, TOKENIZER, tiny, tiny_checkpoint
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from ignite.engine import Engine
 
+from benchmarks import paper_figures
 from benchmarks.figures import Figures
-from benchmarks.table import read_config
+from miar_monai.cli.workflow import read_config
 from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from miar_monai.networks.weights import load_weights, save_weights
 from miar_monai.training import LossLogger
@@ -31,8 +33,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     """Return a dictionary that gets what each picture is drawn from."""
     found = {}
 
-    def recorded(name: str) -> Callable[..., Path]:
-        draw = getattr(figures, name)
+    def recorded(module: ModuleType, name: str) -> Callable[..., Path]:
+        draw = getattr(module, name)
 
         def record_and_draw(*args: Any) -> Path:
             found[name] = args
@@ -40,8 +42,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
 
         return record_and_draw
 
-    for name in ("side_by_side", "layer_wise", "codebook_map", "training_curves"):
-        monkeypatch.setattr(figures, name, recorded(name))
+    monkeypatch.setattr(figures, "side_by_side", recorded(figures, "side_by_side"))
+    for name in ("layer_wise", "codebook_map", "training_curves"):
+        monkeypatch.setattr(paper_figures, name, recorded(paper_figures, name))
     return found
 
 
@@ -94,7 +97,7 @@ def test_a_test_slice_is_shown_by_all_methods_in_its_units(name: str, tmp_path: 
     assert not np.allclose(*(image for title, image in panels.items() if title.startswith("MIAR")))
 
 
-def test_swinir_stands_beside_them_where_its_weights_are(
+def test_swinir_is_shown_if_its_weights_exist(
     tmp_path: Path, drawn: dict[str, tuple], caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("spandrel")
@@ -144,7 +147,7 @@ def test_the_codebook_counts_every_token_of_the_validation_slices(tmp_path: Path
     np.testing.assert_array_equal(of_each_book, [[slices * side**2] * books for side in sides])
 
 
-def test_curves_of_a_resumed_run_show_what_was_written_last(tmp_path: Path, drawn: dict[str, tuple]) -> None:
+def test_curves_of_a_resumed_run_show_the_last_values(tmp_path: Path, drawn: dict[str, tuple]) -> None:
     for values in ([4.0, 3.0, 2.0], [1.5, 1.0]):
         record(tmp_path / "run" / "stage2", [{"token_loss": x, "loss": x, "psnr": 20 + x} for x in values])
     Figures(runs={"run": str(tmp_path / "run")}, output_dir=str(tmp_path)).curves()
@@ -158,7 +161,7 @@ def test_curves_of_a_resumed_run_show_what_was_written_last(tmp_path: Path, draw
     }
 
 
-def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_missing_files_are_reported_before_anything_is_loaded(tmp_path: Path) -> None:
     given = {"output_dir": str(tmp_path / "pictures"), "dataset_dir": str(tmp_path / "nowhere")}
     drawing = Figures(tokenizers={"a": str(tmp_path / "a.pt")}, runs={"a": str(tmp_path)}, **given)
     for draw in (drawing.prefixes, drawing.codebook):
@@ -168,7 +171,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> No
         drawing.curves()
     with pytest.raises(CheckpointError, match=r"there are no weights at .*b\.pt; train the bundle first"):
         Figures(**given, checkpoint=str(tmp_path / "b.pt")).side_by_side()
-    with pytest.raises(ConfigurationError, match="has no unknown"):
+    with pytest.raises(ConfigurationError, match="has no key unknown"):
         Figures(**given, unknown=3).side_by_side()
     with pytest.raises(ConfigurationError, match=r"tokenizers is 'a\.pt', but names and paths are needed"):
         Figures(tokenizers="a.pt")  # type: ignore[arg-type]
@@ -176,12 +179,12 @@ def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("option", "there"), [("volume", 1), ("slice", 2)])
-def test_a_slice_that_is_not_there_is_named(option: str, there: int, tmp_path: Path) -> None:
+def test_an_index_out_of_range_is_reported(option: str, there: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"{option} is 9, but .*{there}, counted from 0"):
         create("miar_lidc", tmp_path, "evaluate", **{option: 9}).side_by_side()
 
 
-def test_pictures_are_not_replaced_unasked_and_the_others_are_drawn(
+def test_existing_pictures_are_kept_and_the_others_are_drawn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record(tmp_path / "run" / "stage1", [{"reconstruction_loss": 1.0}] * 2)
@@ -208,7 +211,7 @@ def test_the_command_takes_its_options_as_flags(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out.split() == [f"{tmp_path}/miar_brats_curves.png"]
 
 
-def test_the_command_says_an_error_in_one_sentence(tmp_path: Path) -> None:
+def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.figures", "curves", f"--output_dir={tmp_path}", "--runs=runs"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 1

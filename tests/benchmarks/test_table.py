@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks import robustness, table
 from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
 from benchmarks.plane import perception_distortion
+from miar_monai.cli.workflow import SlicePairs
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
@@ -68,14 +69,14 @@ def test_a_constant_shift_is_found_without_any_doubt() -> None:
 def test_identical_methods_do_not_differ() -> None:
     values = {"p": [30.0, 31.0, 29.5], "q": [25.0, 26.0]}
     rows = rows_of({"a": values, "b": values})
-    assert differences_table(rows, ["a"], "b", ["PSNR", "LPIPS"])[2:] == [
+    assert differences_table(rows, ["a"], "b", ["PSNR", "LPIPS"]).splitlines()[2:] == [
         "| a | PSNR | +0.00 | [+0.00, +0.00] | [+0.00, +0.00] | 2 |",
         "| a | LPIPS | +0.0000 | [+0.0000, +0.0000] | [+0.0000, +0.0000] | 2 |",
     ]
-    assert "| 1.00 | [1.00, 1.00] | [1.00, 1.00] | 2 |" in headline_table(rows, ["a"], "b")[2]
+    assert "| 1.00 | [1.00, 1.00] | [1.00, 1.00] | 2 |" in headline_table(rows, ["a"], "b").splitlines()[2]
 
 
-def test_patients_count_alike_whatever_their_number_of_slices() -> None:
+def test_patients_have_equal_weight_regardless_of_their_number_of_slices() -> None:
     a, b = {"p": [31.0] * 40, "q": [27.0]}, {"p": [30.0] * 40, "q": [24.0]}
     assert paired(pairs(rows_of({"a": a, "b": b}), "a", "b", "PSNR")).estimate == pytest.approx(2)
 
@@ -99,9 +100,9 @@ def test_the_bootstrap_agrees_with_theory_where_there_are_many_patients(rng: np.
     assert result.bootstrap == paired(patients).bootstrap != paired(patients, seed=1).bootstrap
 
 
-def test_one_patient_says_nothing_about_others() -> None:
+def test_a_single_patient_has_no_interval() -> None:
     rows = rows_of({"a": {"p": [31.0, 32.0]}, "b": {"p": [30.0, 30.0]}})
-    assert differences_table(rows, ["a"], "b", ["PSNR"])[2] == "| a | PSNR | +1.50 | – | – | 1 |"
+    assert differences_table(rows, ["a"], "b", ["PSNR"]).splitlines()[2] == "| a | PSNR | +1.50 | – | – | 1 |"
 
 
 def test_values_that_are_not_finite_are_left_out_with_their_partner() -> None:
@@ -110,7 +111,7 @@ def test_values_that_are_not_finite_are_left_out_with_their_partner() -> None:
     assert [values.tolist() for values in found] == [[[32.0, 30.0]]]
 
 
-def test_slices_that_do_not_belong_together_are_not_compared() -> None:
+def test_methods_on_different_slices_are_not_compared() -> None:
     with pytest.raises(ValueError, match="not measured on the same slices"):
         pairs(rows_of({"a": {"p": [1.0], "q": [2.0]}, "b": {"q": [2.0], "p": [1.0]}}), "a", "b", "PSNR")
 
@@ -143,9 +144,9 @@ def test_the_plane_has_a_point_and_a_name_for_each_method(tmp_path: Path, monkey
 # Measuring
 
 
-def volumes(count: int = 2) -> list[table.Volume]:
+def volumes(count: int = 2) -> list[SlicePairs]:
     hr = tiny_slices(5)
-    return [table.Volume(f"p{i}", "t2", Degradation()(hr * (1 - 0.1 * i)), hr * (1 - 0.1 * i)) for i in range(count)]
+    return [SlicePairs(f"p{i}", "t2", Degradation()(hr * (1 - 0.1 * i)), hr * (1 - 0.1 * i)) for i in range(count)]
 
 
 def shifted(lr: Tensor, shift: float) -> Tensor:
@@ -175,7 +176,7 @@ def test_every_method_is_measured_on_every_slice_and_timed() -> None:
     assert paired(pairs(evaluation.rows, "peer, data-consistent", "peer", "PSNR")).estimate > 3
 
 
-def test_the_tokenizers_report_counts_the_codes_that_are_seen() -> None:
+def test_the_tokenizer_report_counts_the_codes_in_use() -> None:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer().eval()
     tokenizer.quantizer.initialize_codebook(tokenizer.encoder(tiny_slices(8)))
@@ -224,7 +225,7 @@ def make_table(folder: Path, **options: Any) -> tuple[str, list[dict[str, str]]]
         return (folder / "out" / "table.md").read_text(encoding="utf-8"), list(csv.DictReader(file))
 
 
-def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     text, rows = make_table(bundle.parent)
     learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
@@ -249,7 +250,7 @@ def test_what_is_not_there_is_named_and_the_rest_is_measured(bundle: Path, caplo
         make_table(bundle.parent)
 
 
-def test_peers_tokenizer_other_weights_and_contrasts_are_measured_where_they_are_given(
+def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = shrink_peers(monkeypatch)
@@ -289,7 +290,7 @@ def test_peers_tokenizer_other_weights_and_contrasts_are_measured_where_they_are
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"contrast": "t1"}, ConfigurationError, r"evaluate\.json has no contrast: an option of the table"),
+        ({"contrast": "t1"}, ConfigurationError, r"evaluate\.json has no key contrast: an option of this command"),
         ({"bundle": "nowhere"}, ConfigurationError, r"nowhere/configs/evaluate\.json does not exist"),
         ({"peers_dir": "nowhere"}, ConfigurationError, "nowhere is not a folder"),
         ({"checkpoint": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
@@ -305,14 +306,14 @@ def test_mistakes_are_found_before_the_work(
     assert not [path for path in (bundle.parent / "out").glob("*") if path.is_file()]
 
 
-def test_the_plane_is_in_the_way_too(bundle: Path) -> None:
+def test_an_existing_picture_of_the_plane_stops_the_run(bundle: Path) -> None:
     with atomic_file(bundle.parent / "out" / "plane.png") as part:
         part.write_text("mine")
     with pytest.raises(OutputError, match=r"plane\.png exists already"):
         make_table(bundle.parent)
 
 
-def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) -> None:
+def test_robustness_measures_each_perturbation_and_the_benefit_of_tokens(bundle: Path) -> None:
     root = bundle.parent
     files = {"dataset_dir": str(root / "data"), "split_file": str(root / "split.json"), "bundle": str(bundle)}
     robustness.main(output_dir=str(root / "out"), metrics=["PSNR"], num_slices=2, **files)
@@ -324,7 +325,7 @@ def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) ->
         for title, part in sections.items()
     }
     blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "0.95", "1.05", "1.1")]
-    assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.FAULTS, *blurs]
+    assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.PERTURBATIONS, *blurs]
     for title in ("As in training", *robustness.KERNELS):
         assert list(rows[title]) == ["| bicubic", "| MIAR", "| MIAR without tokens"]
     assert rows["As in training"]["| MIAR"] != rows["As in training"]["| MIAR without tokens"]
@@ -336,8 +337,8 @@ def test_robustness_measures_each_fault_and_what_the_tokens_add(bundle: Path) ->
         robustness.main(output_dir=str(root / "out"), **files)
 
 
-def test_faults_are_what_they_say() -> None:
+def test_perturbations_have_their_nominal_size() -> None:
     lr = torch.rand(2, 1, 64, 64)
-    assert len(robustness.FAULTS["8 bits"](lr).unique()) == 256
-    assert (robustness.FAULTS["noise 0.01"](lr) - lr).std() == pytest.approx(0.01, rel=0.05)
-    assert torch.equal(robustness.FAULTS["noise 0.01"](lr), robustness.FAULTS["noise 0.01"](lr))
+    assert len(robustness.PERTURBATIONS["8 bits"](lr).unique()) == 256
+    assert (robustness.PERTURBATIONS["noise 0.01"](lr) - lr).std() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(robustness.PERTURBATIONS["noise 0.01"](lr), robustness.PERTURBATIONS["noise 0.01"](lr))

@@ -2,20 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from miar_monai.cli import demo
-from miar_monai.cli.demo import degrade, main, run_demo, template
+from miar_monai.cli.demo import degrade, run_demo, template
+from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import write_nifti
 from miar_monai.errors import ImageError
@@ -89,41 +88,40 @@ def test_a_second_demo_replaces_the_first(volume: Path, resolver: SuperResolver,
     assert nib.load(second.super_resolved).shape[2] == 5
 
 
-def test_the_brain_of_the_demo_is_there_and_oriented_as_assumed() -> None:
+def test_the_template_has_the_expected_shape_and_orientation() -> None:
     pytest.importorskip("nilearn")
     image = nib.load(template())
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
     assert image.shape == (197, 233, 189)
 
 
-def test_without_nilearn_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nilearn_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(ImageError, match=r"not installed: install it with pip install miar-monai\[demo\]"):
         template()
 
 
-def test_the_command_prints_the_table_and_where_the_files_lie(
-    resolver: SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_prints_the_table_and_the_files(
+    resolver: SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brain = write_nifti(tmp_path / "brain.nii.gz", np.random.rand(37, 31, 41), AFFINE)
     monkeypatch.setattr(demo, "template", lambda: brain)
-    main(str(tmp_path / "out"), str(resolver.bundle), "cpu")
-    printed = capsys.readouterr().out
-    assert "| MIAR |" in printed
-    assert all(str(tmp_path / "out" / name) in printed for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))
+    result = CliRunner().invoke(
+        main, ["demo", "-o", f"{tmp_path}/out", "--model", str(resolver.bundle), "--device=cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "| MIAR |" in result.stdout
+    assert all(str(tmp_path / "out" / name) in result.stdout for name in ("sr.nii.gz", "comparison.png", "metrics.csv"))
 
 
 def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "miar_monai.cli.demo", f"--bundle={tmp_path}", f"--output_dir={tmp_path}/out"]
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=hidden)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr
+    result = CliRunner().invoke(main, ["demo", "--model", str(tmp_path), "-o", f"{tmp_path}/out", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_degraded_volume_is_what_the_degradation_makes_of_the_truth(volume: Path, tmp_path: Path) -> None:
+def test_the_written_lr_volume_is_the_degraded_hr_volume(volume: Path, tmp_path: Path) -> None:
     truth, low_resolution = degrade(volume, tmp_path / "out", num_slices=7)
     hr, lr = (torch.from_numpy(nib.load(path).get_fdata()).movedim(-1, 0) for path in (truth, low_resolution))
     torch.testing.assert_close(demo.Degradation()(hr), lr, atol=1e-3, rtol=0)

@@ -12,7 +12,7 @@ from helpers.phantoms import head
 from miar_monai.data.io import read_volume
 from miar_monai.data.labels import label_evidence
 from miar_monai.errors import ImageError
-from miar_monai.inference.resolver import _volume
+from miar_monai.inference.images import image_volume
 
 SHAPE = (45, 41, 9)
 
@@ -63,9 +63,9 @@ def test_label_maps_are_refused(name: str, dtype: type, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=sentence):
         read_volume(tmp_path / "seg.nii.gz")
     with pytest.raises(ImageError, match="the image is a label map"):
-        _volume(image)
+        image_volume(image)
     with pytest.raises(ImageError, match="the image is a label map"):
-        _volume(LABELS[name].astype(np.int32))
+        image_volume(LABELS[name].astype(np.int32))
     nib.save(nib.Nifti1Image(1000 * LABELS[name].astype(np.float32), np.eye(4)), tmp_path / "times_1000.nii.gz")
     read_volume(tmp_path / "times_1000.nii.gz")
 
@@ -96,7 +96,7 @@ def test_phantoms_without_noise_are_read_with_a_remark(values: tuple[int, ...], 
 
 
 def test_small_arrays_of_floating_point_numbers_are_accepted() -> None:
-    assert _volume((TISSUE > 1).astype(np.float32)).remarks == ()
+    assert image_volume((TISSUE > 1).astype(np.float32)).remarks == ()
 
 
 def test_real_scans_are_images(real_data: Path) -> None:

@@ -42,7 +42,7 @@ def test_ssim_of_two_constants_has_a_closed_form() -> None:
     assert ssim(*images).item() == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), abs=1e-3)
 
 
-def test_fidelity_metrics_are_those_of_monai(slices: Tensor) -> None:
+def test_psnr_and_ssim_equal_those_of_monai(slices: Tensor) -> None:
     sr = (slices + 0.1 * torch.randn_like(slices)).clamp(0, 1)
     torch.testing.assert_close(psnr(sr, slices), PSNRMetric(max_val=1.0)(sr, slices)[:, 0])
     torch.testing.assert_close(ssim(sr, slices), SSIMMetric(spatial_dims=2, data_range=1.0)(sr, slices)[:, 0])
@@ -70,7 +70,7 @@ def test_a_full_mask_changes_nothing(metric: metrics.Score, slices: Tensor) -> N
     torch.testing.assert_close(metric(sr, slices, torch.ones_like(slices, dtype=torch.bool)), metric(sr, slices))
 
 
-def test_what_lies_outside_of_the_mask_does_not_count(slices: Tensor) -> None:
+def test_voxels_outside_the_mask_do_not_count(slices: Tensor) -> None:
     far = ~(torch.nn.functional.max_pool2d(body(slices).float(), 11, 1, 5) > 0)
     sr = slices + 0.05
     disturbed = torch.where(far, 1.0, sr)
@@ -162,7 +162,7 @@ def test_lpips_is_zero_for_equal_slices_and_worse_when_the_image_is_worse(large:
 
 @pytest.mark.weights
 @pytest.mark.usefixtures("lpips_weights")
-def test_lpips_is_that_of_pyiqa(large: Tensor, weights_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_equals_that_of_pyiqa(large: Tensor, weights_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers that were measured with pyiqa stay."""
     pyiqa = pytest.importorskip("pyiqa")
     monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(weights_home / "hub" / "pyiqa"))
@@ -187,7 +187,7 @@ def test_lpips_needs_no_pyiqa(large: Tensor, monkeypatch: pytest.MonkeyPatch) ->
     assert sentence.startswith("DISTS is left out: pyiqa is not installed; install it with pip install miar-monai[met")
 
 
-def test_a_metric_without_weights_is_named_with_its_file_and_the_others_go_on(
+def test_a_metric_without_weights_is_reported_and_the_others_are_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyiqa")
@@ -204,7 +204,7 @@ def test_a_metric_without_weights_is_named_with_its_file_and_the_others_go_on(
     assert all("set TORCH_HOME" in sentence for sentence in missing)
 
 
-def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lpips")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for file in METRICS["LPIPS"].weights:
@@ -217,7 +217,7 @@ def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sentence.endswith("get the files again.")
 
 
-def test_without_lpips_and_pyiqa_a_sentence_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lpips_and_pyiqa_the_message_tells_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     scores, missing = create_metrics(["LPIPS", "DISTS", "SSIM"])
     assert list(scores) == ["SSIM"]
@@ -233,5 +233,5 @@ def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
         create_metrics(["PSNR", "FID"])
 
 
-def test_the_registry_says_what_needs_weights() -> None:
+def test_the_registry_lists_the_metrics_with_weights() -> None:
     assert [name for name, metric in METRICS.items() if metric.needs_weights] == ["LPIPS", "DISTS", "MUSIQ", "MANIQA"]

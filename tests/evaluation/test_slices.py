@@ -83,7 +83,7 @@ def test_the_table_holds_mean_and_standard_deviation_over_slices(errors: list[fl
     assert deviation == pytest.approx(values.std(ddof=1), abs=0.006)
 
 
-def test_the_table_counts_patients_and_slices_and_says_what_is_left_out(
+def test_the_table_counts_patients_and_slices_and_lists_missing_values(
     hr: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -99,7 +99,7 @@ def test_the_table_counts_patients_and_slices_and_says_what_is_left_out(
 
 
 def test_slices_of_other_sizes_are_refused(hr: Tensor) -> None:
-    with pytest.raises(ConfigurationError, match=r"a: the LR slices \(7, 1, 40, 44\), .* do not belong together"):
+    with pytest.raises(ConfigurationError, match=r"a: the LR slices \(7, 1, 40, 44\), .* are inconsistent at scale 4"):
         evaluation()(hr, hr, hr, "a", range(7))
 
 
@@ -162,7 +162,7 @@ def test_the_handler_keeps_the_contrasts_of_a_patient_apart(hr: Tensor, tmp_path
     assert len(set(keys)) == len(keys) == 2 * 7 * len(METHODS)
 
 
-def test_the_handler_stops_before_the_work_if_results_are_in_the_way(hr: Tensor, tmp_path: Path) -> None:
+def test_the_handler_stops_at_the_start_if_results_exist(hr: Tensor, tmp_path: Path) -> None:
     (tmp_path / "metrics.md").write_text("mine")
     with pytest.raises(OutputError, match=r"metrics\.md exists already"):
         run(hr, tmp_path, [{"file": "a.nii.gz"}])
@@ -185,7 +185,7 @@ def two_contrasts(hr: Tensor) -> SuperResolutionEvaluation:
     return measure
 
 
-def test_contrasts_have_tables_of_their_own_and_one_together(hr: Tensor) -> None:
+def test_there_is_a_table_for_each_contrast_and_one_for_all(hr: Tensor) -> None:
     sections = two_contrasts(hr).table().split("### ")
     assert [section.split("\n")[0] for section in sections] == ["", "t1", "t2", "all contrasts"]
     assert [cells(section)["shifted"][0].split(" ± ")[0] for section in sections[1:]] == ["20.00", "40.00", "30.00"]
@@ -200,7 +200,7 @@ def test_two_volumes_of_a_patient_count_as_twice_the_slices(hr: Tensor) -> None:
     assert measure.table().startswith("14 slices of 1 patient; mean")
 
 
-def test_the_column_of_contrasts_is_there_where_they_are_given(hr: Tensor, tmp_path: Path) -> None:
+def test_the_contrast_column_exists_if_contrasts_are_given(hr: Tensor, tmp_path: Path) -> None:
     with two_contrasts(hr).write_rows(tmp_path / "two.csv").open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [row["contrast"] for row in read] == ["t1"] * 7 + ["t2"] * 7
@@ -226,5 +226,5 @@ def test_times_are_medians_of_the_method_that_has_them(hr: Tensor) -> None:
 def test_estimates_of_another_size_are_refused(hr: Tensor) -> None:
     with pytest.raises(ConfigurationError, match=r"a: half has slices \(7, 1, 20, 44\), the truth \(7, 1, 40, 44\)"):
         evaluation().add({"half": hr[:, :, :20]}, hr, "a", range(7))
-    with pytest.raises(ConfigurationError, match="6 are named"):
+    with pytest.raises(ConfigurationError, match="there are 6 indices"):
         evaluation().add({"all": hr}, hr, "a", range(6))

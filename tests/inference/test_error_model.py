@@ -13,14 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from helpers.bundle_runs import workflow
-from helpers.phantoms import LPS_AFFINE, head, write_brats_folder, write_dicom_series, write_nifti_phantom
+from helpers.phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 from helpers.tiny import started, tiny_miar
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.data import MetaTensor
 from test_inferer import TILE, Nearest, inferer
 from torch import Tensor
 
-from benchmarks import calibration
 from miar_monai.cli.main import main
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import ConfigurationError, find_miar_error
@@ -359,55 +358,6 @@ def test_a_map_as_dicom_is_a_series_of_its_own(bundles: dict[str, Path], tmp_pat
     assert other.DerivationDescription.startswith("expected error of MIAR fourfold super-resolution")
     assert float(other.WindowWidth) == pytest.approx(expected.max(), rel=1e-3)
     assert other.StudyInstanceUID == first.StudyInstanceUID
-
-
-# Calibration
-
-
-def found(errors: np.ndarray, values: np.ndarray, patient: str = "p") -> calibration.Found:
-    return calibration.Found(patient, errors, values)
-
-
-def test_the_fit_finds_the_model_that_made_the_errors() -> None:
-    rng = np.random.default_rng(0)
-    values = np.stack([rng.normal(-4, 1, 40000), rng.normal(-4, 1, 40000), rng.uniform(0, 1, 40000)], axis=1)
-    weights = [MODEL.disagreement, MODEL.edges, MODEL.entropy, MODEL.noise]
-    kinds = []
-    for noise in (0.0, 2.0, 4.0):
-        noisy = np.concatenate([values, np.full((len(values), 1), noise)], axis=1)
-        kinds.append([found(rng.exponential(np.exp(MODEL.offset + noisy @ weights)), noisy)])
-    model = calibration.fitted(kinds[0])
-    model = replace(model, noise=calibration.weight_of_noise(model, kinds[1:]))
-    for name, value in vars(MODEL).items():
-        assert getattr(model, name) == pytest.approx(value, abs=0.1 if name != "noise" else 0.02)
-
-
-def test_bins_and_correlations_are_those_of_their_definition() -> None:
-    expected = np.arange(20.0)
-    one = found(2 * expected, expected[:, None])
-    np.testing.assert_allclose(calibration.bins([one], 4), [[x, 2 * x] for x in (2, 7, 12, 17)])
-    other = found(-expected, expected[:, None])
-    assert calibration.rank_correlations([one, other]) == pytest.approx([1, -1])
-    assert calibration.summary_line("x", [one]) == "| x | 1.000 | 1.000 | 9.5000 | 19.0000 | 0.50 |"
-
-
-def test_both_commands_measure_a_bundle(bundles: dict[str, Path], tmp_path: Path) -> None:
-    data = write_brats_folder(tmp_path / "data", 3, (40, 36, 6), ("t2",))
-    split = {"training": ["BraTS_00000"], "validation": ["BraTS_00001"], "test": ["BraTS_00002"]}
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    files: dict[str, Any] = {"dataset_dir": str(data), "split_file": str(tmp_path / "split.json"), "num_slices": 4}
-    files |= {"bundle": str(bundles["miar_brats"]), "every": 2, "device": "cpu", "output_dir": str(tmp_path / "o")}
-    calibration.Calibration(**files).fit()
-    calibration.Calibration(**files).measure()
-    fit, table = ((tmp_path / "o" / name).read_text() for name in ("fit.md", "calibration.md"))
-    assert "Section validation of the split by split.json: BraTS_00001." in fit
-    assert set(json.loads(fit.split("```")[1].removeprefix("json"))) == {"_target_", *vars(MODEL)}
-    assert "| spread of 4 sampled decodings |" in fit
-    assert "Section test of the split by split.json: BraTS_00002." in table
-    assert "- One in 2 of the 4 slices of a volume, 2 in all; inside the body." in table
-    for title in ("BraTS_00002 t2", "all", "all, 10 bits", "all, noise 0.03", "all, not blurred"):
-        assert f"| {title} |" in table
-    assert (tmp_path / "o" / "miar_brats_calibration.png").is_file()
 
 
 def test_predictors_are_finite_where_nothing_is() -> None:

@@ -17,8 +17,8 @@ from helpers.phantoms import write_nifti_phantom
 
 from miar_monai.cli.main import main
 from miar_monai.data.io import read_volume
+from miar_monai.inference.devices import choose_device
 from miar_monai.inference.processes import part_of, processes
-from miar_monai.inference.resolver import choose_device
 
 SHAPE = (19, 13, 2)
 TWO = ("--standalone", "--nnodes=1", "--nproc_per_node=2", "-m", "miar_monai.cli.main")
@@ -85,7 +85,7 @@ def test_processes_get_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_do_each_of_three_once_and_report_the_one_that_fails(bundle: Path, tmp_path: Path) -> None:
+def test_two_processes_share_three_cases_and_report_the_failed_one(bundle: Path, tmp_path: Path) -> None:
     source = cases(tmp_path / "in", 3)
     broken = source / "1.nii.gz"
     broken.write_bytes(broken.read_bytes()[:300])
@@ -111,7 +111,7 @@ def test_one_volume_for_two_processes(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_stopped(bundle: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(bundle: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     for i in range(6):
         write_nifti_phantom(source / f"{i}.nii.gz", (64, 64, 25), seed=i)
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_stopped(bundle: Path, tmp_path: Path) -> 
     ]
 
 
-def test_skipping_what_is_there(bundle: Path, tmp_path: Path) -> None:
+def test_cases_with_a_result_are_skipped(bundle: Path, tmp_path: Path) -> None:
     source = cases(tmp_path / "in", 3)
     assert miar(bundle, source / "1.nii.gz", "--quiet").exit_code == 0
     kept = Path("out/1_sr.nii.gz").read_bytes()
@@ -154,7 +154,7 @@ def test_skipping_what_is_there(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output", [".", "sr"])
-def test_results_among_the_cases_are_no_cases(output: str, bundle: Path, tmp_path: Path) -> None:
+def test_results_among_the_cases_are_ignored(output: str, bundle: Path, tmp_path: Path) -> None:
     source = cases(tmp_path / "in", 2)
     write_nifti_phantom(source / ".miar-left" / "1_sr.nii.gz", SHAPE)  # by a killed run
     for existing in ("", "2 of 2 cases had a result already"):
@@ -165,7 +165,7 @@ def test_results_among_the_cases_are_no_cases(output: str, bundle: Path, tmp_pat
     assert found == [source / output] * 2
 
 
-def test_parts_for_jobs_that_know_nothing_of_each_other(bundle: Path, tmp_path: Path) -> None:
+def test_independent_jobs_process_disjoint_parts(bundle: Path, tmp_path: Path) -> None:
     source = cases(tmp_path / "in", 3)
     for part, made in (("1/2", ["0_sr.nii.gz", "2_sr.nii.gz"]), ("2/2", ["1_sr.nii.gz"]), ("4/4", [])):
         result = miar(bundle, source, "--part", part, "-o", part.replace("/", "of"))
@@ -174,4 +174,4 @@ def test_parts_for_jobs_that_know_nothing_of_each_other(bundle: Path, tmp_path: 
     for part in ("0/2", "3/2", "2", "a/b", "-1/2"):
         refused = miar(bundle, source, "--part", part)
         assert refused.exit_code == 2
-        assert f"'{part}' is no part such as 1/8 or 8/8" in refused.stderr
+        assert f"'{part}' must be of the form I/N" in refused.stderr

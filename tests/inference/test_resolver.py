@@ -41,7 +41,7 @@ def resolver(bundle: Path) -> SuperResolver:
     return SuperResolver(bundle, "cpu", lookahead_tokens=1)
 
 
-def test_an_mgh_image_in_memory_is_that_of_its_file(resolver: SuperResolver, tmp_path: Path) -> None:
+def test_an_mgh_image_in_memory_gives_the_result_of_its_file(resolver: SuperResolver, tmp_path: Path) -> None:
     scan = nib.load(write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE))
     nib.save(nib.MGHImage(np.asarray(scan.dataobj), scan.affine), tmp_path / "scan.mgz")
     result, expected = (resolver(image) for image in (nib.load(tmp_path / "scan.mgz"), tmp_path / "scan.mgz"))
@@ -51,7 +51,7 @@ def test_an_mgh_image_in_memory_is_that_of_its_file(resolver: SuperResolver, tmp
 
 @pytest.mark.parametrize("name", ["miar_brats", "miar_lidc"])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_a_path_gives_what_the_bundle_writes_voxel_by_voxel(name: str, dtype: type, tmp_path: Path) -> None:
+def test_a_path_gives_the_result_of_the_bundle_voxel_by_voxel(name: str, dtype: type, tmp_path: Path) -> None:
     tiny = write_tiny_bundle(tmp_path / "tiny", name)
     scan = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE, dtype=dtype, low=-1000 if name == "miar_lidc" else 0)
     image = nib.load(scan)
@@ -79,9 +79,7 @@ def test_a_path_gives_what_the_bundle_writes_voxel_by_voxel(name: str, dtype: ty
 
 
 @pytest.mark.parametrize("affine", [LPS_AFFINE, SAGITTAL], ids=["axial", "sagittal"])
-def test_all_kinds_of_an_image_give_the_same_voxels_in_the_same_place(
-    affine: np.ndarray, resolver: SuperResolver, tmp_path: Path
-) -> None:
+def test_all_types_of_images_give_the_same_result(affine: np.ndarray, resolver: SuperResolver, tmp_path: Path) -> None:
     path = write_nifti_phantom(tmp_path / "scan.nii", SHAPE, affine, np.float32)
     image = nib.load(path)
     expected = resolver(path)
@@ -106,7 +104,7 @@ def test_all_kinds_of_an_image_give_the_same_voxels_in_the_same_place(
 
 
 @pytest.mark.parametrize("kind", ["nifti", "dicom"])
-def test_results_say_what_they_are_and_are_known_again(kind: str, resolver: SuperResolver, tmp_path: Path) -> None:
+def test_results_are_marked_and_recognized(kind: str, resolver: SuperResolver, tmp_path: Path) -> None:
     if kind == "dicom":
         source = write_dicom_series(tmp_path / "ct", SHAPE)
         volume = read_volume(source)
@@ -115,8 +113,8 @@ def test_results_say_what_they_are_and_are_known_again(kind: str, resolver: Supe
     else:
         source, result = write_nifti_phantom(tmp_path / "scan.nii", SHAPE), tmp_path / "sr.nii"
         nib.save(resolver(source), result)
-    first, second = (resolver.prepared(read_volume(path)).warnings for path in (source, result))
-    sentence = "the image is a result itself: give the image that it was made of."
+    first, second = (resolver.prepare(read_volume(path)).warnings for path in (source, result))
+    sentence = "the image is already a super-resolved image: give the original."
     assert sentence not in first
     assert second[0] == sentence
 
@@ -130,7 +128,7 @@ def test_nothing_becomes_darker_than_the_input(resolver: SuperResolver, request:
     assert resolver(array).min() == 0
 
 
-def test_an_array_is_a_ras_volume_without_place(resolver: SuperResolver) -> None:
+def test_an_array_is_taken_as_a_ras_volume(resolver: SuperResolver) -> None:
     array = (800 * head(SHAPE)).astype(np.int16)
     before = array.copy()
     result = resolver(array)
@@ -150,7 +148,7 @@ def test_a_slice_is_a_volume_of_one_slice(resolver: SuperResolver) -> None:
     assert np.array_equal(result, tensor[0].numpy())
 
 
-def test_series_and_zip_files_are_read_as_the_command_reads_them(resolver: SuperResolver, tmp_path: Path) -> None:
+def test_series_and_zip_files_are_read_as_by_the_command(resolver: SuperResolver, tmp_path: Path) -> None:
     series = write_dicom_series(tmp_path / "series", (11, 9, 3))
     packed = shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path, "series")
     one, other = resolver(series), resolver(packed)
@@ -159,7 +157,7 @@ def test_series_and_zip_files_are_read_as_the_command_reads_them(resolver: Super
     assert np.array_equal(one.affine, other.affine)
 
 
-def test_settings_are_the_bundles_unless_given(bundle: Path, resolver: SuperResolver) -> None:
+def test_settings_default_to_those_of_the_bundle(bundle: Path, resolver: SuperResolver) -> None:
     shipped = json.loads((BUNDLES / "miar_brats" / "configs" / "inference.json").read_text())
     other = SuperResolver(bundle, "cpu", fidelity=1, lookahead_tokens=0)
     assert resolver.settings["fidelity"] == resolver.inferer.fidelity == shipped["fidelity"]
@@ -169,7 +167,7 @@ def test_settings_are_the_bundles_unless_given(bundle: Path, resolver: SuperReso
     assert np.array_equal(resolver(array), resolver(array))
 
 
-def test_other_settings_share_the_weights_and_are_not_mixed_up_in_threads(resolver: SuperResolver) -> None:
+def test_resolvers_with_other_settings_share_weights_and_are_thread_safe(resolver: SuperResolver) -> None:
     jobs = [(head(SHAPE, seed=i), {"fidelity": 0.2 * i, "lookahead_tokens": i % 2}) for i in range(4)]
     resolvers = [resolver.with_settings(**settings) for _, settings in jobs]
     expected = [SuperResolver(resolver.bundle, "cpu", **settings)(image) for image, settings in jobs]
@@ -185,7 +183,7 @@ def test_other_settings_share_the_weights_and_are_not_mixed_up_in_threads(resolv
 
 
 def test_bfloat16_is_a_setting(resolver: SuperResolver) -> None:
-    image = resolver.prepared(_volume(SHAPE)).image
+    image = resolver.prepare(_volume(SHAPE)).image
     with torch.autocast("cpu", torch.bfloat16):
         expected = resolver.infer(image)
     result = resolver.with_settings(amp=True).infer(image)
@@ -194,7 +192,7 @@ def test_bfloat16_is_a_setting(resolver: SuperResolver) -> None:
 
 
 @pytest.mark.parametrize("value", ["$__import__('os').getpid()", "@alpha", "%alpha", {"_target_": "os.getpid"}, [1]])
-def test_no_setting_is_run_as_a_program(resolver: SuperResolver, value: Any) -> None:
+def test_settings_are_not_executed_as_code(resolver: SuperResolver, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^blur is .*, but a number or a word is needed;"):
         resolver.with_settings(blur=value)
 
@@ -214,13 +212,13 @@ def test_no_setting_is_run_as_a_program(resolver: SuperResolver, value: Any) -> 
         ({"lookahead_tokens": True}, "lookahead_tokens is True, but it must lie between 0 and 8; correct the setting."),
     ],
 )
-def test_a_setting_of_the_wrong_kind_is_named(resolver: SuperResolver, setting: dict, sentence: str) -> None:
+def test_a_setting_of_the_wrong_type_is_reported(resolver: SuperResolver, setting: dict, sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         resolver.with_settings(**setting)
     assert str(caught.value) == sentence
 
 
-def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_tiles_equals_that_of_network_inputs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolver = SuperResolver(bundle, "cpu", lookahead_tokens=0)
     volume = _volume((101, 64, 2))
     seen: list[int] = []
@@ -232,20 +230,19 @@ def test_the_number_of_tiles_is_that_of_the_network_calls(bundle: Path, monkeypa
 
     monkeypatch.setattr(resolver.network, "predict", counted)
     resolver.volume(volume)
-    assert resolver.num_tiles(volume) == sum(seen) == 4
-    assert resolver.seconds_per_tile() > 0
+    assert 2 * resolver.inferer.num_tiles(101, 64, resolver.network) == sum(seen) == 4
 
 
-def test_a_prepared_volume_gives_the_same_result_again_and_again(bundle: Path) -> None:
+def test_a_prepared_volume_can_be_used_again(bundle: Path) -> None:
     resolver, volume = SuperResolver(bundle, "cpu", lookahead_tokens=0), _volume((21, 17, 2))
-    prepared = resolver.prepared(volume)
+    prepared = resolver.prepare(volume)
     expected = resolver.volume(volume)
     for _ in range(2):
         assert np.array_equal(resolver.volume(volume, prepared).array, expected.array)
     assert prepared.image.shape == (1, 21, 17, 2)
 
 
-def test_an_inferer_of_another_kind_is_refused_before_the_work(bundle: Path, tmp_path: Path) -> None:
+def test_an_inferer_of_another_class_is_refused(bundle: Path, tmp_path: Path) -> None:
     config = shutil.copytree(bundle, tmp_path / "copy") / "configs" / "inference.json"
     content = json.loads(config.read_text())
     content["inferer"]["_target_"] = "builtins.dict"
@@ -276,14 +273,14 @@ def _volume(shape: tuple[int, int, int]) -> Any:
         ("nowhere.nii", ImageError, r"nowhere\.nii does not exist"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_a_sentence(
+def test_unusable_images_are_refused_in_one_sentence(
     image: Any, kind: type[Exception], sentence: str, resolver: SuperResolver
 ) -> None:
     with pytest.raises(kind, match=sentence):
         resolver(image)
 
 
-def test_settings_devices_and_bundles_that_are_not_there_are_named(
+def test_unknown_settings_devices_and_bundles_are_reported(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*\.json has alpha, amp, blur, fidelity"):

@@ -179,7 +179,7 @@ def test_a_batch_skips_results_and_a_request_for_one_gets_a_warning(app: Path, t
             assert stored(pacs, saved["uncertainty_image"])
         for image in (uid(written), saved["image"], saved["uncertainty_image"]):
             warnings = server.infer("miar_lidc", image, "json", **GREEDY).json()["warnings"]
-            assert warnings[0] == "the image is a result itself: give the image that it was made of."
+            assert warnings[0] == "the image is already a super-resolved image: give the original."
         assert "result itself" not in str(server.infer("miar_lidc", uid(series), "json", **GREEDY).json()["warnings"])
 
 

@@ -176,7 +176,7 @@ def test_a_bad_request_is_answered_in_one_sentence(
 @pytest.mark.parametrize(
     "setting", ["$__import__('pathlib').Path('{}').touch()", {"_target_": "pathlib.Path.touch", "self": "{}"}, "@alpha"]
 )
-def test_settings_are_not_executed(server: Server, tmp_path: Path, setting: str | dict[str, str]) -> None:
+def test_settings_are_not_executed_as_code(server: Server, tmp_path: Path, setting: str | dict[str, str]) -> None:
     trace = tmp_path / "trace"
     value = json.loads(json.dumps(setting).replace("{}", str(trace)))
     response = server.infer("miar_brats", "head0", blur=value)

@@ -99,7 +99,7 @@ def losses(trainer: Any) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(("encoder", "gain"), [("learned", 0.0), ("cosine", 3.0)])
-def test_tokenizer_learns_four_slices_by_heart(encoder: str, gain: float) -> None:
+def test_the_tokenizer_overfits_four_slices(encoder: str, gain: float) -> None:
     network = tiny_tokenizer(num_codes=64, dropout=0.0, encoder=encoder)
     evaluator = TokenizerEvaluator("cpu", batches(HR), network)
     evaluator.run()
@@ -121,7 +121,7 @@ def test_tokenizer_learns_four_slices_by_heart(encoder: str, gain: float) -> Non
 
 @pytest.mark.usefixtures("unbounded")
 @pytest.mark.parametrize(("encoder", "lr_encoder"), [("learned", "initialized"), ("cosine", "light")])
-def test_miar_learns_four_slices_by_heart(encoder: str, lr_encoder: str) -> None:
+def test_miar_overfits_four_slices(encoder: str, lr_encoder: str) -> None:
     options = {"encoder": encoder, "lr_encoder": lr_encoder, "self_correction": 0.0}
     trainer = miar_trainer(batches(LR, HR), max_epochs=160, **options)
     network = trainer.objective.network
@@ -138,7 +138,7 @@ def test_miar_learns_four_slices_by_heart(encoder: str, lr_encoder: str) -> None
     assert error() < before / 2.5
 
 
-def test_adversary_waits_for_its_epoch() -> None:
+def test_the_adversarial_loss_starts_at_its_epoch() -> None:
     trainer = tokenizer_trainer(tiny_tokenizer(), batches(HR), max_epochs=3, adversarial_start_epoch=3)
     start = {name: p.detach().clone() for name, p in trainer.discriminator.named_parameters()}
     changed = []
@@ -153,7 +153,7 @@ def test_adversary_waits_for_its_epoch() -> None:
     assert changed[2] >= len(start) - 1  # at first both hinges pull the last bias equally hard, in opposite directions
 
 
-def test_each_player_is_moved_by_its_own_loss_alone() -> None:
+def test_generator_and_discriminator_are_updated_by_their_own_losses() -> None:
     trainer = tokenizer_trainer(tiny_tokenizer(dropout=0.0), batches(HR), max_epochs=2, max_grad_norm=1e9)
     before = []
     copied = Events.ITERATION_STARTED(once=2)
@@ -270,7 +270,7 @@ def train(
 
 
 @pytest.mark.parametrize("make", [stage_one, stage_two])
-def test_stop_and_resume_is_never_stopped_bit_for_bit(make: Callable, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make: Callable, tmp_path: Path) -> None:
     expected, whole = train(make, tmp_path / "whole")
     train(make, tmp_path / "cut", kill_at=6)  # in the middle of the third of four epochs
     found, rest = train(make, tmp_path / "cut", resume=True, seed=99)
@@ -278,7 +278,7 @@ def test_stop_and_resume_is_never_stopped_bit_for_bit(make: Callable, tmp_path: 
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def test_a_run_that_is_over_stays_over(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_restarted(tmp_path: Path) -> None:
     expected, _ = train(stage_one, tmp_path, max_epochs=2)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     found, rest = train(stage_one, tmp_path, max_epochs=2, resume=True)
@@ -294,7 +294,7 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2.pt", "checkpoint_3.pt"]  # the newest two
 
 
-def test_resume_in_an_empty_folder_starts_anew(tmp_path: Path) -> None:
+def test_resuming_in_an_empty_folder_starts_a_new_run(tmp_path: Path) -> None:
     _, history = train(stage_one, tmp_path / "new" / "folder", max_epochs=1, resume=True)
     assert len(history) == 2
 
@@ -349,7 +349,7 @@ def test_a_used_folder_is_not_overwritten(tmp_path: Path) -> None:
     )
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
     train(stage_one, tmp_path, max_epochs=1)
     file = tmp_path / "checkpoint_1.pt"
     file.write_bytes(file.read_bytes()[:1000])
@@ -358,7 +358,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         attach_checkpoints(trainer, objects, tmp_path, resume=True)
 
 
-def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_reported(tmp_path: Path) -> None:
     train(stage_one, tmp_path, max_epochs=1)
     trainer, objects = stage_one(1)
     objects["network"] = tiny_tokenizer(num_codes=13)
@@ -366,7 +366,7 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
         attach_checkpoints(trainer, objects, tmp_path, resume=True)
 
 
-def test_a_checkpoint_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     trainer, objects = stage_one(1)
     with pytest.raises(OutputError, match=r"file/run cannot be written \(.*\); choose another --output_dir\."):
@@ -374,7 +374,7 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_weights_survive_a_file(half: bool, tmp_path: Path) -> None:
+def test_weights_are_unchanged_by_saving_and_loading(half: bool, tmp_path: Path) -> None:
     network, file = tiny_tokenizer(), tmp_path / "new" / "model.pt"
     save_weights(network, file, half=half)
     twin = load_weights(tiny_tokenizer(), file, "train first.")
@@ -394,7 +394,7 @@ def test_half_weights_stay_finite(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in twin.state_dict().values())
 
 
-def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_existing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.pt"
     save_weights(tiny_tokenizer(), file)
     before = file.read_bytes()
@@ -412,14 +412,14 @@ def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
-def test_a_codebook_that_is_not_the_tokenizers_is_refused() -> None:
+def test_a_codebook_of_another_size_is_refused() -> None:
     objective = MIARObjective(tiny_miar(), tiny_tokenizer(), ReconstructionLoss(perceptual=0.0))
     trainer = MIARTrainer("cpu", 1, batches(HR), objective, torch.optim.SGD(objective.parameters(), 0.1))
     with pytest.raises(ConfigurationError, match=r"call network\.load_tokenizer\(tokenizer\) before training"):
         trainer.run()
 
 
-def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
+def test_unreadable_weights_are_reported(tmp_path: Path) -> None:
     file, hint = tmp_path / "model.pt", "run train_stage1.json first."
     with pytest.raises(CheckpointError) as caught:
         load_weights(tiny_tokenizer(), file, hint)
@@ -453,7 +453,7 @@ def test_losses_are_logged_as_means(tmp_path: Path, caplog: pytest.LogCaptureFix
     )
 
 
-def test_rate_warms_up_and_falls_to_its_end() -> None:
+def test_the_learning_rate_warms_up_and_decays() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     schedule = WarmupCosine(optimizer, warmup_steps=4, total_steps=20, final_lr=0.5)
     rates = []
@@ -493,20 +493,20 @@ def test_time_budget_ends_within_an_epoch_and_keeps_its_end(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("seconds", "batches_seen", "epochs", "said"),
+    ("seconds", "batches_seen", "epochs", "message"),
     [
         # a step of the training, one of the validation (of three batches), and the limit is 60 s
-        ((5.0, 5.0), [3, 1], 2, "the metrics are those of 1 batches of 3"),  # 4 x 5 + 3 x 5 + 4 x 5 + 5 = 60
-        ((15.0, 1.0), [], 1, "there is no validation at the end"),  # 4 x 15 = 60
-        ((5.0, 40.0), [1], 1, "the metrics are those of 1 batches of 3"),  # 4 x 5 + 40 = 60
+        ((5.0, 5.0), [3, 1], 2, "the metrics are those of 1 of 3 batches"),  # 4 x 5 + 3 x 5 + 4 x 5 + 5 = 60
+        ((15.0, 1.0), [], 1, "the last validation is skipped"),  # 4 x 15 = 60
+        ((5.0, 40.0), [1], 1, "the metrics are those of 1 of 3 batches"),  # 4 x 5 + 40 = 60
         ((5.0, 13.5), [3], 1, ""),  # 4 x 5 + 3 x 13.5 > 60
     ],
 )
-def test_the_time_of_validations_counts(
+def test_the_time_limit_includes_validation(
     seconds: tuple[float, float],
     batches_seen: list[int],
     epochs: int,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -529,12 +529,12 @@ def test_the_time_of_validations_counts(
         trainer.run()
     assert trainer.state.epoch == trainer.state.max_epochs == epochs
     assert trainer.state.iteration == 4 * epochs
-    assert (said in caplog.text) if said else "the time is over" not in caplog.text
+    assert (message in caplog.text) if message else "the time is over" not in caplog.text
     assert clock[0] < 60 + max(seconds)
     assert seen == batches_seen
 
 
-def test_without_a_limit_the_budget_leaves_the_steps_alone() -> None:
+def test_without_a_limit_the_time_budget_changes_nothing() -> None:
     trainer = miar_trainer(batches(LR, HR), max_epochs=3)
     budget = TimeBudget()
     budget.attach(trainer)
@@ -548,7 +548,7 @@ def test_a_budget_of_no_time_is_refused() -> None:
         TimeBudget(0)
 
 
-def test_moving_average_is_that_of_ignite() -> None:
+def test_the_moving_average_equals_that_of_ignite() -> None:
     network = tiny_tokenizer(dropout=0.0)
     averages = [handler(network, momentum=0.1) for handler in (EMA, EMAHandler)]
     trainer = tokenizer_trainer(network, batches(HR), max_epochs=5)
@@ -566,7 +566,7 @@ def test_moving_average_is_that_of_ignite() -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_recorded_step_learns_as_a_launched_one_does() -> None:
+def test_a_graphed_step_trains_like_an_eager_one() -> None:
     histories = []
     for graphs in (False, True):
         torch.manual_seed(0)
@@ -574,7 +574,7 @@ def test_a_recorded_step_learns_as_a_launched_one_does() -> None:
         trainer.objective.cuda()
         trainer.optimizer.param_groups[0].update(capturable=True, lr=torch.tensor(1e-3, device="cuda"))
         trainer.state.device, trainer.cuda_graphs = torch.device("cuda"), graphs
-        trainer.learn = trainer.graphed(trainer._step)
+        trainer._graphed_step = trainer.graphed(trainer._step)
         history = losses(trainer)
         trainer.run()
         histories.append([parts["loss"] for parts in history])
@@ -582,7 +582,7 @@ def test_a_recorded_step_learns_as_a_launched_one_does() -> None:
     assert histories[1][-1] < histories[1][0]
 
 
-def test_validation_goes_into_the_same_files(tmp_path: Path) -> None:
+def test_validation_metrics_are_written_to_the_same_files(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     network = tiny_tokenizer()

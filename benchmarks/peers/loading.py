@@ -1,0 +1,51 @@
+"""The peers of the comparison table with their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from miar_monai.cli.workflow import read_config
+from miar_monai.errors import ConfigurationError
+from miar_monai.networks.weights import load_weights
+
+TITLES = {"swinir": "SwinIR", "rcan": "RCAN", "ldm": "LDM-SR"}
+
+
+def peer_network(bundle: str, peer: str) -> Any:
+    """Return a peer, untrained, as its overlay of the bundle's training describes it."""
+    return read_config(bundle, {}, Path(__file__).with_name(f"{peer}.json"), workflow="train").get_parsed_content(
+        "network_def"
+    )
+
+
+def load_peers(bundle: str, peers_dir: str | None, tokenizer: Path) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return the trained peers by the titles of their rows, and a sentence for each peer without weights.
+
+    Args:
+        bundle: folder of the bundle, whose tokenizer the latent diffusion model uses.
+        peers_dir: folder with ``<peer>.pt``.
+        tokenizer: weights of the tokenizer.
+
+    Raises:
+        ConfigurationError: if ``peers_dir`` is not a folder.
+        CheckpointError: if weights are damaged or belong to another network.
+    """
+    if peers_dir is not None and not Path(peers_dir).is_dir():
+        raise ConfigurationError(f"{peers_dir} is not a folder: the folder of the peers' weights is needed.")
+    loaded, missing = {}, []
+    for peer, title in TITLES.items():
+        weights = Path(peers_dir or "", f"{peer}.pt")
+        needed = [weights, tokenizer] if peer == "ldm" else [weights]
+        absent = [path.name for path in needed if peers_dir is None or not path.is_file()]
+        if absent:
+            missing.append(f"{title} is left out: {' and '.join(absent)} not found; train it and give --peers_dir.")
+            continue
+        network = peer_network(bundle, peer)
+        if peer == "ldm":
+            load_weights(network.tokenizer, tokenizer, "give --tokenizer.")
+        load_weights(network.denoiser if peer == "ldm" else network, weights, "train the peer again.")
+        loaded[title] = network
+    return loaded, missing

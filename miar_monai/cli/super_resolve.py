@@ -1,0 +1,109 @@
+"""The command ``miar sr``."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from miar_monai.cli import options
+
+__all__ = ["sr"]
+
+_EXAMPLES = f"""\b
+Examples:
+  miar sr scan.nii.gz                         writes scan_sr.nii.gz here
+  miar sr dicom_series/ -o result.nii.gz --preview
+  miar sr study.zip -o results --model chest_ct --report run.json
+  miar sr patients/ -o results                every case in the folder
+  miar sr patients/ -o results --skip-existing   only cases without a result, after an interruption
+  torchrun --nproc_per_node=4 -m miar_monai sr patients/ -o results
+                                              shared by four processes, each with a GPU of its own
+  miar sr dicom_series/ --out-format dicom    writes the series dicom_series_sr/
+
+{options.EXIT_CODES}"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("source", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .nii or .nii.gz file, or a folder. [default: <name>_sr.nii.gz here; for a folder of cases, <name>_sr/]",
+)
+@click.option("--series", default="", metavar="UID", help="SeriesInstanceUID, for a DICOM folder with several series.")
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="KEYWORD=VALUE",
+    callback=options.conditions_option,
+    help="Slices to use from a DICOM series with several volumes (echoes, b-values, time points): EchoTime=80, or "
+    "EchoTime=#2 for the second value at each position. May be given several times.",
+)
+@click.option(
+    "--out-format",
+    type=click.Choice(["nifti", "dicom"]),
+    default="nifti",
+    show_default=True,
+    help="dicom writes a derived series, a folder <name>_sr, in the study of INPUT, which must be a DICOM series.",
+)
+@options.model
+@options.device
+@options.inference_settings
+@click.option(
+    "--blur",
+    metavar="auto|VOXELS",
+    callback=options.number_option,
+    help="Blur of INPUT, as a standard deviation in its voxels; auto measures it. [default: bundle's]",
+)
+@click.option("--preview", "with_preview", is_flag=True, help="Also draw a picture of each result, <name>_sr.png.")
+@click.option(
+    "--uncertainty",
+    is_flag=True,
+    help="Also write the expected absolute error per voxel, in the units of INPUT: <name>_sr_uncertainty.nii.gz.",
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    callback=options.json_file,
+    help="Write model, settings, versions, geometry and warnings to a .json file.",
+)
+@click.option(
+    "--part",
+    metavar="I/N",
+    callback=options.part_of_folder,
+    help="Process the I-th of N parts of a folder: for job arrays, each job with a report of its own.",
+)
+@click.option("--skip-existing", is_flag=True, help="Skip cases that have a result: resume after an interruption.")
+@options.overwrite
+@options.quiet
+@options.debug
+@click.pass_context
+def sr(context: click.Context, **arguments: Any) -> None:
+    """Super-resolve INPUT four times in the axial plane.
+
+    INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
+    covers the same field of view, in the units of the input.
+    """
+    from miar_monai.cli.jobs import Request
+    from miar_monai.cli.runner import run
+
+    request = Request(**arguments, debug=context.meta["miar.debug"])
+    _print_warnings(context, request.quiet)
+    if run(request):
+        context.exit(3)
+
+
+def _print_warnings(context: click.Context, quiet: bool) -> None:
+    """Print the warnings of this package to stderr until the command ends; with ``quiet``, errors only."""
+    package_logger, handler = logging.getLogger("miar_monai"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setLevel(logging.ERROR if quiet else logging.WARNING)
+    context.call_on_close(partial(package_logger.removeHandler, handler))
+    package_logger.addHandler(handler)

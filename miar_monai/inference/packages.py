@@ -1,0 +1,35 @@
+"""Versions of installed packages, read without importing them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ["installed_version", "installed_versions"]
+
+_REPORTED = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed.
+
+    Example:
+        >>> installed_version("no-such-package") is None
+        True
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def installed_versions(packages: Iterable[str] = _REPORTED) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed.
+
+    Example:
+        >>> sorted(installed_versions(["numpy", "no-such-package"]))
+        ['numpy', 'python']
+    """
+    found = {name: installed_version(name) for name in packages}
+    return {"python": platform.python_version(), **{name: text for name, text in found.items() if text is not None}}

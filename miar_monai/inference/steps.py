@@ -1,0 +1,93 @@
+"""The steps of super-resolution that run on the device of the network without the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from miar_monai.acceleration.cuda_graphs import CUDAGraphed
+from miar_monai.degradation import SeparableOperator
+from miar_monai.inference.error_model import ErrorModel
+from miar_monai.networks import MIAR
+from miar_monai.networks.decoding import Decoding
+from miar_monai.networks.results import Estimate, Prediction
+
+__all__ = ["StepSettings", "Steps"]
+
+
+class StepSettings(NamedTuple):
+    """Settings that a recording of the steps holds."""
+
+    decoding: Decoding
+    fidelity: float
+    error_model: ErrorModel | None
+
+    def super_resolve(
+        self,
+        network: MIAR,
+        lr: Tensor,
+        operator: SeparableOperator,
+        predict: Callable[[Tensor, Tensor], Prediction],
+    ) -> Estimate:
+        """Call `MIAR.super_resolve` with these settings."""
+        return network.super_resolve(
+            lr, fidelity=self.fidelity, operator=operator, error_model=self.error_model, predict=predict
+        )
+
+
+class Steps(NamedTuple):
+    """Both steps map tensors to named tensors, so that each can be a CUDA graph."""
+
+    of_slices: Callable[..., dict[str, Tensor]]
+    """LR slices of one tile (N, 1, h, w) and the tensors of their operator: the fields of an `Estimate`."""
+    of_tiles: Callable[..., dict[str, Tensor]]
+    """Linear estimates (N, 1, H, H) and conditions (N, 2, 1, 1) of tiles: maps and entropy of a `Prediction`."""
+
+    @classmethod
+    def of(cls, network: MIAR, settings: StepSettings, precision: torch.dtype | None) -> Steps:
+        """Return the steps of a network, their kernels launched one by one.
+
+        Args:
+            network: the network.
+            settings: of decoding and mixing.
+            precision: of the layers; None for that of the weights.
+        """
+        layers = network if precision is None else network.cast(precision)
+        decoding = settings.decoding
+        batches = count(decoding.seed)  # each batch of tiles of a call has a seed of its own
+
+        def predict(linear: Tensor, condition: Tensor) -> Prediction:
+            chosen = replace(decoding, seed=next(batches)) if decoding.samples else decoding
+            if layers is not network:
+                layers.cast_from(network)  # whose weights a training may have changed in place
+            with torch.autocast(linear.device.type, enabled=False):
+                return layers.predict(linear, condition, chosen, with_entropy=settings.error_model is not None)
+
+        def of_slices(lr: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+            operator = SeparableOperator.from_tensors(tensors)
+            return _fields(settings.super_resolve(network, lr, operator, predict))
+
+        def of_tiles(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
+            return _fields(predict(linear, condition)._replace(tokens=None, score=None))
+
+        return cls(of_slices, of_tiles)
+
+    def as_graphs(self) -> Steps:
+        """Return the steps as CUDA graphs, recorded once for each size of a batch."""
+        return Steps(*(CUDAGraphed(step) for step in self))
+
+    def clear(self) -> None:
+        """Forget all recordings, and free their memory."""
+        for step in self:
+            if isinstance(step, CUDAGraphed):
+                step.clear()
+
+
+def _fields(result: Prediction | Estimate) -> dict[str, Tensor]:
+    """Return the fields of a result that are tensors, by name."""
+    return {name: value for name, value in result._asdict().items() if value is not None}
