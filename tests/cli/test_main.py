@@ -1,4 +1,4 @@
-"""The command ``miar`` as a user meets it: what it writes, what it says, and how it ends."""
+"""The command ``miar``: its files, its messages and its exit codes."""
 
 from __future__ import annotations
 
