@@ -13,7 +13,8 @@ from helpers.tiny import CHANNELS, CODES, SCALES, started, tiny_quantizer
 from torch import Tensor
 
 from miar_monai.errors import ConfigurationError
-from miar_monai.networks.quantizer import MultiScaleQuantizer, nearest_tick
+from miar_monai.networks.phi import nearest_tick
+from miar_monai.networks.quantizer import MultiScaleQuantizer
 
 
 def latents(batch_size: int = 3) -> Tensor:
