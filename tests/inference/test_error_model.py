@@ -197,9 +197,9 @@ def test_data_consistency_leaves_the_expected_error_alone(network: MIAR) -> None
 
 
 def test_what_cannot_be_had_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^uncertainty is asked for without an error_model"):
+    with pytest.raises(ConfigurationError, match=r"^uncertainty is on but there is no error_model"):
         inferer(uncertainty=True)
-    with pytest.raises(ConfigurationError, match=r"^uncertainty is asked of a Nearest, but only a MIAR network has it"):
+    with pytest.raises(ConfigurationError, match=r"^uncertainty is on for a Nearest, but only a MIAR has it"):
         inferer(uncertainty=True, error_model=MODEL)(torch.rand(1, 1, 10, 10), Nearest())
 
 

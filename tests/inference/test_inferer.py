@@ -130,9 +130,10 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
     assert not caplog.records
     volume = (lr + 0.5 * torch.randn_like(lr)).movedim(0, -1)[None]  # (1, 1, TILE, TILE, 2)
     inferer(sw_batch_size=1)(volume, network)
-    (said,) = caplog.messages
-    assert said.startswith("the input holds more noise than the slices of the training, or is sharper than its blur")
-    assert ": 0 % of the result are what was learned" in said
+    assert caplog.messages == [
+        "the input is noisier than the training data, or sharper than the assumed blur allows: the networks contribute"
+        " 0 % of the result, and the rest is the linear estimate, which adds no detail."
+    ]
     network.noise_model.max_training_noise = 10.0
     inferer()(volume, network)
     assert len(caplog.records) == 1
@@ -229,14 +230,14 @@ def test_out_of_memory_halves_the_batch_says_so_and_finishes(
     x, network = torch.rand(shape), Limited(most=1)
     torch.testing.assert_close(inferer(sw_batch_size=4)(x, network), inferer(sw_batch_size=1)(x, Nearest()))
     assert caplog.messages == [
-        "out of GPU memory: going on with 2 at once instead of 4.",
-        "out of GPU memory: going on with 1 at once instead of 2.",
+        "out of GPU memory: continuing with batches of 2 instead of 4.",
+        "out of GPU memory: continuing with batches of 1 instead of 2.",
     ]
     assert set(network.sizes[2:]) == {1}  # no other attempt
 
 
 def test_a_slice_that_no_memory_holds_is_named() -> None:
-    with pytest.raises(ImageError, match=r"^the memory of the GPU does not hold one slice of this size"):
+    with pytest.raises(ImageError, match=r"^the GPU is out of memory for a single slice of this size"):
         inferer()(torch.rand(1, 1, 10, 10), Limited(most=0))
 
 
@@ -337,7 +338,7 @@ def test_slices_keep_their_metadata() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (1, 3, 8, 8), (1, 1, 8, 8, 2, 2), (1, 1, 8, 8, 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigurationError, match=r"but it takes \(B, 1, h, w\) or \(B, 1, h, w, D\)"):
+    with pytest.raises(ConfigurationError, match=r"but \(B, 1, h, w\) or \(B, 1, h, w, D\)"):
         inferer()(torch.rand(shape), Nearest())
 
 

@@ -74,7 +74,7 @@ def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperat
     attention = SelfAttention(16, num_heads=2).double()
     x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
     out, own = attention(x, attention.rotation(table))
-    q = attention.turn(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD)), table)
+    q = attention.rotary(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD)), table)
     weights = torch.einsum("bqhd,bkhd->bhqk", q, own.key).softmax(dim=-1)
     expected = torch.einsum("bhqk,bkhd->bqhd", weights, own.value)
     torch.testing.assert_close(out, attention.out(expected.flatten(2)))
