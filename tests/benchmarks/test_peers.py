@@ -111,9 +111,9 @@ def test_a_perfect_denoiser_has_no_loss_and_its_samples_are_the_truth() -> None:
 def test_latents_have_unit_variance_once_their_scale_is_measured() -> None:
     network, hr = LatentDiffusion(tiny_tokenizer(), Denoiser(6, **DENOISER)), tiny_slices()
     with pytest.raises(ConfigurationError, match=r"call network\.measure_scale"):
-        DiffusionObjective(network).start()
+        DiffusionObjective(network).prepare()
     network.measure_scale(hr)
-    DiffusionObjective(network).start()
+    DiffusionObjective(network).prepare()
     spread = network.tokenizer.encoder(hr).std(dim=(0, 2, 3))
     assert spread.max() > 2 * spread.min()
     torch.testing.assert_close(network.encode(hr).std(dim=(0, 2, 3), unbiased=False), torch.ones(6))

@@ -49,7 +49,7 @@ def test_missing_weights_of_the_perceptual_loss_are_named(tmp_path: Path, monkey
         ReconstructionLoss(perceptual=1.0, network="alex")
     assert str(caught.value) == (
         f"the weights of the perceptual loss 'alex' are not in {tmp_path}/hub/checkpoints and could not be downloaded;"
-        " put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
+        " put the file there (or set TORCH_HOME), or train with --perceptual_weight 0."
     )
 
 
@@ -96,7 +96,7 @@ def lr_slices(count: int = 4) -> Tensor:
     return Degradation()(tiny_slices(count))
 
 
-def clean_teaching(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
+def targets_by_hand(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
     """Make tokens and inputs step by step, as decoding does."""
     quantizer = loss.network.quantizer
     tokens = loss.tokenizer.encode(hr)
@@ -109,8 +109,8 @@ def clean_teaching(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_teaching_without_corruption_is_what_decoding_sees() -> None:
     for loss in (objective(self_correction=0.0).train(), objective(self_correction=0.3).eval()):
-        tokens, inputs, latents = loss.teach(tiny_slices())
-        expected_tokens, expected_inputs = clean_teaching(loss, tiny_slices())
+        tokens, inputs, latents = loss.teacher_targets(tiny_slices())
+        expected_tokens, expected_inputs = targets_by_hand(loss, tiny_slices())
         assert torch.equal(tokens, expected_tokens)
         torch.testing.assert_close(inputs, expected_inputs)
         torch.testing.assert_close(latents, loss.tokenizer.quantizer.decode(tokens))
@@ -120,8 +120,8 @@ def test_teaching_without_corruption_is_what_decoding_sees() -> None:
 def test_targets_repair_the_damage() -> None:
     loss = objective(self_correction=1.0).train()
     quantizer, hr = loss.network.quantizer, tiny_slices()
-    tokens, inputs, _ = loss.teach(hr)
-    clean_tokens, clean_inputs = clean_teaching(loss, hr)
+    tokens, inputs, _ = loss.teacher_targets(hr)
+    clean_tokens, clean_inputs = targets_by_hand(loss, hr)
     f = loss.tokenizer.encoder(hr)
     schedule = quantizer.schedule
     assert torch.equal(tokens[:, :1], clean_tokens[:, :1])  # nothing is damaged before the first scale
@@ -138,7 +138,7 @@ def test_losses_are_named_and_add_up() -> None:
     loss = objective(self_correction=0.0, image_weight=3.0).eval()
     network, lr, hr = loss.network, lr_slices(), tiny_slices()
     parts = loss(lr, hr)
-    tokens, inputs = clean_teaching(loss, hr)
+    tokens, inputs = targets_by_hand(loss, hr)
     observed = network.observe(lr)
     features = network.features(observed.linear, observed.condition)
     logits = network.transformer(inputs, network.transformer.context(features.f_lr))
@@ -204,8 +204,8 @@ def test_network_learns_and_tokenizer_and_codebook_do_not() -> None:
 def test_evaluation_is_repeatable_and_training_is_corrupted() -> None:
     loss = objective(self_correction=1.0)
     hr = tiny_slices()
-    assert torch.equal(loss.eval().teach(hr)[1], loss.teach(hr)[1])
-    assert not torch.equal(loss.train().teach(hr)[1], loss.teach(hr)[1])
+    assert torch.equal(loss.eval().teacher_targets(hr)[1], loss.teacher_targets(hr)[1])
+    assert not torch.equal(loss.train().teacher_targets(hr)[1], loss.teacher_targets(hr)[1])
 
 
 def test_a_perceptual_loss_stays_in_evaluation_mode() -> None:
