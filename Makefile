@@ -30,7 +30,7 @@ help:
 	@echo "make bundles  compose the configs of the bundles, and build their zip files in dist/"
 	@echo "make dist     build two wheels (and sdists) in dist/, of the code and of the weights: pip install dist/*.whl"
 	@echo "make clean    remove what the commands above made, the environment too"
-	@echo "make table    measure a bundle beside its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
+	@echo "make table    compare a bundle with its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
 	@echo "              default] [PEERS=<folder of swinir.pt, rcan.pt, ldm.pt>] [OUTPUT=<folder>, runs/table_<BUNDLE> by"
 	@echo "              default] [ARGS='<more options of benchmarks/table.py, such as --contrasts t1,t2>']"
 	@echo "make figures  draw the pictures of the documents in docs/images/: DATA, SPLIT, BUNDLE, PEERS as for make table,"
@@ -56,7 +56,7 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4
 
-# The pages of the reference are written anew, since one of a module that is gone would be a warning, and warnings are errors.
+# The pages of the reference are generated from scratch: one of a removed module would be a warning, and warnings are errors.
 docs: export OMP_NUM_THREADS = 1
 docs: $(INSTALLED)
 	@rm -rf docs/_build docs/reference/generated

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Train a bundle and the peers of its table as the shipped weights were trained, each by the clock:
+# Train a bundle and the peers of its table as the shipped weights were trained, with a time limit for each network:
 #
 #   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan ldm
 #
 # Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
-# Peers train on the same slices and augmentations, but on the degradation of the table alone, where that is to their
-# advantage; MIAR on other blurs and noise too.
-# DROPOUT (0) is that of the tokenizer's scales: the paper's 0.1 cost 0.25 dB in docs/results/ablations.md. The ablations
-# full, no-teacher-forcing, no-rope, no-self-correction and no-dropout (which trains a tokenizer for MINUTES too) go to
-# <output_dir>/ablations/<name>. WORKERS (7) loads data; EXTRA is added to every command.
+# Peers train on the same slices and augmentations, but only on the degradation of the table, which is to their advantage
+# there; MIAR also trains on other blurs and noise.
+# DROPOUT (0) is that of the tokenizer's scales: the paper's 0.1 costs 0.25 dB in docs/results/ablations.md. The ablations
+# full, no-teacher-forcing, no-rope, no-self-correction and no-dropout (which also trains a tokenizer for MINUTES) are written
+# to <output_dir>/ablations/<name>. WORKERS (7) is the number of loader processes; EXTRA is added to every command.
 set -euo pipefail
 bundle=$1 data=$2 split=$3 output=$4
 shift 4

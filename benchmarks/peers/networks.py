@@ -2,14 +2,13 @@
 
     python -m benchmarks.peers.networks [--bundle bundles/miar_brats]
 
-prints what they cost, in the sizes that the overlays in this folder train. They need the extra bench.
+prints their parameters and operations, for the sizes in the overlays of this folder. They need the extra bench.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,19 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
+from benchmarks.peers.loading import TITLES, peer_network
+from miar_monai.evaluation import markdown_table
 from miar_monai.networks import MSVQVAE
 
 __all__ = ["Denoiser", "LatentDiffusion", "costs", "rcan", "swinir"]
 
-PEERS = ("swinir", "rcan", "ldm")
 NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "schedule": "scaled_linear_beta",
     "beta_start": 0.0015,
     "beta_end": 0.0195,
     "prediction_type": "v_prediction",
-    "clip_sample": False,  # latents have no bounds
+    "clip_sample": False,  # latents are unbounded
 }
 
 
@@ -48,9 +48,9 @@ def swinir(embed_dim: int = 180, depths: Sequence[int] = (6,) * 6, num_heads: Se
     from spandrel.architectures.SwinIR import SwinIR
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.meshgrid")  # which spandrel calls in an old way
+        warnings.filterwarnings("ignore", "torch.meshgrid")  # spandrel uses a deprecated call
         return SwinIR(
-            img_size=64,  # of the LR slices: for this size the attention masks are computed once and kept
+            img_size=64,  # of the LR slices; attention masks of this size are cached
             in_chans=1,
             embed_dim=embed_dim,
             depths=depths,
@@ -75,12 +75,12 @@ def rcan(num_groups: int = 5, num_blocks: int = 10, channels: int = 64) -> nn.Mo
     """
     from spandrel.architectures.RCAN import RCAN
 
-    # the mean that norm would take off is that of three-channel photographs
+    # norm would subtract the mean of three-channel photographs
     return RCAN(scale=4, n_resgroups=num_groups, n_resblocks=num_blocks, n_feats=channels, n_colors=1, norm=False)
 
 
 class Denoiser(nn.Module):
-    """What a latent diffusion model learns: MONAI's `DiffusionModelUNet`, and the scales of the latents it works on.
+    """The trained part of a latent diffusion model: MONAI's `DiffusionModelUNet`, and the scales of the latents.
 
     Attention is on all levels but the first.
 
@@ -124,14 +124,14 @@ class Denoiser(nn.Module):
 class LatentDiffusion(nn.Module):
     """LDM-SR: diffusion in the continuous latents of MIAR's tokenizer, given the LR slice; the tokenizer is frozen.
 
-    `measure_scale` or loaded weights give the denoiser the scales of its latents before anything else is asked of it.
+    The scales of the latents must be set first, by `measure_scale` or by loading weights.
 
     Args:
         tokenizer: trained tokenizer with images of twice its latents' side in LR pixels (f = 8); its quantizer is not
             used.
-        denoiser: what is trained, and all that is saved.
-        sampling_steps: DDIM steps of `forward`.
-        seed: of the noise that `forward` begins with, the same for all slices.
+        denoiser: the denoiser, the only part that is trained and saved.
+        sampling_steps: number of DDIM steps of `forward`.
+        seed: seed of the initial noise of `forward`, the same for all slices.
 
     Reference:
         Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022, Sec. 4.4 (LR image
@@ -148,9 +148,9 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def measure_scale(self, hr: Tensor) -> None:
-        """Let each channel of the latents have unit variance over these HR images (B, 1, H, W).
+        """Set the scales so that each channel of the latents has unit variance over HR images (B, 1, H, W).
 
-        One scale for all, as in LDM, would leave the fine channels of cosine latents to drown in the noise.
+        With one scale for all channels, as in LDM, noise would dominate the high-frequency channels of cosine latents.
         """
         spread = self.tokenizer.encoder(hr).float().std(dim=(0, 2, 3), unbiased=False)[:, None, None]  # (C, 1, 1)
         self.denoiser.scale_factor.copy_(1 / spread)
@@ -158,15 +158,15 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def encode(self, hr: Tensor) -> Tensor:
         """Return the scaled latents (B, C, H / 8, W / 8) of HR images (B, 1, H, W), float32 under autocast too."""
-        # float32, since MONAI's schedulers round their own tables to the type of what they are given
+        # float32, since MONAI's schedulers cast their tables to the dtype of their input
         return self.tokenizer.encoder(hr).float() * self.denoiser.scale_factor
 
     def decode_stage_2_outputs(self, latents: Tensor) -> Tensor:
-        """Return the images of unscaled latents; the name is what MONAI's inferer calls an autoencoder by."""
+        """Return the images of unscaled latents; MONAI's inferer requires this name of an autoencoder."""
         return self.tokenizer.decoder(latents)
 
     def condition(self, lr: Tensor) -> Tensor:
-        """Bring LR images (B, 1, h, w) to the latent grid: (B, 4, h / 2, w / 2)."""
+        """Rearrange LR images (B, 1, h, w) on the latent grid: (B, 4, h / 2, w / 2)."""
         return F.pixel_unshuffle(lr, 2)
 
     @torch.no_grad()
@@ -176,7 +176,7 @@ class LatentDiffusion(nn.Module):
         A slice gets the same result in each call and in any batch.
         """
         condition = self.condition(lr)
-        # drawn on the CPU, since every kind of device has random numbers of its own
+        # on the CPU, since random numbers differ between kinds of devices
         noise = torch.randn(
             1, self.denoiser.latent_channels, *condition.shape[2:], generator=torch.Generator().manual_seed(self.seed)
         )
@@ -200,19 +200,16 @@ def costs(bundle: str = "bundles/miar_brats") -> str:
     Args:
         bundle: folder of the bundle whose tokenizer the latent diffusion model uses.
     """
-    from monai.bundle import ConfigParser
     from torch.utils.flop_counter import FlopCounterMode
 
-    lines = ["| peer | parameters (M) | GFLOP per slice |", "|---|---|---|"]
-    for peer in PEERS:
-        parser = ConfigParser()
-        parser.read_config([f"{bundle}/configs/train.json", str(Path(__file__).with_name(f"{peer}.json"))])
-        network = parser.get_parsed_content("network_def").to("meta")  # shapes only, nothing is computed
+    rows = []
+    for peer in TITLES:
+        network = peer_network(bundle, peer).to("meta")  # shapes only, without computation
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty(1, 1, 64, 64, device="meta"))
-        lines.append(f"| {peer} | {trained / 1e6:.1f} | {counter.get_total_flops() / 1e9:.0f} |")
-    return "\n".join(lines)
+        rows.append((peer, f"{trained / 1e6:.1f}", f"{counter.get_total_flops() / 1e9:.0f}"))
+    return markdown_table(("peer", "parameters (M)", "GFLOP per slice"), rows)
 
 
 if __name__ == "__main__":

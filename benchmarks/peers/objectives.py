@@ -1,4 +1,4 @@
-"""What the peers minimize, for `miar_monai.training.MIARTrainer`, which trains MIAR's second stage."""
+"""Objectives of the peers, for `miar_monai.training.MIARTrainer`, the trainer of MIAR's second stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["DiffusionObjective", "RegressionObjective"]
 
 
 class RegressionObjective(nn.Module):
-    """The loss between what a network makes of LR images and the truth.
+    """The loss between the images of a network and the true images.
 
     Args:
         network: maps LR images (B, 1, h, w) to (B, 1, H, W).
-        loss: compares two batches of images: scalar.
+        loss: scalar loss of two batches of images.
     """
 
     def __init__(self, network: nn.Module, loss: nn.Module) -> None:
@@ -29,18 +29,18 @@ class RegressionObjective(nn.Module):
         self.loss = loss
 
     def prepare(self) -> None:
-        """Do nothing: there is nothing to prepare; the trainer calls this."""
+        """Called by the trainer at the start; does nothing."""
 
     def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the loss of LR images (B, 1, h, w) and their truth (B, 1, H, W); how they came about is not told."""
+        """Return the loss for LR images (B, 1, h, w) and HR images (B, 1, H, W); ``index`` is ignored."""
         return {"loss": self.loss(self.network(lr).float(), hr)}
 
 
 class DiffusionObjective(nn.Module):
-    """The mean squared error of the velocity that the denoiser sees in noisy latents, at a random time for each image.
+    """The mean squared error of the velocity predicted by the denoiser, at a random time for each image.
 
     Args:
-        network: its denoiser is trained.
+        network: the network whose denoiser is trained.
 
     Reference:
         Salimans & Ho, Progressive Distillation, 2022, appendix D.
@@ -51,19 +51,19 @@ class DiffusionObjective(nn.Module):
         self.network = network
 
     def prepare(self) -> None:
-        """Check that the scale of the latents is known; the trainer calls this.
+        """Called by the trainer at the start; checks that the scale of the latents was measured.
 
         Raises:
-            ConfigurationError: if it is not.
+            ConfigurationError: if it was not.
         """
         if not torch.isfinite(self.network.denoiser.scale_factor).all():
             raise ConfigurationError(
-                "the scale of the latents is not known, but the denoiser needs latents of unit variance; call"
+                "the scale of the latents was not measured, but the denoiser needs latents of unit variance; call"
                 " network.measure_scale(images) before training."
             )
 
     def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the loss of LR images (B, 1, h, w) and their truth (B, 1, H, W); how they came about is not told."""
+        """Return the loss for LR images (B, 1, h, w) and HR images (B, 1, H, W); ``index`` is ignored."""
         schedule = self.network.noise_schedule
         latents = self.network.encode(hr)  # (B, C, G, G)
         noise = torch.randn_like(latents)

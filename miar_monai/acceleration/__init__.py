@@ -10,9 +10,10 @@ import os
 
 from miar_monai.errors import SettingError
 
-__all__ = ["graphs", "kernels"]
+__all__ = ["CHOICES", "graphs", "kernels"]
 
-_CHOICES = {"all": ("graphs", "kernels"), "graphs": ("graphs",), "kernels": ("kernels",), "none": ()}
+CHOICES = {"all": ("graphs", "kernels"), "graphs": ("graphs",), "kernels": ("kernels",), "none": ()}
+"""Values of the switch, and what they switch on."""
 
 
 def graphs() -> bool:
@@ -27,8 +28,8 @@ def kernels() -> bool:
 
 def _enabled() -> tuple[str, ...]:
     value = os.environ.get("MIAR_ACCELERATION", "all")
-    if value not in _CHOICES:
+    if value not in CHOICES:
         raise SettingError(
-            f"MIAR_ACCELERATION is {value!r}, but it must be one of {', '.join(_CHOICES)}; correct or unset it."
+            f"MIAR_ACCELERATION is {value!r}, but it must be one of {', '.join(CHOICES)}; correct or unset it."
         )
-    return _CHOICES[value]
+    return CHOICES[value]

@@ -6,8 +6,8 @@ import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,21 @@ from torch import Tensor, nn
 __all__ = ["CUDAGraphed", "tensor_addresses"]
 
 
-class _Recording(NamedTuple):
+@dataclass
+class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     outputs: dict[str, Tensor]
+    sources: tuple[tuple[Tensor, int], ...] = ()
+    """The tensors last copied to ``inputs``, and their versions."""
+
+    def set_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        """Copy the inputs that have changed since the last replay, which operators usually have not."""
+        versions = tuple((x, -1 if x.is_inference() else x._version) for x in inputs)  # inference tensors have none
+        last = self.sources or ((None, 0),) * len(inputs)
+        changed = [i for i, (x, n) in enumerate(versions) if n < 0 or x is not last[i][0] or n != last[i][1]]
+        torch._foreach_copy_([self.inputs[i] for i in changed], [inputs[i] for i in changed], non_blocking=True)
+        self.sources = versions
 
 
 class CUDAGraphed:
@@ -61,7 +72,7 @@ class CUDAGraphed:
                 return self._warm_up(inputs, self._stream)
             self._recordings[key] = self._record(inputs, self._stream)
         recording = self._recordings[key]
-        torch._foreach_copy_(recording.inputs, inputs, non_blocking=True)  # few launches for any number of inputs
+        recording.set_inputs(inputs)
         recording.graph.replay()
         return {name: output.clone() for name, output in recording.outputs.items()}
 

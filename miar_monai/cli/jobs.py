@@ -94,7 +94,7 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
 def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path]:
     """Return the file of each case's result, or for DICOM output the folder of its series."""
     source, output = request.source, request.output
-    if output is not None and not output.is_dir():
+    if output is not None and not os.path.isdir(output):  # `Path.is_dir` raises an error if the name is too long
         if output.name.lower().endswith((".nii", ".nii.gz")):
             if not single:
                 raise SettingError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")

@@ -162,15 +162,14 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
     Args:
         inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence
             of these.
-        output_dir: folder of the results, which are no inputs when it lies among these.
+        output_dir: folder of the results, which are left out if they are among the inputs.
 
     Returns:
         Dictionaries with ``"image"`` (path) and ``"name"`` (of the result, without its ending).
 
     Raises:
         ImageError: if a path does not exist.
-        DatasetError: if a folder holds no case, or something that looks like a case and is none: the evaluation of a
-            bundle ends at the first case that fails.
+        DatasetError: if a folder has no case, or a file that looks like a case but is not one.
     """
     cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
     if problems := [case.problem for case in cases if case.problem]:

@@ -177,7 +177,7 @@ def read_dicom_folder(folder: Path, keywords: Sequence[str] = ()) -> DicomFolder
 
 
 def values(header: Dataset, keyword: str | int) -> list[str]:
-    """Return the values of an element as strings without control characters, whatever its multiplicity.
+    """Return the values of an element as strings without control characters, for any multiplicity.
 
     Example:
         >>> from pydicom import Dataset

@@ -134,7 +134,7 @@ def _of_rank(folder: Path, headers: Sequence[Dataset], condition: Condition) -> 
             found += [headers[i] for i, text in zip(place, texts, strict=True) if text == order[condition.rank - 1]]
     if found and len(counts) > 1:
         raise GeometryError(
-            f"{folder}: {min(counts)} to {max(counts)} values of {condition.keyword} lie at each position, so"
+            f"{folder}: {min(counts)} to {max(counts)} values of {condition.keyword} are at each position, so"
             f" {condition.keyword}={condition.value} would mix volumes; the same number at all positions is needed:"
             " select by another element, or remove the incomplete volume."
         )
@@ -213,7 +213,7 @@ def check_one_volume(folder: Path, headers: Sequence[Dataset]) -> None:
     found = " and ".join(_named(headers, counts[-1], condition) for condition in chosen)
     options = " ".join(f"--select {shlex.quote('='.join(condition))}" for condition in chosen)
     raise GeometryError(
-        f"{folder}: {several} slices lie at each position, of {found}; one volume is needed: choose it, for example by "
+        f"{folder}: {several} slices are at each position, of {found}; one volume is needed: choose it, for example by "
         f"{options} (or select of miar_monai.data.io.read_volume)."
     )
 

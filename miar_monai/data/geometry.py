@@ -18,7 +18,6 @@ from miar_monai.errors import GeometryError
 __all__ = [
     "axial_axis",
     "corner_distance",
-    "downscaled_affine",
     "fov_corners",
     "is_singular",
     "nearest_rotation",
@@ -73,28 +72,6 @@ def upscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
     scaling = np.diag([*steps, 1.0])
     scaling[:3, 3] = (steps - 1) / 2
     return np.asarray(affine, dtype=np.float64) @ scaling
-
-
-def downscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
-    """Return the affine of an image resampled to ``1 / factors`` as many voxels over the same field of view.
-
-    The inverse of `upscaled_affine`.
-
-    Args:
-        affine: voxel indices to millimeters, (4, 4).
-        factors: voxels lost along each voxel axis, (3,), greater than 0; 1 leaves an axis alone.
-
-    Returns:
-        The new affine, (4, 4), float64.
-
-    Raises:
-        GeometryError: if ``affine`` is singular or a factor is not positive.
-
-    Example:
-        >>> downscaled_affine(np.eye(4), (4, 4, 1))[:3, 3]
-        array([1.5, 1.5, 0. ])
-    """
-    return upscaled_affine(affine, [1 / factor for factor in factors])
 
 
 def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -50,7 +50,7 @@ _UNSUPPORTED = {
 
 
 def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence[str] = ()) -> Volume:
-    """Read a 3D volume, or one slice, from a file or from a folder that holds a DICOM series.
+    """Read a 3D volume, or one slice, from a file or from a folder with a DICOM series.
 
     NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
     follows from the positions, including the shear of a tilted gantry. The format of a file is detected by its

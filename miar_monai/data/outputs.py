@@ -177,8 +177,8 @@ def check_results(
         path = result_path(item[key], output_dir, part, item.get("name", ""))
         if path in taken:
             raise OutputError(
-                f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with an "
-                "output folder of its own."
+                f"{taken[path]} and {item[key]} would both be written to {path}; give them one at a time, each with "
+                "its own output folder."
             )
         taken[path] = item[key]
         check_output(path, overwrite)

@@ -62,6 +62,7 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         CheckpointError: if the bundle has no weights, or they are damaged.
 
     Example:
+        >>> import numpy as np
         >>> super_resolve(np.random.rand(9, 7), model="brats", device="cpu", lookahead_tokens=0).shape
         (36, 28)
     """

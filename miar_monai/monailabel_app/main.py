@@ -1,4 +1,4 @@
-"""The app that a MONAI Label server starts: its models, where its images come from, where its results go."""
+"""The app that a MONAI Label server starts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class MiarApp(MONAILabelApp):
     Args:
         app_dir: this folder, or a copy of it.
         studies: a folder, or the URL of a DICOMweb server.
-        conf: what was given as ``--conf <key> <value>``: ``models``, names or folders of bundles with commas between
-            them, is what this app knows.
+        conf: options ``--conf <key> <value>``; this app uses ``models``, a comma-separated list of names or folders of
+            bundles.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -39,36 +39,36 @@ class MiarApp(MONAILabelApp):
         self._results = ResultStore()
 
     def init_infers(self) -> dict[str, SuperResolutionTask]:
-        """Return a task for each bundle, by the name of its folder; weights are loaded by the first request."""
+        """Return a task for each bundle, by the name of its folder; the first request loads the weights."""
         bundles = [find_bundle(name) for name in self.conf.get("models", ",".join(models())).split(",")]
         return {bundle.name: SuperResolutionTask(bundle) for bundle in bundles}
 
     def _download_dcmqi_tools(self) -> None:
-        """Download nothing: the tools make segmentations, and no result here is one."""
+        """Skip the download of tools for segmentations."""
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Super-resolve an image.
 
         Args:
             request: ``model``; ``image``, an id of the datastore or a path; settings of the task; ``save_image``,
-                whether the datastore gets the result.
-            datastore: the app's by default.
+                whether to save the result in the datastore.
+            datastore: that of the app by default.
 
         Returns:
-            ``file``, the result, and ``params``, what the client is told about it: where it is saved too, and of its
-            uncertainty, if it was asked for, the mean and the maximum. The map itself is there only if it is saved.
-            ``warnings`` say in what the image is unlike those of the training, and if it is a result itself.
+            ``file``, the result, and ``params``, its description for the client: the report of ``miar sr`` with
+            warnings, the ids of saved images, and the mean and maximum of the uncertainty if it was requested. The map
+            of the uncertainty is available only if saved.
 
         Raises:
-            HTTPException: with a sentence for the user: 404 if there is no such model or image, 400 if the image or a
-                setting cannot be used.
+            HTTPException: with a sentence for the user: 404 if the model or the image does not exist, 400 if the image
+                or a setting cannot be used.
         """
         name, image = request.get("model"), str(request.get("image"))
         datastore = datastore or self.datastore()
         if name not in self._infers:
             raise HTTPException(404, f"there is no model {name!r}: this server has {', '.join(self._infers)}.")
         if request.get("label_info"):
-            raise HTTPException(400, f"{name} makes images, which no DICOM SEG holds: ask with output=image.")
+            raise HTTPException(400, f"{name} returns images, which DICOM SEG does not support: request output=image.")
         try:
             save = parse_flag(request, "save_image")
             with image_source(image, datastore) as source:
@@ -83,15 +83,15 @@ class MiarApp(MONAILabelApp):
         try:
             result.params.update(self._results.save(result, datastore))
         except BaseException:
-            result.file.unlink()  # which nobody gets
+            result.file.unlink()  # it will not be served
             raise
 
     def init_batch_infer(self) -> BatchInferTask:
-        """Return what finds the images of a batch."""
+        """Return the task that finds the images of a batch."""
         return _OriginalImages()
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Super-resolve many images and save the results, which would be lost otherwise; one that fails stops none."""
+        """Super-resolve many images and save the results, as a batch returns none; a failure does not stop others."""
 
         def infer(request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
             try:
@@ -99,7 +99,9 @@ class MiarApp(MONAILabelApp):
             except HTTPException as error:
                 return {"error": error.detail}
 
-        on_gpus = request.get("multi_gpu", True) and torch.cuda.is_available()  # MONAI Label divides by their number
+        on_gpus = (
+            request.get("multi_gpu", True) and torch.cuda.is_available()
+        )  # MONAI Label divides by the number of GPUs
         result: dict[str, Any] = self._batch_infer(
             {**request, "save_image": True, "multi_gpu": on_gpus}, datastore or self.datastore(), infer
         )
@@ -107,7 +109,7 @@ class MiarApp(MONAILabelApp):
 
 
 class _OriginalImages(BatchInferTask):
-    """All images of a datastore but the results that it holds."""
+    """Finds all images of a datastore that are not results."""
 
     def get_images(self, request: dict[str, Any], datastore: Datastore) -> list[str]:
         return [image for image in super().get_images(request, datastore) if not is_result(image, datastore)]

@@ -1,4 +1,4 @@
-"""Images out of a datastore of MONAI Label, results into it: as new images, or as new series of a PACS."""
+"""Reads images from a datastore of MONAI Label, and saves results to it: as new images, or as new series of a PACS."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _UID = re.compile(r"\d+(\.\d+)*")
 
 
 def is_result(image: str, datastore: Datastore) -> bool:
-    """Return whether an image is a result, or the map of one: saved by this app, or a series of ``miar sr``.
+    """Return whether an image is a result, or the map of its error: saved by this app, or a series of ``miar sr``.
 
-    Of a series of a PACS the header of one slice says so; if the PACS does not give it, the answer is no.
+    For a series of a PACS, this is read from the header of one slice; False if that is not available.
 
     Args:
-        image: an id of the datastore; anything else is no result.
+        image: an id of the datastore; other names are not results.
         datastore: a folder, or a PACS.
     """
     from pydicom import Dataset
@@ -58,36 +58,36 @@ def is_result(image: str, datastore: Datastore) -> bool:
 
 @contextmanager
 def image_source(image: str, datastore: Datastore) -> Iterator[Path]:
-    """Give the NIfTI file or the DICOM folder of an image while it is worked on.
+    """Yield the file or the DICOM folder of an image.
 
     Args:
-        image: an id of the datastore (for a PACS, a SeriesInstanceUID), or the path of what a client has sent.
-        datastore: where ids belong.
+        image: an id of the datastore (for a PACS, a SeriesInstanceUID), or the path of a file that a client has sent.
+        datastore: of the ids.
 
     Raises:
-        HTTPException: 404 if there is no such image, 502 if the PACS does not give it.
+        HTTPException: 404 if the image does not exist, 502 if the PACS does not send it.
         ImageError: if a zip file cannot be used.
     """
     if os.path.exists(image):
-        given = unpacked(image)
+        opened = unpacked(image)
     elif isinstance(datastore, DICOMWebDatastore):
-        given = _downloaded(image, datastore)
+        opened = _downloaded(image, datastore)
     elif path := datastore.get_image_uri(image):
-        given = unpacked(path)
+        opened = unpacked(path)
     else:
         raise _missing_image(image, datastore)
-    with given as source:
+    with opened as source:
         yield source
 
 
 @contextmanager
 def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
-    """Give the slices of a series as the PACS has them now.
+    """Yield a folder with the current slices of a series.
 
-    MONAI Label keeps what it downloads: a request that comes while slices arrive, at the PACS or here, would have the
-    ones after it work on a part of the series.
+    The download of MONAI Label is cached: after a request during the arrival of slices, later requests would see an
+    incomplete series.
     """
-    if not _UID.fullmatch(image):  # it becomes a name of a folder
+    if not _UID.fullmatch(image):  # becomes the name of a folder
         raise _missing_image(image, datastore)
     with temporary_folder(image, image) as folder:
         try:
@@ -95,18 +95,18 @@ def _downloaded(image: str, datastore: DICOMWebDatastore) -> Iterator[Path]:
                 _download_frames(image, folder, datastore._client)
             else:
                 dicom_web_download_series(None, image, folder, datastore._client)
-        except IndexError as error:  # of the empty answer of the PACS
+        except IndexError as error:  # the answer of the PACS is empty
             raise _missing_image(image, datastore) from error
         except RequestException as error:
-            raise HTTPException(502, f"{datastore.name()} does not give the series {image} ({error}).") from error
+            raise HTTPException(502, f"{datastore.name()} does not send the series {image} ({error}).") from error
         yield folder
 
 
 def _download_frames(series: str, folder: Path, client: DICOMwebClient) -> None:
-    """Download a series from a PACS that gives metadata and frames, but no files: uncompressed, little-endian.
+    """Download a series from a PACS that sends metadata and frames, but not files: uncompressed, little-endian.
 
-    MONAI Label's own function asks for frames of any kind, which not every PACS understands, writes files that not
-    every reader takes, and leaves out, without a word, the slices that fail.
+    The function of MONAI Label requests frames of any media type, which some PACS reject, writes files that some
+    readers reject, and silently omits slices that fail.
 
     Raises:
         IndexError: if the PACS does not have the series.
@@ -133,25 +133,25 @@ def _download_frames(series: str, folder: Path, client: DICOMwebClient) -> None:
 
 
 def _missing_image(image: str, datastore: Datastore) -> HTTPException:
-    return HTTPException(404, f"there is no image {image!r} in {datastore.name()}: give the id of one that it has.")
+    return HTTPException(404, f"there is no image {image!r} in {datastore.name()}: give the id of an existing image.")
 
 
 class ResultStore:
-    """Saves results one after another, each under a name of its own."""
+    """Saves results one at a time, under unique names."""
 
     def __init__(self) -> None:
         self._lock = Lock()
 
     def save(self, result: Result, datastore: Datastore) -> dict[str, str]:
-        """Save a result and its uncertainty, if it has one, side by side.
+        """Save a result and its uncertainty, if any.
 
         Returns:
             ``image`` and ``uncertainty_image``, their ids in the datastore: for a PACS, the SeriesInstanceUIDs of the
             new series.
 
         Raises:
-            ImageError: if the PACS is to get a result that does not come from a DICOM series.
-            OutputError: if the datastore does not take it.
+            ImageError: if the datastore is a PACS and the source is not a DICOM series.
+            OutputError: if the datastore does not accept it.
         """
         with self._lock:
             if isinstance(datastore, DICOMWebDatastore):
@@ -160,20 +160,19 @@ class ResultStore:
 
 
 def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
-    """Add ``<image>_sr`` and, if there is one, ``<image>_sr_uncertainty``; the next ones of an image get numbers."""
-    name, how = volume_stem(result.lr.path), derivation(result.resolver)
-    known, i = f"{name}_sr", 1
-    while any(
-        datastore.get_image_info(f"{known}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)
-    ):  # no map beside another result
+    """Add ``<image>_sr`` and, if any, ``<image>_sr_uncertainty``; further results of an image are numbered."""
+    name, method = volume_stem(result.lr.path), derivation(result.resolver)
+    result_name, i = f"{name}_sr", 1
+    # a map must not be combined with the image of another result
+    while any(datastore.get_image_info(f"{result_name}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)):
         i += 1
-        known = f"{name}_sr{i}"
+        result_name = f"{name}_sr{i}"
     added = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
-            image = f"{known}{UNCERTAINTY_POSTFIX}" if quantity else known
+            image = f"{result_name}{UNCERTAINTY_POSTFIX}" if quantity else result_name
             file = write_volume(Path(folder, f"{image}.nii.gz"), as_float(volume))
-            info = {_ORIGIN: name, "derivation": how, "quantity": quantity}
+            info = {_ORIGIN: name, "derivation": method, "quantity": quantity}
             added[_response_key(quantity)] = str(datastore.add_image(image, str(file), info))
     return added
 
@@ -182,23 +181,23 @@ def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
     """Store a result in the study of its source, as ``miar sr --out-format dicom`` writes it."""
     from pydicom import dcmread
 
-    headers, how = source_headers(result.lr), derivation(result.resolver)
+    headers, method = source_headers(result.lr), derivation(result.resolver)
     images = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
-            written = write_series(Path(folder, _response_key(quantity)), volume, headers, how, quantity=quantity)
+            written = write_series(Path(folder, _response_key(quantity)), volume, headers, method, quantity=quantity)
             images[_response_key(quantity)] = [dcmread(file) for file in sorted(written.iterdir())]
-        try:  # in one request; the datastore itself stores nothing but segmentations
+        try:  # in one request; the datastore itself stores only segmentations
             datastore._client.store_instances([image for series in images.values() for image in series])
         except (RequestException, OSError) as error:
             raise OutputError(
-                f"{datastore.name()} does not take the series ({error}): it must allow to store (STOW-RS); "
-                "look at its settings, or ask without save_image."
+                f"{datastore.name()} does not accept the series ({error}): permission to store (STOW-RS) is "
+                "needed; change its settings, or send the request without save_image."
             ) from error
-    DICOMWebDatastore.list_images.cache_clear()  # which MONAI Label keeps for two hours
+    DICOMWebDatastore.list_images.cache_clear()  # MONAI Label caches it for two hours
     return {key: str(series[0].SeriesInstanceUID) for key, series in images.items()}
 
 
 def _response_key(quantity: str) -> str:
-    """Return how the answer calls the id of a part of a result."""
+    """Return the key of the id of a saved volume in the response."""
     return "uncertainty_image" if quantity else "image"

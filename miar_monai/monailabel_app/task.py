@@ -1,4 +1,4 @@
-"""A bundle as a task of a MONAI Label server, on the code path of ``miar sr``."""
+"""A bundle as a task of a MONAI Label server, with the results of ``miar sr``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from miar_monai.inference.resolver import SuperResolver
 __all__ = ["Result", "SuperResolutionTask", "parse_flag"]
 
 _WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_volume, ".nii": write_volume, ".nrrd": write_nrrd}
-_INFERENCE = Lock()  # one image at a time, whatever the model: two at once need twice the memory and are not faster
+_INFERENCE = Lock()  # one image at a time for all models: two need twice the memory and are not faster
 
 
 class Result(NamedTuple):
-    """What a task makes of an image.
+    """The result of a task.
 
     Attributes:
-        file: the result, for the response; who serves it removes it.
-        params: what the client is told.
+        file: the result, for the response; removed by the server.
+        params: its description for the client.
         lr: the image.
-        sr: the result, with the values of ``file`` and, if it was asked for, the uncertainty, which is not in it.
+        sr: the result, with the values of ``file`` and, if requested, the uncertainty.
         resolver: the model with the settings of the request.
     """
 
@@ -46,10 +46,10 @@ class Result(NamedTuple):
 
 
 class SuperResolutionTask(InferTask):
-    """Super-resolves volumes with a bundle, whose weights are loaded by the first request and kept.
+    """Super-resolves volumes with a bundle; the first request loads the weights.
 
-    The type is ``others``: clients take the results of all other types for label maps. What ``displayable_configs``
-    lists, with the bundle's value, can be set by each request.
+    The type is ``others``, as clients expect label maps from all other types. Each request can override the settings in
+    ``displayable_configs``.
 
     Args:
         bundle: folder of the bundle.
@@ -59,7 +59,7 @@ class SuperResolutionTask(InferTask):
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
-        self._resolvers: dict[str, SuperResolver] = {}  # by device, each with the settings that were asked for last
+        self._resolvers: dict[str, SuperResolver] = {}  # by device, with the settings of the last request
         self._loading = Lock()
         config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
         super().__init__(
@@ -76,15 +76,15 @@ class SuperResolutionTask(InferTask):
         )
 
     def is_valid(self) -> bool:
-        """Return whether there are weights; the server lists no other tasks."""
+        """Return whether the weights exist; the server only lists valid tasks."""
         return weights_path(self._bundle).is_file()
 
     def info(self) -> dict[str, Any]:
-        """Return what ``/info/`` says of the task."""
+        """Return the description of the task for ``/info/``."""
         return {**super().info(), "version": metadata(self._bundle)["version"]}
 
     def get_path(self, validate: bool = True) -> str | None:
-        """Return the file of the weights, which ``/model/`` gives away; None if it is missing and must not be."""
+        """Return the file of the weights, for ``/model/``; None if ``validate`` and it is missing."""
         return str(weights_path(self._bundle)) if self.is_valid() or not validate else None
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -93,11 +93,11 @@ class SuperResolutionTask(InferTask):
         return str(result.file), result.params
 
     def super_resolve(self, source: Path, request: dict[str, Any]) -> Result:
-        """Super-resolve an image as ``miar sr`` does, voxel by voxel.
+        """Super-resolve an image, with the same voxels as ``miar sr``.
 
         Args:
             source: a NIfTI file or a folder with a DICOM series.
-            request: settings by name; what else it holds, such as ``result_dtype``, is left aside.
+            request: settings by name; other keys, such as ``result_dtype``, are ignored.
 
         Raises:
             MiarError: if the image or a setting cannot be used.
@@ -118,13 +118,13 @@ class SuperResolutionTask(InferTask):
         report = case_report(
             source.name, file, lr, sr, prepared.assumed, seconds, resolver.device, warnings, limits=prepared.limits
         )
-        _WRITERS[extension](file, as_float(sr))  # at the end: who serves it removes it, and nobody else
-        file.chmod(0o600)  # the folder is everybody's
+        _WRITERS[extension](file, as_float(sr))  # last, as only the server removes it
+        file.chmod(0o600)  # other users can list the folder
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}
         params = {
             "kind": "image",
-            "label_names": [],  # the clients ask for it, and for the centroids
+            "label_names": [],  # clients expect it and the centroids
             "centroids": {},
             "latencies": {name: round(value, 2) for name, value in {**latencies, "total": end - start}.items()},
             "settings": {name: resolver.settings[name] for name in self.displayable_configs},
@@ -133,34 +133,34 @@ class SuperResolutionTask(InferTask):
         return Result(file, params, lr, sr, resolver)
 
     def _resolver(self, request: dict[str, Any]) -> SuperResolver:
-        """Return the model on the device of a request and with its settings.
+        """Return the model on the device and with the settings of a request.
 
-        The weights are loaded once; what the inferer keeps between calls, such as CUDA graphs, lives as long as
-        requests have the same settings.
+        The weights are loaded once; the state of the inferer, such as CUDA graphs, is kept while requests have the same
+        settings.
         """
         device = name_to_device(str(request.get("device") or ""))
-        asked = {name: request.get(name) for name in self.displayable_configs}
-        settings = {name: self._config[name] if value is None else _number(value) for name, value in asked.items()}
+        requested = {name: request.get(name) for name in self.displayable_configs}
+        settings = {name: self._config[name] if value is None else _number(value) for name, value in requested.items()}
         settings["uncertainty"] = parse_flag(settings, "uncertainty")
         with self._loading:
-            kept = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)
-            if any(kept.settings[name] != value for name, value in settings.items()):
-                kept = kept.with_settings(**settings)
-            self._resolvers[device] = kept
-            return kept
+            resolver = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)
+            if any(resolver.settings[name] != value for name, value in settings.items()):
+                resolver = resolver.with_settings(**settings)
+            self._resolvers[device] = resolver
+            return resolver
 
 
 def _number(value: Any) -> Any:
-    """Return the number that a client sends as a text or as a float, if it is one."""
+    """Return a number that a client sent as a string or as a float; other values are returned unchanged."""
     value = number_or_text(value) if isinstance(value, str) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parse_flag(request: dict[str, Any], name: str) -> bool:
-    """Return a setting that is on or off, off by default.
+    """Return a boolean setting, False by default.
 
     Raises:
-        ConfigurationError: if it is neither.
+        ConfigurationError: if it is not a boolean.
     """
     value = request.get(name) or False
     if not isinstance(value, bool):
@@ -169,7 +169,7 @@ def parse_flag(request: dict[str, Any], name: str) -> bool:
 
 
 def _choice(request: dict[str, Any], name: str, choices: list[str]) -> str:
-    """Return a setting that is one of several, the first by default."""
+    """Return a setting with several choices, the first by default."""
     value = request.get(name) or choices[0]
     if value not in choices:
         raise ConfigurationError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}; correct it.")

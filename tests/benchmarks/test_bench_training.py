@@ -1,4 +1,4 @@
-"""The loaders that the benchmark of training times are those of the bundles."""
+"""The training benchmark times the loaders of the bundles."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
-    """Return a dictionary that gets what each picture is drawn from."""
+    """Return a dictionary that collects the arguments of each picture."""
     found = {}
 
     def recorded(module: ModuleType, name: str) -> Callable[..., Path]:
@@ -64,7 +64,7 @@ def create(name: str, folder: Path, workflow: str, **options: Any) -> Figures:
 
 
 def record(folder: Path, losses: list[dict[str, float]]) -> None:
-    """Let a trainer return these losses, one iteration after the other."""
+    """Log these losses as those of a trainer, one per iteration."""
     trainer = Engine(lambda engine, loss: [{name: torch.tensor(value) for name, value in loss.items()}])
     LossLogger(1, folder).attach(trainer)
     trainer.run(losses)

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that gets every figure that is saved."""
+    """Return a list that collects all saved figures."""
     from matplotlib.figure import Figure
 
     figures, save = [], Figure.savefig

@@ -21,7 +21,8 @@ from helpers.tiny import started, tiny_slices, tiny_tokenizer
 from helpers.tiny_peers import DENOISER, RCAN, SWINIR
 from torch import Tensor, nn
 
-from benchmarks.peers.networks import NOISE, PEERS, Denoiser, LatentDiffusion, rcan, swinir
+from benchmarks.peers.loading import TITLES
+from benchmarks.peers.networks import NOISE, Denoiser, LatentDiffusion, rcan, swinir
 from benchmarks.peers.objectives import DiffusionObjective, RegressionObjective
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
@@ -45,7 +46,7 @@ def _bench() -> None:
 
 
 def tiny_ldm(**options: Any) -> LatentDiffusion:
-    """Return a network whose denoiser says something; MONAI's begins with zeros."""
+    """Return a network with a nonzero denoiser; the last layer of MONAI's is initialized with zeros."""
     tokenizer = tiny_tokenizer()
     network = LatentDiffusion(tokenizer, Denoiser(6, **DENOISER), sampling_steps=3, **options).eval()
     nn.init.normal_(network.denoiser.unet.out[2].conv.weight, std=0.05)
@@ -54,7 +55,7 @@ def tiny_ldm(**options: Any) -> LatentDiffusion:
 
 
 class Oracle(nn.Module):
-    """A denoiser that knows the latents."""
+    """A denoiser that returns the true velocity."""
 
     def __init__(self, latents: Tensor, scale_factor: Tensor) -> None:
         super().__init__()
@@ -122,7 +123,7 @@ def test_latents_have_unit_variance_once_their_scale_is_measured() -> None:
         assert network.encode(hr).dtype == torch.float32
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", TITLES)
 def test_training_lowers_the_loss(peer: str) -> None:
     hr = tiny_slices(4, 64)
     lr = Degradation()(hr)
@@ -131,7 +132,7 @@ def test_training_lowers_the_loss(peer: str) -> None:
         objective = DiffusionObjective(tiny_ldm())
     else:
         objective = RegressionObjective(swinir(**SWINIR) if peer == "swinir" else rcan(**RCAN), nn.L1Loss())
-    objective.start()
+    objective.prepare()
     trained = [name for name, p in objective.named_parameters() if p.requires_grad]
     assert not any("tokenizer" in name for name in trained)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=2e-3)
@@ -151,7 +152,7 @@ def test_training_lowers_the_loss(peer: str) -> None:
 
 
 def train(name: str, peer: str, folder: Path, **settings: Any) -> Finished:
-    """Train a tiny peer as the README of the peers says, two iterations an epoch."""
+    """Train a tiny peer as in the README of the peers, with two iterations per epoch."""
     tokenizers = {f"tokenizer_def#{key}": value for key, value in TOKENIZER.items()}
     settings_file = folder / "settings.json"
     settings_file.write_text(json.dumps({**ONE_STEP, "epoch_length": 2, **tokenizers, **TINY[peer], **settings}))
@@ -167,7 +168,7 @@ def train(name: str, peer: str, folder: Path, **settings: Any) -> Finished:
 
 @pytest.fixture(params=NAMES)
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Write four patients, and return the name of the bundle that takes them."""
+    """Write four patients, and return the name of the bundle for them."""
     if request.param == "miar_brats":
         write_brats_folder(tmp_path / "data", 4, (40, 36, 6), contrasts=("t2",))
     else:
@@ -177,7 +178,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", TITLES)
 def test_overlays_train_with_either_bundle(peer: str, dataset: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if peer == "ldm":

@@ -1,4 +1,4 @@
-"""The command ``miar`` as a user meets it: what it writes, what it says, and how it ends."""
+"""The command ``miar``: its files, its messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_the_report_lists_auxiliary_outputs(bundle: Path, scan: Path) -> None:
 def test_the_residual_is_zero_for_what_degrades_to_the_input() -> None:
     import torch
 
-    from miar_monai.data.geometry import downscaled_affine
+    from miar_monai.data.geometry import upscaled_affine
     from miar_monai.data.io import Volume
     from miar_monai.degradation import Degradation
 
@@ -268,7 +268,7 @@ def test_the_residual_is_zero_for_what_degrades_to_the_input() -> None:
     affine = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [2, 0, 0, 0], [0, 0, 0, 1]])
     coarse = Degradation()(torch.from_numpy(fine)).numpy()
     hr = Volume(fine, affine, np.dtype(np.float32), Path("hr"))
-    lr = Volume(coarse, downscaled_affine(affine, (1, 4, 4)), np.dtype(np.float32), Path("lr"))
+    lr = Volume(coarse, upscaled_affine(affine, (1, 1 / 4, 1 / 4)), np.dtype(np.float32), Path("lr"))
     assert data_consistency_rms(lr, hr) == pytest.approx(0, abs=1e-6)
     assert data_consistency_rms(lr._replace(array=coarse - 3), hr) == pytest.approx(3, rel=1e-5)
 

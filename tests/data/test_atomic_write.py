@@ -8,7 +8,7 @@ from miar_monai.data.atomic_write import atomic_file, atomic_folder
 from miar_monai.errors import OutputError
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     with atomic_file(path) as part:
         part.write_text("half")
@@ -18,7 +18,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
-def test_a_failure_leaves_nothing_behind_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_a_failure_leaves_no_files_and_keeps_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -33,7 +33,7 @@ def test_a_failure_leaves_nothing_behind_and_keeps_what_was_there(tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_nothing_is_replaced_unless_allowed(tmp_path: Path) -> None:
+def test_files_are_replaced_only_if_allowed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(OutputError, match=r"allow overwriting"), atomic_file(path):
@@ -43,14 +43,14 @@ def test_nothing_is_replaced_unless_allowed(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_an_error_names_the_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     wanted = r"file/a\.txt cannot be written \(.*give another output folder"
     with pytest.raises(OutputError, match=wanted), atomic_file(tmp_path / "file" / "a.txt"):
         pytest.fail("the block must not run")
 
 
-def test_a_folder_appears_whole_and_replaces_another_only_when_allowed(tmp_path: Path) -> None:
+def test_a_folder_appears_complete_and_replaces_another_only_if_allowed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a"
     with atomic_folder(path) as part:
         (part / "1").touch()

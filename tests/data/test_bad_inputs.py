@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: one sentence, last on stderr; and nothing is left behind."""
+"""Errors for users: one sentence at the end of stderr, and no partial results."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_output_folders_that_cannot_be_written(kind: str, tmp_path: Path) -> Non
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 
-def test_results_are_not_replaced_unless_asked_for(tmp_path: Path) -> None:
+def test_results_are_replaced_only_on_request(tmp_path: Path) -> None:
     volume = write_nifti_phantom(tmp_path / "in.nii.gz", SHAPE)
     out = tmp_path / "out"
     out.mkdir()
@@ -161,7 +161,7 @@ def test_results_are_not_replaced_unless_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "train_stage1"])
-def test_volumes_with_fewer_slices_than_asked_for(kind: str, tmp_path: Path) -> None:
+def test_volumes_with_fewer_slices_than_requested(kind: str, tmp_path: Path) -> None:
     data = write_brats_folder(tmp_path / "data", 3, SHAPE, contrasts=("t2",))
     settings = {"num_slices": 40} | ({"checkpoint": tiny_checkpoint(tmp_path)} if kind == "evaluate" else {})
     done = quick_command(
@@ -175,7 +175,7 @@ def test_volumes_with_fewer_slices_than_asked_for(kind: str, tmp_path: Path) -> 
 def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("miar_brats", "miar_lidc"):
-        for folder, sentence in (("nowhere", "nowhere is not a folder"), ("empty", "holds")):
+        for folder, sentence in (("nowhere", "nowhere is not a folder"), ("empty", "empty has ")):
             done = quick_command(
                 *arguments(name, "train_stage1", tmp_path, dataset_dir=tmp_path / folder, output_dir=tmp_path / "out"),
                 folder=tmp_path,
@@ -193,8 +193,8 @@ def test_miar_needs_a_tokenizer(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_leaves_no_thread_behind() -> None:
-    """A thread that is in C++ code while the process exits aborts it, behind the sentence."""
+def test_all_threads_have_ended_after_an_error() -> None:
+    """A thread in C++ code at exit aborts the process after the error message."""
 
     def load(item: dict[str, str]) -> dict[str, torch.Tensor]:
         if item["image"] == "bad":
@@ -210,8 +210,8 @@ def test_an_error_leaves_no_thread_behind() -> None:
     assert not {thread for thread in threading.enumerate() if "TMonitor" not in repr(thread)} - before
 
 
-def header_file(path: Path, offset: int, content: bytes) -> Path:
-    """Overwrite a part of an uncompressed or compressed NIfTI header in place."""
+def overwrite_header(path: Path, offset: int, content: bytes) -> Path:
+    """Overwrite a part of an uncompressed or compressed NIfTI header."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file:
         data = bytearray(file.read())
@@ -233,10 +233,10 @@ def header_file(path: Path, offset: int, content: bytes) -> Path:
         (108, struct.pack("<f", float("nan")), "cannot be read as NIfTI"),
     ],
 )
-def test_a_header_that_lies_is_found_before_memory_is_asked_for(
+def test_a_header_with_wrong_sizes_is_refused_before_memory_is_allocated(
     suffix: str, offset: int, content: bytes, sentence: str, tmp_path: Path
 ) -> None:
-    path = header_file(write_nifti_phantom(tmp_path / f"scan{suffix}", SHAPE), offset, content)
+    path = overwrite_header(write_nifti_phantom(tmp_path / f"scan{suffix}", SHAPE), offset, content)
     tracemalloc.start()
     with pytest.raises(ImageError) as caught:
         read_volume(path)
@@ -247,18 +247,18 @@ def test_a_header_that_lies_is_found_before_memory_is_asked_for(
     assert str(caught.value).endswith(".")
 
 
-def test_a_compressed_file_that_does_not_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_file_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_MAX_SURPLUS", 2**20)
     path = write_nifti_phantom(tmp_path / "bomb.nii.gz", SHAPE)
     with gzip.open(path, "ab") as file:
         file.write(bytes(2**22))
-    with pytest.raises(ImageError, match=r"bomb\.nii\.gz is truncated or damaged \(it goes on after the 4672 bytes"):
+    with pytest.raises(ImageError, match=r"bomb\.nii\.gz is truncated or damaged \(it continues after the 4672 bytes"):
         read_volume(path)
 
 
 # SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
 @pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-def test_a_series_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+def test_a_series_with_wrong_sizes_is_refused(tmp_path: Path) -> None:
     from pydicom import dcmread
 
     for path in write_dicom_series(tmp_path / "series", (16, 16, 3)).iterdir():

@@ -34,7 +34,7 @@ def refusal(positions: np.ndarray) -> str:
 @pytest.mark.parametrize("count", [2, 3, 4, 9, 300])
 @pytest.mark.parametrize("spacing", [0.45, 0.5, 0.625, 0.75, 1.25, 3.3])
 @pytest.mark.parametrize("decimals", [1, 2, 3])
-def test_rounded_positions_are_even(
+def test_rounded_positions_are_accepted(
     decimals: int, spacing: float, count: int, direction: tuple[float, ...], rng: np.random.Generator
 ) -> None:
     for start in rng.uniform(0, 1, 5):
@@ -44,10 +44,10 @@ def test_rounded_positions_are_even(
         origin, step = fit_grid(rounded)
         fitted = origin + np.outer(np.arange(count), step)
         assert np.abs(fitted - exact).max() <= 10.0**-decimals
-    check_gaps(HERE, np.floor(10 * exact) / 10)  # as those who cut digits do
+    check_gaps(HERE, np.floor(10 * exact) / 10)  # truncated instead of rounded
 
 
-def test_positions_rounded_along_the_normal_alone_are_even() -> None:
+def test_positions_rounded_along_the_normal_only_are_accepted() -> None:
     positions = along((0.625 * np.arange(9)).round(1))
     positions[:, :2] = [-249.51171875, -374.0234]
     check_gaps(HERE, positions)
@@ -57,7 +57,7 @@ def test_positions_rounded_along_the_normal_alone_are_even() -> None:
 @pytest.mark.parametrize("count", [4, 5, 9, 100])
 @pytest.mark.parametrize("spacing", [0.3, 0.5, 0.625, 1, 5])
 @pytest.mark.parametrize("decimals", [1, 6])
-def test_a_missing_slice_is_found_wherever_it_is(decimals: int, spacing: float, count: int) -> None:
+def test_a_missing_slice_is_found_at_any_position(decimals: int, spacing: float, count: int) -> None:
     whole = along(spacing * np.arange(count)).round(decimals)
     for k in {1, 2, count // 2, count - 2}:
         found = refusal(np.delete(whole, k, axis=0))
@@ -73,7 +73,7 @@ def test_some_missing_slices_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gaps", "said"),
+    ("gaps", "reported"),
     [
         ([5] * 10 + [10] * 13, "10 gaps of 5.000 mm and 13 gaps of 10.000 mm"),
         ([10] * 4 + [5] * 3, "3 gaps of 5.000 mm and 4 gaps of 10.000 mm"),
@@ -83,13 +83,17 @@ def test_some_missing_slices_are_counted() -> None:
     ],
 )
 @pytest.mark.parametrize("direction", [(0, 0, 1), OBLIQUE])
-def test_two_spacings_are_no_missing_slices(gaps: list[float], said: str, direction: tuple[float, ...]) -> None:
+def test_two_spacings_are_not_reported_as_missing_slices(
+    gaps: list[float], reported: str, direction: tuple[float, ...]
+) -> None:
     found = refusal(along(np.cumsum([0, *gaps]), direction))
-    assert found.startswith(f"here: the slices have 2 spacings, {said} ({len(gaps) + 1} slices); one spacing is needed")
+    assert found.startswith(
+        f"here: the slices have 2 spacings, {reported} ({len(gaps) + 1} slices); one spacing is needed"
+    )
     assert "missing" not in found
 
 
-def test_one_wide_gap_is_a_missing_slice() -> None:
+def test_one_wide_gap_is_reported_as_a_missing_slice() -> None:
     assert "1 slice is missing" in refusal(along(np.cumsum([0, *[5] * 10, 10])))
     assert "1 slice is missing" in refusal(along(np.cumsum([0, *[5] * 10, 10, *[5] * 10])))
 
@@ -102,7 +106,7 @@ def test_uneven_slices_are_refused() -> None:
     check_gaps(HERE, along([0, 60]))  # two slices are always even
 
 
-def test_the_affine_is_that_of_the_fit_grid(tmp_path: Path) -> None:
+def test_the_affine_is_that_of_the_fitted_grid(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path / "series", (9, 11, 9), spacing=(0.8, 0.9, 0.625), origin=(-15, -14, 10))
     for path in folder.iterdir():
         image = dcmread(path)
@@ -131,12 +135,12 @@ def test_rounded_directions_become_perpendicular(decimals: int, tmp_path: Path) 
     np.testing.assert_allclose(in_plane.T @ in_plane, np.eye(2), atol=1e-12)
 
 
-def test_exact_directions_stay_as_they_are() -> None:
+def test_exact_directions_do_not_change() -> None:
     exact = np.array([[1.0, 0, 0], [0, np.cos(0.3), -np.sin(0.3)]])
     np.testing.assert_allclose(in_plane_axes(exact), exact, atol=1e-15)
 
 
-def test_slanted_directions_are_refused(tmp_path: Path) -> None:
+def test_oblique_axes_are_refused(tmp_path: Path) -> None:
     folder = write_dicom_series(tmp_path / "series", (9, 11, 4), orientation=(1, 0, 0, 0.2, 0.98, 0), step=(0, 0, 2.5))
     with pytest.raises(
         GeometryError, match=r"ImageOrientationPatient is \[1\.0, .*perpendicular unit vectors are needed"

@@ -1,4 +1,4 @@
-"""What is DICOM and what is a slice: files without preamble, directories, reports and the like beside the slices."""
+"""Detection of DICOM files and of slices: files without preamble, DICOMDIR, reports and other objects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHERS = {
     "Raw Data Storage": "1.2.840.10008.5.1.4.1.1.66",
     "RT Structure Set Storage": "1.2.840.10008.5.1.4.1.1.481.3",
     "Spatial Registration Storage": "1.2.840.10008.5.1.4.1.1.66.1",
-    "1.3.46.670589.11.0.0.12.2": "1.3.46.670589.11.0.0.12.2",  # a private one, as Philips writes it
+    "1.3.46.670589.11.0.0.12.2": "1.3.46.670589.11.0.0.12.2",  # a private one of Philips
 }
 WITH_PIXELS = {
     "Segmentation Storage": "1.2.840.10008.5.1.4.1.1.66.4",
@@ -63,7 +63,7 @@ def data_set_only(implicit: bool, little: bool, group_length: bool = False, uids
         data.update({tag: image[tag] for tag in image.keys()})  # noqa: SIM118
         for name in [] if uids else [name for name in image.dir("UID") if name in image]:
             delattr(data, name)
-        if group_length:  # as ACR-NEMA has it
+        if group_length:  # as in ACR-NEMA
             data.add_new(0x00080000, "UL", 300)
         data.add_new("PixelData", "OW", image.pixel_array.astype("<i2" if little else ">i2").tobytes())
         file.is_implicit_VR, file.is_little_endian = implicit, little
@@ -85,7 +85,7 @@ BARE = {
 @pytest.mark.parametrize(
     ("how", "count"), [*((how, SHAPE[2]) for how in BARE), *((how, 1) for how in BARE if how != "ACR-NEMA")]
 )
-def test_files_without_preamble_are_slices_like_others(how: str, count: int, series: Path) -> None:
+def test_files_without_preamble_are_slices(how: str, count: int, series: Path) -> None:
     expected = read_volume(series)
     for path in sorted(series.iterdir())[:count]:
         path.write_bytes(BARE[how](path))
@@ -105,14 +105,14 @@ def test_files_without_preamble_in_a_zip_file(series: Path, tmp_path: Path) -> N
         assert read_volume(folder).array.shape == SHAPE
 
 
-def test_a_single_file_without_preamble_is_called_dicom(series: Path) -> None:
+def test_a_single_file_without_preamble_is_recognized(series: Path) -> None:
     path = next(series.iterdir())
     path.write_bytes(with_meta(path))
     with pytest.raises(ImageError, match=rf"is a single DICOM file: the folder of its series is needed; give {series}"):
         read_volume(path)
 
 
-def test_other_files_are_no_dicom(tmp_path: Path) -> None:
+def test_other_files_are_not_dicom(tmp_path: Path) -> None:
     png, npy = tmp_path / "a.png", tmp_path / "a.npy"
     import matplotlib.image
 
@@ -137,16 +137,16 @@ def begins_with(*parts: bytes) -> st.SearchStrategy[bytes]:
         b"", b"\2\0", b"\x08\0", b"\0\x08", b"\2\0\0\0UL\4\0", b"\x08\0\x05\0CS\x0a\0", b"\x08\0\x60\0CS\2\0"
     )
 )
-def test_bytes_are_dicom_only_by_what_they_say(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_arbitrary_bytes_are_not_dicom(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes"
     path.write_bytes(content)
     assert not is_dicom(path)
     path.write_bytes(bytes(128) + b"DICM" + content)
     assert is_dicom(path)
-    assert list(slice_files([path])) in ([], [path])  # and no error
+    assert list(slice_files([path])) in ([], [path])  # without an error
 
 
-def test_only_the_beginning_of_a_file_is_read(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_start_of_a_file_is_read(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = with_meta(next(series.iterdir()))
     read = []
 
@@ -164,7 +164,7 @@ def test_only_the_beginning_of_a_file_is_read(series: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "DIRFILE", "000"])
-def test_a_directory_is_left_aside_whatever_its_name(name: str, series: Path) -> None:
+def test_a_dicomdir_of_any_name_is_skipped(name: str, series: Path) -> None:
     expected = read_volume(series).array
     write_dicom_object(series / name, DIRECTORY, FileSetID="DISC")
     write_dicom_object(series.parent / name, DIRECTORY, FileSetID="DISC")
@@ -178,7 +178,7 @@ def test_a_directory_is_left_aside_whatever_its_name(name: str, series: Path) ->
         read_volume(case.source)
 
 
-def test_files_that_may_not_be_read_are_not_lost(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_read_permission_are_reported(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -189,13 +189,13 @@ def test_files_that_may_not_be_read_are_not_lost(series: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", [*OTHERS, *WITH_PIXELS])
-def test_other_objects_are_left_aside(kind: str, series: Path) -> None:
+def test_other_objects_are_skipped(kind: str, series: Path) -> None:
     expected = read_volume(series).array
     size = {"Rows": 9, "Columns": 11, "NumberOfFrames": 2} if kind in WITH_PIXELS else {}
     other = write_dicom_object(series / "000", (OTHERS | WITH_PIXELS)[kind], **size)
     volume = read_volume(series)
     np.testing.assert_array_equal(volume.array, expected)
-    assert volume.remarks == ()  # nothing about the result is other than without it
+    assert volume.remarks == ()  # they do not change the result
     assert [item["image"] for item in lidc_datalist(series.parent)] == [str(series)]
     alone = series.parent / "alone"
     alone.mkdir()
@@ -206,7 +206,7 @@ def test_other_objects_are_left_aside(kind: str, series: Path) -> None:
         read_volume(case.source)
 
 
-def test_images_of_another_series_are_not_left_aside(series: Path) -> None:
+def test_images_of_another_series_are_not_skipped(series: Path) -> None:
     capture = write_dicom_object(series / "000", uid.SecondaryCaptureImageStorage, Rows=4, Columns=5)
     assert len(list(slice_files(dicom_files(series)))) == SHAPE[2] + 1
     with pytest.raises(MiarError, match="contains 2 DICOM series"):
@@ -214,7 +214,7 @@ def test_images_of_another_series_are_not_left_aside(series: Path) -> None:
     capture.unlink()
 
 
-def test_a_slice_without_a_size_is_not_left_aside(series: Path) -> None:
+def test_a_slice_without_a_size_is_not_skipped(series: Path) -> None:
     write_dicom_object(series / "000", uid.CTImageStorage)
     with pytest.raises(ImageError, match="1 DICOM files cannot be read as images, the first is 000; complete slices"):
         read_volume(series)

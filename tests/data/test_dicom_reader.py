@@ -1,4 +1,4 @@
-"""DICOM series as scanners, archives and anonymizers leave them: read right, or refused in one sentence."""
+"""DICOM series as produced by scanners, archives and anonymizers: read correctly, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def by_itk(compression: str) -> Callable[[Path], None]:
         writer.SetMetaDataDictionary(reader.GetMetaDataDictionary())
         before = locale.setlocale(locale.LC_ALL)
         itk.imwrite(image, str(path), imageio=writer, compression=True)
-        locale.setlocale(locale.LC_ALL, before)  # which the JPEG writer has set to "C" for the whole process
+        locale.setlocale(locale.LC_ALL, before)  # the JPEG writer sets it to "C" for the whole process
 
     return encode
 
@@ -102,7 +102,7 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("syntax", ENCODINGS)
-def test_lossless_transfer_syntaxes_are_read_to_the_unit(syntax: str, series: Path) -> None:
+def test_lossless_transfer_syntaxes_are_read_exactly(syntax: str, series: Path) -> None:
     affine = read_volume(series).affine
     for path in series.iterdir():
         ENCODINGS[syntax](path)
@@ -114,7 +114,7 @@ def test_lossless_transfer_syntaxes_are_read_to_the_unit(syntax: str, series: Pa
 
 
 def test_jpeg_ls(tmp_path: Path) -> None:
-    """The stream is that of CharLS (pyjpegls 1.5.1) for the slice."""
+    """The slice was encoded by CharLS (pyjpegls 1.5.1)."""
     folder = write_dicom_series(tmp_path / "series", (8, 6, 1))
     stream = (
         "/9j/9wALEAAGAAgBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAEL4AOvmnY/dxzEBQAREm1YbIFo26Q+aAOcrLXkytQ2ZmQoA/cvlN7fp"
@@ -156,7 +156,7 @@ def test_signed_and_unsigned_slices_may_be_mixed(series: Path) -> None:
     np.testing.assert_array_equal(read_volume(series).array, HU)
 
 
-def test_twelve_bits_are_extended_by_their_sign(series: Path) -> None:
+def test_signed_twelve_bits_are_extended(series: Path) -> None:
     def edit(image: Dataset, _: int) -> None:
         hu = image.pixel_array.astype(np.int32) - 1024
         image.RescaleIntercept, image.BitsStored, image.HighBit = 0, 12, 11
@@ -166,10 +166,10 @@ def test_twelve_bits_are_extended_by_their_sign(series: Path) -> None:
     np.testing.assert_array_equal(read_volume(series).array, HU)
 
 
-def test_what_lies_above_the_stored_bits_is_no_intensity(series: Path) -> None:
+def test_bits_above_the_stored_ones_are_ignored(series: Path) -> None:
     def edit(image: Dataset, _: int) -> None:
         pixels = image.pixel_array.astype(np.uint16)
-        pixels[::2] |= 0x8000  # an overlay, as old scanners embedded it
+        pixels[::2] |= 0x8000  # an embedded overlay, as in images of old scanners
         image.PixelRepresentation, image.BitsStored, image.HighBit = 0, 12, 11
         image.PixelData = pixels.tobytes()
 
@@ -190,8 +190,8 @@ def test_other_widths(dtype: type, bits: int, divisor: int, tmp_path: Path) -> N
     np.testing.assert_array_equal(read_volume(folder).array, np.round(24 + 2000 * head((36, 31, 3))) // divisor)
 
 
-def test_padding_is_a_value_like_others(series: Path) -> None:
-    """Which one it is the network is not told; the bundle for CT takes everything below -1024 HU for air."""
+def test_padding_is_read_as_an_ordinary_value(series: Path) -> None:
+    """The network does not use the padding value; the bundle for CT maps all values below -1024 HU to air."""
 
     def edit(image: Dataset, _: int) -> None:
         pixels = image.pixel_array.copy()
@@ -263,13 +263,13 @@ def several_frames(image: Dataset, _: int) -> None:
         (several_frames, "multi-frame and color DICOM are not supported"),
     ],
 )
-def test_what_is_not_read_is_named(edit: Callable[[Dataset, int], None], found: str, series: Path) -> None:
+def test_unsupported_images_are_refused(edit: Callable[[Dataset, int], None], found: str, series: Path) -> None:
     change(series, edit)
     assert found in sentence(series, ImageError)
 
 
 def padded(value: int, signed: bool) -> Callable[[Dataset, int], None]:
-    """Let a corner be padding, as scanners have it outside of the circle."""
+    """Return an edit that fills a corner with padding, as outside of the circle of a scanner."""
 
     def edit(image: Dataset, _: int) -> None:
         pixels = image.pixel_array.astype(np.int32)
@@ -283,7 +283,7 @@ def padded(value: int, signed: bool) -> Callable[[Dataset, int], None]:
 
 
 @pytest.mark.parametrize(("value", "signed"), [(-2000, True), (-32768, True), (0, False), (63536, False)])
-def test_padding_is_rescaled_like_other_values(value: int, signed: bool, series: Path) -> None:
+def test_padding_is_rescaled(value: int, signed: bool, series: Path) -> None:
     change(series, padded(value, signed))
     expected = HU.copy()
     expected[:5, :3] = value - 1024
@@ -292,8 +292,8 @@ def test_padding_is_rescaled_like_other_values(value: int, signed: bool, series:
 
 @pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
 @pytest.mark.parametrize("value", [b"0", b"  ", b"one", b"1\\2", b"nan", b"inf", b"1,5"])
-def test_units_that_cannot_be_known_are_refused(value: bytes, name: str, series: Path) -> None:
-    """ITK takes blanks for 0, and reads numbers up to what is none."""
+def test_undefined_units_are_refused(value: bytes, name: str, series: Path) -> None:
+    """ITK reads blanks as 0, and numbers up to the first invalid character."""
     change(series, lambda image, i: set_raw(image, name, value) if i == 1 else None)
     if (name, value) == ("RescaleIntercept", b"0"):
         read_volume(series)
@@ -303,7 +303,7 @@ def test_units_that_cannot_be_known_are_refused(value: bytes, name: str, series:
         assert "so its voxels have no units" in found
 
 
-def test_empty_slopes_and_intercepts_are_none(series: Path) -> None:
+def test_empty_slopes_and_intercepts_are_ignored(series: Path) -> None:
     change(series, lambda image, _: (set_raw(image, "RescaleSlope", b""), set_raw(image, "RescaleIntercept", b""))[0])
     np.testing.assert_array_equal(read_volume(series).array, STORED)
 
@@ -315,13 +315,13 @@ def test_transfer_syntaxes_may_be_mixed(series: Path) -> None:
     np.testing.assert_array_equal(read_volume(series).array, HU)
 
 
-# ------------------------------------------------------------------------------------------------ places
+# ------------------------------------------------------------------------------------------------ positions
 
 
 @pytest.mark.parametrize("name", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
 @pytest.mark.parametrize("empty", [True, False])
-def test_voxels_without_a_place_are_refused(name: str, empty: bool, series: Path) -> None:
-    """ITK would take 0 for a position, and 1 mm for a voxel."""
+def test_voxels_without_a_position_are_refused(name: str, empty: bool, series: Path) -> None:
+    """ITK would assume position 0 and voxels of 1 mm."""
 
     def edit(image: Dataset, i: int) -> None:
         if i == 3 and empty:
@@ -363,12 +363,12 @@ def test_a_single_slice_needs_a_thickness(tmp_path: Path) -> None:
         ("ImageOrientationPatient", b"1", "1, so its voxels"),
     ],
 )
-def test_damaged_places_are_refused(name: str, value: bytes, found: str, series: Path) -> None:
+def test_damaged_positions_are_refused(name: str, value: bytes, found: str, series: Path) -> None:
     change(series, lambda image, i: set_raw(image, name, value) if i == 2 else None)
     assert f"slice010.dcm has the {name} {found}" in sentence(series, GeometryError)
 
 
-def test_the_spacing_at_the_detector_is_none_of_the_patient(series: Path) -> None:
+def test_the_spacing_at_the_detector_is_not_used(series: Path) -> None:
     def edit(image: Dataset, _: int) -> None:
         image.ImagerPixelSpacing = image.PixelSpacing
         del image.PixelSpacing
@@ -378,13 +378,13 @@ def test_the_spacing_at_the_detector_is_none_of_the_patient(series: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["InstanceNumber", "SeriesNumber", "SeriesInstanceUID", "Modality", "SOPInstanceUID"])
-def test_what_the_voxels_do_not_need_may_be_missing(name: str, series: Path) -> None:
+def test_optional_elements_may_be_missing(name: str, series: Path) -> None:
     change(series, lambda image, _: delattr(image, name))
     np.testing.assert_array_equal(read_volume(series).array, HU)
 
 
 @pytest.mark.parametrize("value", [b"0", b"1", b"", b"one"])
-def test_a_number_of_frames_that_is_none_is_one(value: bytes, series: Path) -> None:
+def test_an_invalid_number_of_frames_is_1(value: bytes, series: Path) -> None:
     change(series, lambda image, _: set_raw(image, "NumberOfFrames", value))
     np.testing.assert_array_equal(read_volume(series).array, HU)
 
@@ -395,13 +395,13 @@ def test_frames_of_reference_are_not_mixed(series: Path) -> None:
     assert "the slices have 2 frames of reference" in sentence(series, GeometryError)
 
 
-def test_a_localizer_in_the_series_is_named(series: Path) -> None:
+def test_a_localizer_in_the_series_is_reported(series: Path) -> None:
     write_dicom_series(series, (37, 31, 1), orientation=(0, 1, 0, 0, 0, -1), prefix="loc")
     found = sentence(series, GeometryError)
     assert "1 of 6 slices differ from the others in orientation or voxel size, the first is loc000.dcm;" in found
 
 
-def test_a_damaged_header_is_one_sentence(series: Path) -> None:
+def test_a_damaged_header_is_refused_in_one_sentence(series: Path) -> None:
     rng = np.random.default_rng(0)
     for path in series.iterdir():
         whole = path.read_bytes()
@@ -410,10 +410,10 @@ def test_a_damaged_header_is_one_sentence(series: Path) -> None:
             for position in rng.integers(132, 900, 8):
                 content[position] = rng.integers(256)
             path.write_bytes(content)
-            said = ""
+            message = ""
             try:
                 read_volume(series)
             except MiarError as error:
-                said = str(error)
-            assert "\n" not in said
+                message = str(error)
+            assert "\n" not in message
         path.write_bytes(whole)

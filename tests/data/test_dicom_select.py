@@ -1,4 +1,4 @@
-"""Echoes, b-values, time points and the like in one series: named in the refusal, and chosen by their headers."""
+"""Several volumes in one series, such as echoes or time points: listed in the error, and selected by headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Edit = Callable[[Dataset, int, int], None]
 
 
 def write_volumes(folder: Path, count: int, edit: Edit) -> Path:
-    """Write volumes of one MR series at the same positions, each of another head; ``edit`` gets volume and slice."""
+    """Write volumes of one MR series at the same positions, of different heads; ``edit`` gets volume and slice."""
     for volume in range(count):
         write_dicom_series(folder, SHAPE, prefix=f"v{volume}_", seed=volume, modality="MR")
         for path in folder.glob(f"v{volume}_*"):
@@ -55,9 +55,9 @@ def sentence(folder: Path, select: tuple[str, ...] = ()) -> str:
     return found
 
 
-def advised(said: str) -> tuple[str, ...]:
-    """Return the options that a refusal proposes, as a shell reads them."""
-    command = re.search(r"for example by (.*) \(or select of miar_monai\.data\.io\.read_volume\)\.$", said)
+def advised(message: str) -> tuple[str, ...]:
+    """Return the options that an error message proposes, split as by a shell."""
+    command = re.search(r"for example by (.*) \(or select of miar_monai\.data\.io\.read_volume\)\.$", message)
     assert command is not None
     words = shlex.split(command[1])
     assert set(words[::2]) == {"--select"}
@@ -109,32 +109,34 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_volumes_at_one_position_are_named_and_one_is_chosen(kind: str, tmp_path: Path) -> None:
+def test_several_volumes_are_listed_and_one_can_be_selected(kind: str, tmp_path: Path) -> None:
     edit, what, condition = KINDS[kind]
     folder = write_volumes(tmp_path / "series", 2, edit)
-    said = sentence(folder)
-    assert f"2 slices lie at each position, of {what}" in said
-    assert advised(said) == (condition,)
+    message = sentence(folder)
+    assert f"2 slices are at each position, of {what}" in message
+    assert advised(message) == (condition,)
     volume = read_volume(folder, select=[condition])
     np.testing.assert_array_equal(volume.array, expected(0))
     assert volume.select == (condition,)
     assert {header.filename for header in source_headers(volume)} == {str(path) for path in folder.glob("v0_*")}
 
 
-def test_two_conditions_where_one_is_not_enough(tmp_path: Path) -> None:
+def test_two_conditions_if_one_is_not_enough(tmp_path: Path) -> None:
     def edit(image: Dataset, volume: int, _: int) -> None:
         image.EchoTime = [4.92, 9.84][volume // 2]
         image.ImageType = ["ORIGINAL", "PRIMARY", "MP"[volume % 2]]
 
     folder = write_volumes(tmp_path / "series", 4, edit)
-    said = sentence(folder)
-    assert "4 slices lie at each position, of 2 echoes (EchoTime 4.92 and 9.84 ms) and 2 image types (ImageType" in said
-    assert advised(said) == ("EchoTime=4.92", "ImageType=M")
+    message = sentence(folder)
+    assert (
+        "4 slices are at each position, of 2 echoes (EchoTime 4.92 and 9.84 ms) and 2 image types (ImageType" in message
+    )
+    assert advised(message) == ("EchoTime=4.92", "ImageType=M")
     np.testing.assert_array_equal(read_volume(folder, select=("EchoTime=9.84", "ImageType=p")).array, expected(3))
     assert "2 image types" in sentence(folder, ("EchoTime=9.84",))
 
 
-def test_diffusion_directions_leave_the_one_image_without(tmp_path: Path) -> None:
+def test_an_image_without_diffusion_direction_is_proposed(tmp_path: Path) -> None:
     def edit(image: Dataset, volume: int, _: int) -> None:
         image.DiffusionBValue = 1000.0 if volume else 0.0
         if volume:
@@ -143,45 +145,45 @@ def test_diffusion_directions_leave_the_one_image_without(tmp_path: Path) -> Non
     folder = write_volumes(tmp_path / "series", 4, edit)
     assert advised(sentence(folder)) == ("DiffusionBValue=0",)
     np.testing.assert_array_equal(read_volume(folder, select=["DiffusionBValue=0"]).array, expected(0))
-    said = sentence(folder, ("DiffusionBValue=1000",))
-    assert "3 diffusion directions" in said
-    (condition,) = advised(said)
+    message = sentence(folder, ("DiffusionBValue=1000",))
+    assert "3 diffusion directions" in message
+    (condition,) = advised(message)
     assert condition == "DiffusionGradientOrientation=0\\0\\1"
     chosen = read_volume(folder, select=["DiffusionBValue=1000", condition])
     np.testing.assert_array_equal(chosen.array, expected(3))
 
 
-def test_times_that_differ_from_slice_to_slice_are_counted(tmp_path: Path) -> None:
+def test_times_that_differ_between_slices_are_selected_by_rank(tmp_path: Path) -> None:
     folder = write_volumes(
         tmp_path / "series", 3, lambda image, volume, k: setattr(image, "TriggerTime", 100 * volume + 3 * k + 9)
     )
-    said = sentence(folder)
-    assert "of 3 trigger times (TriggerTime, whose values differ from position to position)" in said
-    assert advised(said) == ("TriggerTime=#1",)
+    message = sentence(folder)
+    assert "of 3 trigger times (TriggerTime, whose values differ between positions)" in message
+    assert advised(message) == ("TriggerTime=#1",)
     for volume in range(3):
         found = read_volume(folder, select=[f"TriggerTime=#{volume + 1}"]).array
         np.testing.assert_array_equal(found, expected(volume))
 
 
-def test_an_unfinished_time_point_is_not_proposed(tmp_path: Path) -> None:
+def test_an_incomplete_time_point_is_not_proposed(tmp_path: Path) -> None:
     folder = write_volumes(tmp_path / "series", 3, set_to("TemporalPositionIdentifier", [1, 2, 3]))
     next(iter(sorted(folder.glob("v0_*")))).unlink()
-    said = sentence(folder)
-    assert "2 to 3 slices lie at each position, of 3 temporal positions" in said
-    assert advised(said) == ("TemporalPositionIdentifier=2",)
+    message = sentence(folder)
+    assert "2 to 3 slices are at each position, of 3 temporal positions" in message
+    assert advised(message) == ("TemporalPositionIdentifier=2",)
     np.testing.assert_array_equal(read_volume(folder, select=["TemporalPositionIdentifier=2"]).array, expected(1))
 
 
-def test_the_nth_value_of_unfinished_volumes_is_refused(tmp_path: Path) -> None:
+def test_the_nth_value_of_incomplete_volumes_is_refused(tmp_path: Path) -> None:
     folder = write_volumes(
         tmp_path / "series", 3, lambda image, volume, k: setattr(image, "TriggerTime", 100 * volume + 3 * k + 9)
     )
-    min(folder.glob("v0_*")).unlink()  # the second trigger time is the third volume's at this position
+    min(folder.glob("v0_*")).unlink()  # the second trigger time here belongs to the third volume
     with pytest.raises(GeometryError, match=r"2 to 3 values of TriggerTime .* TriggerTime=#2 would mix volumes"):
         read_volume(folder, select=["TriggerTime=#2"])
 
 
-def test_a_volume_with_fewer_slices_than_the_others_is_said(tmp_path: Path) -> None:
+def test_a_volume_with_fewer_slices_than_the_others_gets_a_remark(tmp_path: Path) -> None:
     folder = write_volumes(tmp_path / "series", 2, set_to("EchoTime", [10, 80]))
     last = max(folder.glob("v1_*"), key=lambda path: dcmread(path).ImagePositionPatient[2])
     last.unlink()
@@ -191,23 +193,23 @@ def test_a_volume_with_fewer_slices_than_the_others_is_said(tmp_path: Path) -> N
     assert read_volume(folder, select=["EchoTime=10"]).remarks == ()
 
 
-def test_where_nothing_else_differs_the_instances_are_counted(tmp_path: Path) -> None:
+def test_volumes_without_other_differences_are_selected_by_instance_number(tmp_path: Path) -> None:
     folder = write_volumes(tmp_path / "series", 2, lambda *_: None)
-    said = sentence(folder)
-    assert advised(said) == ("InstanceNumber=#1",)
+    message = sentence(folder)
+    assert advised(message) == ("InstanceNumber=#1",)
     np.testing.assert_array_equal(read_volume(folder, select=["InstanceNumber=#2"]).array, expected(1))
 
 
-def test_copies_are_called_copies(tmp_path: Path) -> None:
+def test_copies_are_reported_as_copies(tmp_path: Path) -> None:
     folder = write_volumes(tmp_path / "series", 1, lambda *_: None)
     for path in list(folder.iterdir())[:3]:
         (folder / f"{path.name} (1)").write_bytes(path.read_bytes())
-    said = sentence(folder)
-    assert "3 slices lie at the position of another one (7 slices at 4 positions)" in said
-    assert "leave out the copies" in said
+    message = sentence(folder)
+    assert "3 slices share a position with another one (7 slices at 4 positions)" in message
+    assert "remove the copies" in message
 
 
-def test_values_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_missing_values_are_refused(tmp_path: Path) -> None:
     folder = write_volumes(tmp_path / "series", 2, set_to("EchoTime", [10, 80]))
     with pytest.raises(SettingError, match=r"no slice has EchoTime=30: in its 8 slices EchoTime is 10 and 80; choose"):
         read_volume(folder, select=["EchoTime=30"])
@@ -228,23 +230,23 @@ def test_values_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"80", b"80.0", b"+80.000", b"8.0e1", b" 80 "])
-def test_numbers_are_compared_as_such(text: bytes, tmp_path: Path) -> None:
+def test_numbers_are_compared_as_numbers(text: bytes, tmp_path: Path) -> None:
     folder = write_volumes(
         tmp_path / "series", 2, lambda image, volume, _: set_raw(image, "EchoTime", text if volume else b"8")
     )
     np.testing.assert_array_equal(read_volume(folder, select=["EchoTime=80"]).array, expected(1))
 
 
-def test_a_damaged_value_is_no_traceback(tmp_path: Path) -> None:
+def test_a_damaged_value_gives_no_traceback(tmp_path: Path) -> None:
     folder = write_volumes(
         tmp_path / "series", 2, lambda image, volume, _: set_raw(image, "EchoTime", b"80" if volume else b"eighty")
     )
-    assert "2 slices lie at each position" in sentence(folder)
+    assert "2 slices are at each position" in sentence(folder)
     np.testing.assert_array_equal(read_volume(folder, select=["EchoTime=80"]).array, expected(1))
 
 
 @pytest.mark.parametrize("text", ["Echo=3", "EchoTime"])
-def test_the_command_refuses_other_forms_before_anything_is_loaded(text: str, tmp_path: Path) -> None:
+def test_the_command_refuses_malformed_conditions_first(text: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["sr", str(tmp_path), "--select", text, "--model", "no such model"])
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: {text!r} is not a condition on slices:")

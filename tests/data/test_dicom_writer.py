@@ -1,4 +1,4 @@
-"""Derived DICOM series: where and how bright they are, what they repeat, what they say, and when nothing is written."""
+"""Derived DICOM series: geometry, intensities, repeated and new elements, and refusals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def series(tmp_path: Path) -> Path:
 
 
 def upsampled(volume: Volume) -> Volume:
-    """Return the nearest neighbors on a grid four times finer in-plane."""
+    """Return a volume on a grid four times finer in-plane, by nearest neighbor."""
     array = volume.array.repeat(4, axis=0).repeat(4, axis=1)
     return volume._replace(array=array, affine=upscaled_affine(volume.affine, (4, 4, 1)))
 
@@ -67,7 +67,7 @@ def to_mr(image: Dataset) -> None:
 
 
 def derive(folder: Path, **changes: np.ndarray) -> tuple[Volume, Path, list[Dataset]]:
-    """Write the series derived from one; return the volume written, its folder, and its images sorted by name."""
+    """Write a derived series; return its volume, its folder, and its images sorted by name."""
     source = read_volume(folder)
     sr = upsampled(source)._replace(**changes)
     written = write_series(folder.with_name("sr"), sr, source_headers(source), "upsampled")
@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_read_back(sr: Volume, written: Path, tolerance: float) -> None:
-    """Compare what this package and ITK read with what was to be written."""
+    """Compare a series, read by this package and by ITK, with the written volume."""
     import itk
 
     back = read_volume(written)
@@ -96,7 +96,7 @@ def assert_read_back(sr: Volume, written: Path, tolerance: float) -> None:
         assert np.allclose(np.diag([-1, -1, 1]) @ image.GetOrigin(), (sr.affine @ [0, 0, k, 1])[:3], atol=1e-3)
 
 
-def test_hu_and_millimeters_come_back(series: Path) -> None:
+def test_hu_and_millimeters_survive_the_round_trip(series: Path) -> None:
     before = contents(series)
     sr, written, images = derive(series)
     assert sorted(contents(written)) == ["0001.dcm", "0002.dcm", "0003.dcm", "0004.dcm"]
@@ -134,7 +134,7 @@ def test_the_first_voxel_moves_by_half_the_difference_of_the_voxels(series: Path
     ],
     ids=["sheared", "tilted gantry", "upside down", "turned"],
 )
-def test_tilted_and_turned_series_stay_in_place(
+def test_tilted_and_rotated_series_keep_their_position(
     orientation: tuple[float, ...], step: tuple[float, ...] | None, tmp_path: Path
 ) -> None:
     sr, written, _ = derive(write_dicom_series(tmp_path / "ct", SHAPE, orientation=orientation, step=step))
@@ -147,7 +147,7 @@ def test_a_series_that_is_not_axial_is_refused(tmp_path: Path) -> None:
         source_headers(read_volume(coronal))
 
 
-def test_the_series_is_new_and_the_study_is_not(series: Path) -> None:
+def test_the_series_is_new_in_the_same_study(series: Path) -> None:
     _, _, images = derive(series)
     sources = by_height(series)
     assert len({image.SeriesInstanceUID for image in images}) == 1
@@ -164,7 +164,7 @@ def test_the_series_is_new_and_the_study_is_not(series: Path) -> None:
         assert image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID
 
 
-def test_an_image_says_what_it_is_derived_from_how_and_by_what(series: Path) -> None:
+def test_an_image_declares_its_source_derivation_and_equipment(series: Path) -> None:
     def describe(image: Dataset) -> None:
         image.ImageType, image.SeriesDescription = ["ORIGINAL", "PRIMARY", "AXIAL", "STD"], "Lung " * 12
         image.Manufacturer, image.DerivationDescription = "Maker", "Denoised"
@@ -193,13 +193,13 @@ def test_an_image_says_what_it_is_derived_from_how_and_by_what(series: Path) -> 
 
 
 def complete(image: Dataset) -> None:
-    """Add what the phantoms lack of the standard's modules for CT and MR images."""
+    """Add the elements of CT and MR images that the phantoms lack."""
     for name in ("AccessionNumber", "Manufacturer", "PatientBirthDate", "PatientSex", "PositionReferenceIndicator"):
         setattr(image, name, "")
     image.PatientName, image.PatientPosition, image.ReferringPhysicianName = "Phantom^A", "HFS", ""
     image.StudyDate, image.StudyTime, image.StudyID = "20200101", "120000", "1"
     image.ImageType, image.BodyPartExamined = ["ORIGINAL", "PRIMARY", "AXIAL"], "HEAD"
-    image.file_meta.FileMetaInformationGroupLength = 0  # counted when it is written
+    image.file_meta.FileMetaInformationGroupLength = 0  # computed when written
     validate_file_meta(image.file_meta, enforce_standard=True)
     if image.Modality == "MR":
         image.ImageType[2] = "OTHER"
@@ -212,14 +212,14 @@ def complete(image: Dataset) -> None:
 
 
 def complaints(folder: Path) -> set[str]:
-    """Return what dciodvfy says of the images of a series; its first line names the kind of image."""
+    """Return the output of dciodvfy for the images of a series, without the first line."""
     runs = [subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True) for path in folder.iterdir()]
     return {line for run in runs for line in f"{run.stdout}{run.stderr}".splitlines() if " - " in line}
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="no dciodvfy here (Debian's package dicom3tools)")
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_an_independent_validator_finds_no_fault(modality: str, series: Path, tmp_path: Path) -> None:
+def test_an_independent_validator_finds_no_errors(modality: str, series: Path, tmp_path: Path) -> None:
     for edit in (to_mr, complete) if modality == "MR" else (complete,):
         change(series, edit)
     assert complaints(series) == set()
@@ -228,14 +228,14 @@ def test_an_independent_validator_finds_no_fault(modality: str, series: Path, tm
     for name, volume, quantity in (("sr", sr, ""), ("map", sr._replace(dtype=np.dtype("f4")), "expected error")):
         written = write_series(tmp_path / name, volume, headers, "upsampled", quantity=quantity)
         found = complaints(written)
-        if modality == "MR" and quantity:  # whose fractions need a scale, which the standard's MR images have not
+        if modality == "MR" and quantity:  # fractions need rescaling, which is not part of standard MR images
             found = {line for line in found if not line.startswith("Warning - </Rescale")}
         assert found == set()
     change(written, lambda image: image.pop("StudyInstanceUID"))
-    assert any("StudyInstanceUID" in line for line in complaints(written))  # it does find faults
+    assert any("StudyInstanceUID" in line for line in complaints(written))  # it does find errors
 
 
-def test_what_no_longer_holds_is_left_out(series: Path) -> None:
+def test_invalid_elements_are_omitted(series: Path) -> None:
     def burden(image: Dataset) -> None:
         image.private_block(0x0013, "CTP", create=True).add_new(0x10, "LO", "LIDC-IDRI")
         item = Dataset()
@@ -284,7 +284,7 @@ def test_mr_integers_stay_integers(series: Path) -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0123, 3e-7])
-def test_mr_with_fractions_is_kept_to_a_part_of_its_range(slope: float, tmp_path: Path) -> None:
+def test_mr_with_fractions_is_rounded_to_a_fraction_of_its_range(slope: float, tmp_path: Path) -> None:
     folder = change(write_dicom_series(tmp_path / "mr", SHAPE, slope=slope), to_mr)
     change(folder, lambda image: setattr(image, "RescaleIntercept", 0))
     sr, written, images = derive(folder)
@@ -316,7 +316,7 @@ def test_image_types_of_any_number_of_values(
             set_raw(image, "ImageType", value)
 
     _, _, images = derive(change(series, edit))
-    plane = "AXIAL" if modality == "CT" else plane  # or LOCALIZER: CT images have no others
+    plane = "AXIAL" if modality == "CT" else plane  # CT images are AXIAL or LOCALIZER
     assert {tuple(image.ImageType) for image in images} == {("DERIVED", "SECONDARY", plane, *rest)}
 
 
@@ -377,9 +377,7 @@ def test_descriptions_fit_into_their_element(value: bytes, description: str, ser
         assert image.DerivationDescription.endswith("before; upsampled")
 
 
-def test_values_that_the_standard_does_not_allow_are_repeated_without_a_word(
-    series: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nonstandard_values_are_repeated_without_warnings(series: Path, caplog: pytest.LogCaptureFixture) -> None:
     change(series, lambda image: set_raw(image, "ImageType", b"original\\primary\\lower case of more than 16"))
     change(series, lambda image: set_raw(image, "StudyDescription", b"x" * 70))
     change(series, lambda image: set_raw(image, "WindowCenter", b"40\\50"))
@@ -390,8 +388,8 @@ def test_values_that_the_standard_does_not_allow_are_repeated_without_a_word(
     assert image.WindowCenter == [40, 50]
 
 
-def test_padding_comes_back_as_its_units_and_is_no_longer_declared(series: Path) -> None:
-    """The value of padding is one of stored values, and these may be other ones than the source's."""
+def test_padding_is_an_ordinary_value_of_the_result(series: Path) -> None:
+    """PixelPaddingValue refers to stored values, which may differ from those of the source."""
 
     def edit(image: Dataset) -> None:
         pixels = image.pixel_array.copy()
@@ -410,7 +408,7 @@ def to_unsigned(image: Dataset) -> None:
     image.PixelRepresentation = 0
 
 
-def test_an_unsigned_source_stays_unsigned_where_the_values_fit(series: Path) -> None:
+def test_an_unsigned_source_stays_unsigned_if_the_values_fit(series: Path) -> None:
     sr, written, images = derive(change(series, to_unsigned))
     assert (images[0].PixelRepresentation, images[0].RescaleIntercept) == (0, -1024)
     assert_read_back(sr, written, 0)
@@ -439,7 +437,7 @@ def test_sources_of_another_kind_are_refused(edit: Callable[[Dataset], None], se
         source_headers(volume)
 
 
-def test_a_failure_leaves_nothing_and_keeps_what_was_there(series: Path, tmp_path: Path) -> None:
+def test_a_failure_leaves_no_files_and_keeps_the_old_series(series: Path, tmp_path: Path) -> None:
     source = read_volume(series)
     headers, sr = source_headers(source), upsampled(source)
     cut = sr._replace(array=sr.array[:, :, :2])  # the third slice fails after two were written
@@ -483,7 +481,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.usefixtures("elsewhere")
 class TestCommand:
-    def test_it_writes_what_nifti_would_hold(self, bundle: Path, series: Path) -> None:
+    def test_it_writes_the_same_voxels_as_nifti(self, bundle: Path, series: Path) -> None:
         done = miar_sr(bundle, series, "-o", "out", "--fidelity", 0.75, "--preview", "--report", "run.json")
         assert done.exit_code == 0, done.output
         assert names(Path()) == ["out/ct_sr.png", *(f"out/ct_sr/000{k}.dcm" for k in range(1, 5)), "run.json"]
@@ -497,7 +495,7 @@ class TestCommand:
     def test_nifti_of_the_series_has_the_same_result(self, bundle: Path, series: Path) -> None:
         source = read_volume(series)
         image = nib.Nifti1Image(source.array.astype(np.int16), source.affine)
-        rows_up = np.array([[0, 1], [1, -1], [2, 1]])  # as dcm2niix writes them
+        rows_up = np.array([[0, 1], [1, -1], [2, 1]])  # as written by dcm2niix
         nib.save(image, "same.nii.gz")
         nib.save(nib.as_closest_canonical(image), "ras.nii.gz")
         nib.save(image.as_reoriented(rows_up), "up.nii.gz")
@@ -510,7 +508,7 @@ class TestCommand:
             assert np.array_equal(result.dataobj, expected.dataobj)
             assert np.allclose(result.affine, expected.affine, atol=1e-5)
 
-    def test_one_of_several_series_in_a_folder_can_be_chosen(self, bundle: Path, series: Path) -> None:
+    def test_one_of_several_series_in_a_folder_can_be_selected(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
         uid = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
         write_dicom_series(series, (10, 8, 3), series="another", prefix="another")
@@ -528,7 +526,7 @@ class TestCommand:
         assert sources == wanted
         assert miar_sr(bundle, series.parent, "-o", "x", "--series", uid).exit_code == 2
 
-    def test_one_of_several_echoes_can_be_chosen(self, bundle: Path, series: Path) -> None:
+    def test_one_of_several_echoes_can_be_selected(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
         change(series, lambda image: setattr(image, "EchoTime", 10))
         first = sorted(series.iterdir())
@@ -557,7 +555,7 @@ class TestCommand:
         for case in json.loads(Path("run.json").read_text())["cases"]:
             assert (case["series"], case["select"]) == (None, ["EchoTime=80"])
 
-    def test_other_objects_beside_the_slices_change_nothing(self, bundle: Path, series: Path) -> None:
+    def test_other_objects_do_not_change_the_result(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series, "-o", "alone").exit_code == 0
         write_dicom_object(series / "DIRFILE", "1.2.840.10008.1.3.10", FileSetID="DISC")
         write_dicom_object(series / "report", "1.2.840.10008.5.1.4.1.1.88.11")
@@ -572,7 +570,7 @@ class TestCommand:
             assert done.exit_code == 0, done.output
         assert {Path(name).parent.name for name in names(Path())} == {"n" * 240 + "_sr", "n" * 240 + "_sr_uncertainty"}
 
-    def test_it_replaces_a_series_only_when_told_to(self, bundle: Path, series: Path) -> None:
+    def test_it_replaces_a_series_only_if_allowed(self, bundle: Path, series: Path) -> None:
         assert miar_sr(bundle, series).exit_code == 0
         before = contents(Path())
         refused = miar_sr(bundle, series)
@@ -601,7 +599,7 @@ class TestCommand:
         assert single.exit_code == 1
         assert single.stderr.splitlines()[-1].startswith(f"error: {scan} is not a DICOM series, but a derived series")
 
-    def test_a_series_is_no_nifti_file(self, bundle: Path, series: Path) -> None:
+    def test_a_series_cannot_be_written_to_a_nifti_file(self, bundle: Path, series: Path) -> None:
         refused = miar_sr(bundle, series, "-o", "x.nii.gz")
         assert refused.exit_code == 2
         assert "a DICOM series is written to a folder, not to x.nii.gz" in refused.stderr
@@ -610,7 +608,7 @@ class TestCommand:
 @pytest.mark.parametrize(
     ("name", "pattern"), [("LIDC-IDRI-0006", "006[0-3].dcm"), ("tilted_gantry", "I??0")], ids=["chest", "tilted"]
 )
-def test_real_series_come_back(name: str, pattern: str, tmp_path: Path, real_data: Path) -> None:
+def test_real_series_survive_the_round_trip(name: str, pattern: str, tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "ct").mkdir()
     for path in (real_data / "dicom" / name).glob(pattern):
         shutil.copy(path, tmp_path / "ct")

@@ -1,4 +1,4 @@
-"""Folders as they are: links, halves, other formats and names that are too long; every case is done or named."""
+"""Folders with links, halves of pairs, other formats and long names: every case is processed or reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHAPE = (11, 9, 2)
 
 @pytest.fixture
 def root(elsewhere: None, tmp_path: Path) -> Path:
-    """Return an empty folder of cases; what is written goes to another one."""
+    """Return an empty folder of cases; results are written to another one."""
     (tmp_path / "in").mkdir()
     return tmp_path / "in"
 
@@ -42,7 +42,7 @@ def sr(bundle: Path, *parts: object) -> Result:
 
 
 def found(root: Path) -> dict[str, str]:
-    """Return the problems of all cases by their places."""
+    """Return the problems of all cases by relative path."""
     return {case.source.relative_to(root).as_posix(): case.problem for case in find_cases(root)}
 
 
@@ -67,7 +67,7 @@ def test_folders_and_files_that_are_links_are_cases(bundle: Path, root: Path) ->
     assert len(find_cases(root.parent / "link")) == 4
 
 
-def test_links_do_not_lead_in_circles_nor_twice_to_a_folder(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_are_not_followed_in_circles_or_twice(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(root / "sub-1" / "t2.nii", root.parent / "other" / "x.nii")
     for link, target in {"sub-1/up": "..", "sub-1/me": ".", "out": "../..", "loop": "loop", "a": "b", "b": "a"}.items():
         (root / link).symlink_to(target)
@@ -102,7 +102,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_what_looks_like_a_case_and_is_none_is_named(name: str, root: Path) -> None:
+def test_files_that_look_like_cases_are_reported(name: str, root: Path) -> None:
     touch(root / "good.nii")
     PROBLEMS[name][0](root / name)
     problems = found(root)
@@ -114,14 +114,14 @@ def test_what_looks_like_a_case_and_is_none_is_named(name: str, root: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "sub-1.json", "sub-1.bval", "table.tsv", "picture.png", ".hidden.nii"])
-def test_what_looks_like_no_case_is_passed_over(name: str, root: Path) -> None:
+def test_other_files_are_ignored(name: str, root: Path) -> None:
     touch(root / "good.nii", root / name, root / ".git" / "x.mgz")
     (root / f"link.{name}").symlink_to("nowhere")
     if name != ".hidden.nii":
         assert found(root) == {"good.nii": ""}
 
 
-def test_the_command_ends_with_3_and_the_report_names_what_is_no_case(bundle: Path, root: Path) -> None:
+def test_the_exit_code_is_3_and_the_report_names_the_problems(bundle: Path, root: Path) -> None:
     write_nifti_phantom(root / "sub-1.nii", SHAPE)
     (root / "sub-2.nii.gz").symlink_to("nowhere")
     result = sr(bundle, root, "--report", "run.json", "--skip-existing")
@@ -134,7 +134,7 @@ def test_the_command_ends_with_3_and_the_report_names_what_is_no_case(bundle: Pa
     ]
 
 
-def test_results_have_the_names_that_the_user_knows(bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_named_after_links(bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dicom_series(root / "1.2.840", SHAPE)
     (root.parent / "patient").symlink_to(root / "1.2.840")
     (root.parent / "cases").symlink_to(root)
@@ -146,7 +146,7 @@ def test_results_have_the_names_that_the_user_knows(bundle: Path, root: Path, mo
     assert sr(bundle, ".", "-o", "..").stdout == "../1.2.840_sr.nii.gz\n"
 
 
-def test_pairs_are_one_case(bundle: Path, root: Path) -> None:
+def test_a_pair_is_one_case(bundle: Path, root: Path) -> None:
     pair = nib.Nifti1Pair(head(SHAPE).astype(np.float32), np.eye(4))
     nib.save(pair, root / "a.img")
     assert sorted(path.name for path in root.iterdir()) == ["a.hdr", "a.img"]
@@ -163,7 +163,7 @@ def test_slices_of_any_name_are_a_series(root: Path) -> None:
     assert found(root) == {"series": ""}
 
 
-def test_a_series_that_lacks_slices_is_named(bundle: Path, root: Path) -> None:
+def test_a_series_with_unreadable_slices_is_reported(bundle: Path, root: Path) -> None:
     series = write_dicom_series(root / "series", SHAPE)
     (series / "slice999.dcm").symlink_to(".git/annex/objects/x")
     assert "series: slice999.dcm cannot be opened (broken links" in found(root)["series"]
@@ -172,13 +172,13 @@ def test_a_series_that_lacks_slices_is_named(bundle: Path, root: Path) -> None:
     assert "slice999.dcm cannot be opened" in alone.stderr
 
 
-def test_a_pipe_is_named_and_not_waited_for(root: Path) -> None:
+def test_a_pipe_is_reported_without_waiting(root: Path) -> None:
     os.mkfifo(root / "pipe.nii.gz")
     (case,) = (case for case in find_cases(root) if case.source.name == "pipe.nii.gz")
     assert "it is not a regular file" in case.problem
 
 
-def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(root / "open" / "a.nii", root / "closed" / "b.nii")
     scandir, iterdir = os.scandir, Path.iterdir
 
@@ -192,11 +192,11 @@ def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest
     assert problems.pop("open/a.nii") == ""
     assert problems == {
         "closed": f"{root}/closed cannot be read (Permission denied): permission to read it is needed; change the"
-        " permission or take it out."
+        " permission or remove the file."
     }
 
 
-def test_cases_of_one_name_are_named_and_the_others_go_on(bundle: Path, root: Path) -> None:
+def test_cases_with_the_same_name_are_reported_and_others_processed(bundle: Path, root: Path) -> None:
     write_nifti_phantom(root / "a.nii", SHAPE)
     write_nifti_phantom(root / "a.nii.gz", SHAPE)
     write_nifti_phantom(root / "b.nii", SHAPE)
@@ -207,9 +207,7 @@ def test_cases_of_one_name_are_named_and_the_others_go_on(bundle: Path, root: Pa
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",), ("--skip-existing",), ("--uncertainty", "--preview")])
-def test_a_name_that_leaves_no_room_for_that_of_the_result_is_named(
-    options: tuple[str, ...], bundle: Path, root: Path
-) -> None:
+def test_a_name_that_is_too_long_for_the_result_is_reported(options: tuple[str, ...], bundle: Path, root: Path) -> None:
     long = write_nifti_phantom(root / f"{'x' * 247}.nii", SHAPE)
     write_nifti_phantom(root / "short.nii", SHAPE)
     result = sr(bundle, root, *options)
@@ -240,7 +238,7 @@ def test_an_output_of_another_format_is_refused(name: str, bundle: Path, root: P
     assert sr(bundle, root / "scan.nii", "-o", name).stdout == f"{name}/scan_sr.nii.gz\n"
 
 
-def test_a_wrong_file_is_refused_before_weights_are_loaded(
+def test_an_invalid_file_is_refused_before_weights_are_loaded(
     bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("miar_monai.inference.resolver.load_weights", lambda *_: pytest.fail("weights were loaded"))
@@ -252,14 +250,14 @@ def test_a_wrong_file_is_refused_before_weights_are_loaded(
     assert refused.stderr.startswith(f"error: {cut} ")
 
 
-def test_zip_files_hold_pairs_and_name_what_is_none(root: Path) -> None:
+def test_zip_files_may_contain_pairs_and_problems_are_reported(root: Path) -> None:
     nib.save(nib.Nifti1Pair(head(SHAPE).astype(np.float32), np.eye(4)), root / "a.img")
     packed = Path(shutil.make_archive("pair", "zip", root))
     with unpacked(packed) as path:
         assert path.name == "a.hdr"
     with zipfile.ZipFile("other.zip", "w") as archive:
         archive.writestr("deep/a.vff", b"x")
-    with pytest.raises(ImageError, match=r"^other\.zip/deep/a\.vff has a format that is not"), unpacked("other.zip"):
+    with pytest.raises(ImageError, match=r"^other\.zip/deep/a\.vff has an unsupported format"), unpacked("other.zip"):
         pass
 
 

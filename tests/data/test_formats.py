@@ -103,7 +103,7 @@ def test_nrrd_and_metaimage(name: str, is_compressed: bool, tmp_path: Path) -> N
         read_volume(tmp_path / name)
 
 
-def test_nrrd_without_a_space_says_so(tmp_path: Path) -> None:
+def test_nrrd_without_a_space_gets_a_remark(tmp_path: Path) -> None:
     header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 19 13 5\nspacings: 1 1 2\nencoding: raw\nendian: little\n\n"
     (tmp_path / "a.nrrd").write_bytes(header.encode() + VOXELS.tobytes(order="F"))
     volume = read_volume(tmp_path / "a.nrrd")
@@ -111,7 +111,7 @@ def test_nrrd_without_a_space_says_so(tmp_path: Path) -> None:
     assert "does not define the orientation of its voxels" in volume.remarks[0]
 
 
-def test_several_values_a_voxel_are_refused(tmp_path: Path) -> None:
+def test_several_values_per_voxel_are_refused(tmp_path: Path) -> None:
     header = "NRRD0004\ntype: short\ndimension: 4\nsizes: 3 19 13 5\nencoding: raw\nendian: little\n\n"
     (tmp_path / "a.nrrd").write_bytes(header.encode() + 3 * VOXELS.tobytes(order="F"))
     with pytest.raises(ImageError, match=r"a\.nrrd has .* one 3D volume of gray values is needed"):
@@ -130,7 +130,7 @@ def test_several_values_a_voxel_are_refused(tmp_path: Path) -> None:
         ("a.img", b"no image", r"cannot be read as NIfTI \(a\.hdr is missing\)"),
     ],
 )
-def test_what_is_not_read_is_named(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+def test_unsupported_formats_are_refused(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ImageError, match=rf"{name} {sentence}"):
         read_volume(tmp_path / name)
@@ -144,7 +144,7 @@ def test_analyze_is_refused(tmp_path: Path) -> None:
             read_volume(tmp_path / name)
 
 
-def test_of_a_pair_the_header_counts(tmp_path: Path) -> None:
+def test_a_pair_counts_by_its_header(tmp_path: Path) -> None:
     for name in ("a.hdr", "a.img", "b.img"):
         (tmp_path / name).touch()
     assert [is_volume_file(tmp_path / name) for name in ("a.hdr", "a.img", "b.img")] == [True, False, True]
@@ -163,7 +163,7 @@ def test_a_damaged_checksum_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"/annex/objects/MD5E-s1--0.nii.gz\n", b"version https://git-lfs.github.com/spec/v1\n"]
 )
-def test_pointers_to_files_elsewhere_are_called_so(content: bytes, tmp_path: Path) -> None:
+def test_pointers_to_missing_files_are_recognized(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(ImageError, match=r"a.nii.gz is a pointer of git-annex or Git LFS .*; fetch it"):
         read_volume(tmp_path / "a.nii.gz")

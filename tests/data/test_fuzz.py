@@ -1,7 +1,7 @@
-"""Damaged and hostile files through the command: one sentence or a whole result, and nothing else.
+"""Damaged and hostile files: the command prints one sentence or writes a complete result.
 
-``MIAR_FUZZ_CASES`` says how many files are tried, 48 by default. Case ``n`` is the same in each run, so a failure can
-be had again by its number.
+``MIAR_FUZZ_CASES`` is the number of files, 48 by default. Case ``n`` is the same in each run, so failures can be
+reproduced by number.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from helpers.tiny_bundle import write_tiny_bundle
 from miar_monai.cli.main import main
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # of libraries, about what is damaged
+    pytest.mark.filterwarnings("ignore"),  # of libraries, about damaged files
     pytest.mark.timeout(3600),
 ]
 
 CASES = int(os.environ.get("MIAR_FUZZ_CASES", "48"))
-SECONDS, BYTES = 60, 3 * 2**30  # that a case may take, beyond what the process has already
+SECONDS, BYTES = 60, 3 * 2**30  # limits of a case, in addition to the memory of the process
 SHAPE = (9, 7, 3)
 HOSTILE = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\xc0\x7f", b"../")
 VALUES: tuple[Any, ...] = (None, True, -1, 0, 1e308, 10**30, "", "../../x", "$1/0", "@nothing", [], [[]], {}, {"a": 1})
@@ -45,7 +45,7 @@ Rng = np.random.Generator
 
 
 def damaged(content: bytes, rng: Rng) -> bytes:
-    """Truncate, flip bits, or overwrite, remove and insert a few bytes; every second time in what may be a header."""
+    """Truncate, flip bits, or overwrite, remove or insert a few bytes; every second time near the start of the file."""
     end = min(len(content), 400) if rng.random() < 0.5 else len(content)
     kind, data = rng.integers(5), bytearray(content)
     if kind == 0:
@@ -65,7 +65,7 @@ def damaged(content: bytes, rng: Rng) -> bytes:
 
 
 def replaced(content: bytes, rng: Rng) -> bytes:
-    """Put something else in the place of a value of a JSON file."""
+    """Replace a value of a JSON file."""
     tree = json.loads(content)
     places: list[tuple[Any, Any]] = []
 
@@ -82,7 +82,7 @@ def replaced(content: bytes, rng: Rng) -> bytes:
 
 
 def damage(path: Path, rng: Rng) -> None:
-    """Damage a file: what it holds, or the archive or text itself."""
+    """Damage the content of a file, or the archive or text itself."""
     content, inside = path.read_bytes(), rng.random() < 0.5
     if path.suffix == ".gz" and inside:
         content = gzip.compress(damaged(gzip.decompress(content), rng))
@@ -103,7 +103,7 @@ def damage(path: Path, rng: Rng) -> None:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a bundle and sound files of each kind."""
+    """Return a folder with a bundle and valid files of each kind."""
     root = tmp_path_factory.mktemp("originals")
     write_tiny_bundle(root / "bundle")
     write_nifti_phantom(root / "nii" / "scan.nii", SHAPE)
@@ -121,7 +121,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command_on_scan(folder: Path, originals: Path, kind: str, rng: Rng) -> list[str]:
-    """Copy an input, damage it, and return the command that takes it."""
+    """Copy an input, damage it, and return the command that processes it."""
     shutil.copytree(originals / kind, folder / "in")
     files = sorted(path for path in (folder / "in").rglob("*") if path.is_file())
     damage(files[rng.integers(len(files))], rng)
@@ -132,7 +132,7 @@ def command_on_scan(folder: Path, originals: Path, kind: str, rng: Rng) -> list[
 
 
 def command_on_bundle(folder: Path, originals: Path, kind: str, rng: Rng) -> list[str]:
-    """Do the same with a bundle, one of whose configs is damaged."""
+    """Do the same with a config of a bundle."""
     shutil.copytree(originals / "nii", folder / "in")
     shutil.copytree(originals / "bundle", folder / "bundle")
     damage(folder / "bundle" / "configs" / f"{kind}.json", rng)
@@ -162,7 +162,7 @@ KINDS: dict[str, Callable[[Path, Path, str, Rng], list[str]]] = {
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Let what takes too long, or too much memory, fail."""
+    """Limit the time and the memory of a block."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("a case took too long")
@@ -185,7 +185,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check_case(folder: Path, parts: list[str]) -> int:
-    """Run a command in a folder with room for its results and for nothing else; return its exit code."""
+    """Run a command in a folder for its results only; return its exit code."""
     before = contents(folder)
     with limits():
         result = CliRunner().invoke(main, [*parts, "--device", "cpu", "-o", str(folder / "out"), "--quiet"])
@@ -210,7 +210,7 @@ def check_case(folder: Path, parts: list[str]) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_ends_in_a_sentence_or_a_whole_result(
+def test_a_damaged_file_gives_one_sentence_or_a_complete_result(
     kind: str, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -35,7 +35,7 @@ def oblique(shear: float = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_volume_comes_as_it_was_written(tmp_path: Path, suffix: str) -> None:
+def test_a_volume_survives_the_round_trip(tmp_path: Path, suffix: str) -> None:
     path = write_nifti_phantom(tmp_path / f"a b.ü{suffix}", SHAPE, oblique())
     volume = read_volume(str(path))
     np.testing.assert_array_equal(volume.array, np.floor(1000 * head(SHAPE)))
@@ -54,7 +54,7 @@ def test_dtype_of_results(tmp_path: Path, stored: str, result: str) -> None:
     assert read_volume(path).dtype == np.dtype(result)
 
 
-def test_a_pair_of_files_is_read_too(tmp_path: Path) -> None:
+def test_a_pair_of_files(tmp_path: Path) -> None:
     array = (1000 * head(SHAPE)).astype(np.int16)
     nib.save(nib.Nifti1Pair(array, oblique()), tmp_path / "a.hdr")
     for name in ("a.hdr", "a.img"):
@@ -71,7 +71,7 @@ def test_a_pair_of_files_is_read_too(tmp_path: Path) -> None:
         read_volume(tmp_path / "a.hdr")
 
 
-def test_scaling_is_honored_and_makes_results_float(tmp_path: Path) -> None:
+def test_scaling_is_applied_and_makes_results_float(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
     image.header.set_slope_inter(0.5, -3)
     nib.save(image, tmp_path / "a.nii")
@@ -89,7 +89,7 @@ def test_units_become_millimeters(tmp_path: Path, unit: str, factor: float) -> N
     np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, np.diag([2 * factor, 3 * factor, 4 * factor, 1]))
 
 
-def test_trailing_axes_of_one_are_dropped(tmp_path: Path) -> None:
+def test_trailing_axes_of_size_1_are_dropped(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(head(SHAPE).astype(np.float32)[..., None, None], np.eye(4)), tmp_path / "a.nii")
     np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").array, head(SHAPE).astype(np.float32))
 
@@ -176,7 +176,7 @@ def test_singular_affine(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ NIfTI out
 
 
-def test_written_file_is_read_alike_by_everyone(tmp_path: Path) -> None:
+def test_other_readers_agree_on_a_written_file(tmp_path: Path) -> None:
     import itk
 
     array = head(SHAPE).astype(np.float32)
@@ -206,11 +206,11 @@ def test_the_space_of_the_millimeters_is_kept(sform: int, qform: int, space: int
     written = nib.load(write_volume(tmp_path / "out.nii", sr))
     codes = (sform, qform) if sform and qform else (space, space)
     assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == codes
-    corners = fov_corners(nib.load(tmp_path / "in.nii").affine, SHAPE)  # nibabel's guess where nothing is said
+    corners = fov_corners(nib.load(tmp_path / "in.nii").affine, SHAPE)  # the default of nibabel
     np.testing.assert_allclose(fov_corners(written.affine, sr.array.shape), corners, atol=1e-4)
 
 
-def test_a_file_says_what_it_is(tmp_path: Path) -> None:
+def test_a_file_has_a_description(tmp_path: Path) -> None:
     image = nib.Nifti1Image(head(SHAPE).astype(np.float32), np.eye(4))
     image.header["descrip"] = "Größe".encode("latin-1")
     nib.save(image, tmp_path / "in.nii")
@@ -240,7 +240,7 @@ def test_existing_file_is_kept(tmp_path: Path) -> None:
     assert path.read_bytes() != before
 
 
-def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def disk_full(*_: object) -> None:
         raise OSError("No space left on device")
 
@@ -263,7 +263,7 @@ def expected_hu(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.round(24 + 2000 * head(shape)) - 1024
 
 
-def test_series_is_sorted_placed_and_in_hu(tmp_path: Path) -> None:
+def test_series_is_sorted_positioned_and_in_hu(tmp_path: Path) -> None:
     volume = read_volume(write_dicom_series(tmp_path / "series", SHAPE, spacing=(0.8, 0.9, 2.5)))
     np.testing.assert_array_equal(volume.array, expected_hu())
     affine = np.array([[-0.8, 0, 0, 15], [0, -0.9, 0, 14], [0, 0, 2.5, 100], [0, 0, 0, 1]])
@@ -300,7 +300,7 @@ def test_slices_against_the_normal_are_sorted(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.affine[:3, 2:], [[0, 15], [0, 14], [2.5, 100 - 6 * 2.5]], atol=1e-5)
 
 
-def test_one_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:
+def test_one_slice_has_the_thickness_of_its_header(tmp_path: Path) -> None:
     volume = read_volume(write_dicom_series(tmp_path, (37, 31, 1), spacing=(0.8, 0.9, 2.5)))
     np.testing.assert_allclose(np.diag(volume.affine), [-0.8, -0.9, 2.5, 1], atol=1e-5)
 
@@ -333,7 +333,7 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
     assert re.search(r" [\d.]+ \(T2 ax, 3 files\)", str(caught.value))
 
 
-def test_one_of_several_series_can_be_chosen(tmp_path: Path) -> None:
+def test_one_of_several_series_can_be_selected(tmp_path: Path) -> None:
     both, alone = tmp_path / "both", tmp_path / "alone"
     write_dicom_series(both, SHAPE)
     write_dicom_series(both, (37, 31, 3), series="2", prefix="other", modality="MR", seed=4)

@@ -1,4 +1,4 @@
-"""Label maps are refused, images of few gray values are not."""
+"""Label maps are refused; images with few gray values are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = (45, 41, 9)
 
 
 def parcels(numbers: np.ndarray) -> np.ndarray:
-    """Return a body of regions around random centers, numbered so."""
+    """Return a body of numbered regions around random centers."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
     centers = rng.uniform(0, SHAPE, (len(numbers), 3))
@@ -71,7 +71,7 @@ def test_label_maps_are_refused(name: str, dtype: type, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [1002, 1003])
-def test_a_file_that_says_that_it_holds_labels_is_refused(code: int, tmp_path: Path) -> None:
+def test_a_file_with_the_intent_code_of_labels_is_refused(code: int, tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.rint(1000 * head(SHAPE)).astype(np.int16), np.eye(4))
     image.header["intent_code"] = code
     nib.save(image, tmp_path / "a.nii")
@@ -95,7 +95,7 @@ def test_phantoms_without_noise_are_read_with_a_remark(values: tuple[int, ...], 
     assert "if they are labels, values between two labels are not labels: use nearest-neighbor resampling" in remark
 
 
-def test_small_arrays_of_floating_point_numbers_can_be_tried() -> None:
+def test_small_arrays_of_floating_point_numbers_are_accepted() -> None:
     assert image_volume((TISSUE > 1).astype(np.float32)).remarks == ()
 
 

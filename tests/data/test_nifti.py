@@ -1,4 +1,4 @@
-"""Where results of NIfTI files lie, for readers of the sform and for ITK, which knows no shear."""
+"""Positions of results of NIfTI files, for readers of the sform and for ITK, which does not support shear."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def placed(
     decimals: int | None = None,
     at: tuple[float, float, float] = (40, -50, -20),
 ) -> np.ndarray:
-    """Return the affine of a turned, perhaps left-handed, sheared and rounded grid."""
+    """Return the affine of a rotated, optionally left-handed, sheared and rounded grid."""
     affine = np.eye(4)
     turn = Rotation.from_euler("zyx", angles, degrees=True).as_matrix() @ np.diag([-1.0 if flip else 1.0, 1, 1])
     affine[:3, :3] = turn @ (np.eye(3) + shear * np.eye(3, k=1)) * sizes
@@ -66,7 +66,7 @@ def finer(volume: Volume) -> Volume:
 
 
 def itk_corners(path: Path) -> np.ndarray:
-    """Return the corners of the field of view as ITK sees it, LPS."""
+    """Return the corners of the field of view as read by ITK, LPS."""
     import itk
 
     image = itk.imread(str(path))
@@ -84,7 +84,7 @@ TURNED = ((12, 0, 0), (25, -17, 8), (179.99, 0.02, 0), (180, 0, 0), (-90, 45, 3)
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("decimals", [None, 3])
 @pytest.mark.parametrize("angles", TURNED)
-def test_itk_opens_a_result_where_it_opens_the_input(
+def test_itk_places_a_result_as_its_input(
     codes: tuple[int, int], shear: float, flip: bool, decimals: int | None, angles: Any, tmp_path: Path
 ) -> None:
     sform, qform = placed(angles, flip=flip, shear=shear, decimals=decimals), placed(angles, flip=flip)
@@ -110,7 +110,7 @@ def test_without_a_qform_the_nearest_rotation_about_the_center_is_written(shear:
     assert (int(header["sform_code"]), int(header["qform_code"])) == (2, 2)
     middle = [*(shape - 1) / 2, 1]
     assert header.get_qform() @ middle == pytest.approx(header.get_sform() @ middle, abs=1e-3)
-    # a shear moves the corners by so much at most, relative to the size of the volume
+    # maximum displacement of the corners by a shear, relative to the size of the volume
     size = np.linalg.norm(np.ptp(fov_corners(sform, SHAPE), axis=0))
     moved = itk_corners(result) * [-1, -1, 1] - fov_corners(sform, SHAPE)
     assert np.linalg.norm(moved, axis=1).max() < shear * size / 2 + 1e-3
@@ -125,7 +125,7 @@ def test_an_sform_with_three_decimals_keeps_the_sizes_in_pixdim(tmp_path: Path) 
     assert volume.remarks == ()
 
 
-def test_both_transforms_take_every_way_through_the_bundle_and_the_call(tmp_path: Path) -> None:
+def test_bundle_and_call_keep_both_transforms(tmp_path: Path) -> None:
     sform, qform = placed((0, 0, 0), shear=0.02), placed((7, 0, 0), at=(30, -40, -10))
     source = write(tmp_path / "in.nii", sform, 2, qform, 1)
     image = LoadVolume()(source)
@@ -164,13 +164,13 @@ def test_both_transforms_take_every_way_through_the_bundle_and_the_call(tmp_path
         (None, 0, placed(), 0, ""),
     ],
 )
-def test_what_was_taken_is_said_with_the_distance(
+def test_a_disagreement_is_reported_with_the_distance(
     sform: Any, s: int, qform: Any, q: int, sentence: str, tmp_path: Path
 ) -> None:
     volume = read_volume(write(tmp_path / "in.nii", sform, s, qform, q))
-    said = [text for text in oddities(volume) if "form" in text and "qform_code and sform_code" not in text]
-    assert len(said) == bool(sentence)
-    assert not sentence or re.search(sentence, said[0])
+    remarks = [text for text in oddities(volume) if "form" in text and "qform_code and sform_code" not in text]
+    assert len(remarks) == bool(sentence)
+    assert not sentence or re.search(sentence, remarks[0])
     takes_qform = "the qform is used" in sentence or not s
     if s or q:
         assert volume.affine == pytest.approx(qform if takes_qform else sform, abs=1e-4)
@@ -183,7 +183,7 @@ def test_the_distance_is_that_of_the_corners(tmp_path: Path) -> None:
     assert f"up to {distances.max():.2f} mm apart" in remark
 
 
-def test_a_qform_that_is_no_rotation_is_left_aside(tmp_path: Path) -> None:
+def test_an_invalid_qform_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "in.nii", placed(), 1, placed(), 1, quatern_b=np.nan)
     volume = read_volume(path)
     assert volume.affine == pytest.approx(placed(), abs=1e-5)
@@ -196,7 +196,7 @@ def test_a_qform_that_is_no_rotation_is_left_aside(tmp_path: Path) -> None:
 def test_rotations_by_180_degrees_are_those_of_itk(tmp_path: Path) -> None:
     import itk
 
-    vector = np.array([0.6, 0.48, 0.64], dtype=np.float32)  # its square is 1 but for rounding
+    vector = np.array([0.6, 0.48, 0.64], dtype=np.float32)  # its norm is 1 up to rounding
     source = write(
         tmp_path / "in.nii", placed(shear=0.1), 2, np.eye(4), 1,
         **{f"quatern_{axis}": value for axis, value in zip("bcd", vector * np.float32(1 - 4e-8), strict=True)},
@@ -209,7 +209,7 @@ def test_rotations_by_180_degrees_are_those_of_itk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", [7, 4, 2 + 128, 0])
-def test_units_that_are_not_defined_are_millimeters(unit: int, tmp_path: Path) -> None:
+def test_undefined_units_are_millimeters(unit: int, tmp_path: Path) -> None:
     volume = read_volume(write(tmp_path / "in.nii", placed(), 1, placed(), 1, xyzt_units=unit))
     assert volume.affine == pytest.approx(placed(), abs=1e-5)
     assert bool(volume.remarks) == (unit in (7, 4))
@@ -256,7 +256,7 @@ def test_one_slice_across_the_axial_plane_is_refused(shape: Any, normal: Any, tm
         read_volume(tmp_path / "in.nii")
 
 
-def test_slices_that_are_too_long_are_refused_at_once(tmp_path: Path) -> None:
+def test_slices_that_are_too_large_are_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.arange(8200 * 4, dtype=np.int32).reshape(8200, 4, 1), np.eye(4)), tmp_path / "in.nii")
     with pytest.raises(ImageError, match=r"in\.nii: the axial slices have 8200 x 4 voxels, but sides of at most 2048"):
         read_volume(tmp_path / "in.nii")

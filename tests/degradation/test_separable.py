@@ -237,7 +237,8 @@ def test_matrices_made_in_inference_mode_serve_training_too() -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     degradation = Degradation()
-    sentence = "^an image side of 30 voxels cannot be downsampled by 4: it must be a multiple of 4; crop or pad the image to"for call in (
+    sentence = "^an image side of 30 voxels cannot be downsampled by 4: it must be a multiple of 4; crop or pad"
+    for call in (
         lambda: degradation.for_hr(torch.zeros(1, 30, 32)),
         lambda: degradation(torch.zeros(1, 32, 30)),
     ):

@@ -163,7 +163,7 @@ def test_lpips_is_zero_for_equal_slices_and_worse_when_the_image_is_worse(large:
 @pytest.mark.weights
 @pytest.mark.usefixtures("lpips_weights")
 def test_lpips_equals_that_of_pyiqa(large: Tensor, weights_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers that were measured with pyiqa stay."""
+    """Results measured with pyiqa remain valid."""
     pyiqa = pytest.importorskip("pyiqa")
     monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(weights_home / "hub" / "pyiqa"))
     need(weights_home, "pyiqa/LPIPS_v0.1_alex-df73285e.pth")

@@ -1,4 +1,4 @@
-"""Bundles run as a user runs them, with networks that are small but take real slices of 256 x 256."""
+"""Runs of the bundles as by a user, with small networks for slices of 256 x 256."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _SERVER.set_forkserver_preload(["monai.bundle", "miar_monai.training", "miar_mon
 
 
 class Finished(NamedTuple):
-    """A command that has come to its end."""
+    """A finished command."""
 
     returncode: int
     stdout: str
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """Return what the user reads last."""
+        """Return the last line of stderr, the message to the user."""
         return self.stderr.strip().splitlines()[-1]
 
 
@@ -71,19 +71,19 @@ def config(name: str, workflow: str) -> str:
 
 
 def tiny(workflow: str) -> dict[str, Any]:
-    """Return the settings that make a workflow tiny."""
-    networks = {f"network_def#{key}": value for key, value in NETWORK.items()}
-    tokenizers = {f"tokenizer_def#{key}": value for key, value in TOKENIZER.items()}
+    """Return the settings of a workflow with tiny networks and one training step."""
+    sizes = {"tokenizer_sizes": TOKENIZER}
+    networks = {**sizes, **{f"network_def#{key}": NETWORK[key] for key in NETWORK.keys() - TOKENIZER}}
     return {
         "inference": {"device": "cpu", **networks},
         "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **networks},
-        "train": {**ONE_STEP, **tokenizers, **networks},
-        "train_stage1": {**ONE_STEP, "discriminator_def#channels": 8, "adversarial_start_epoch": 1, **tokenizers},
+        "train": {**ONE_STEP, **networks},
+        "train_stage1": {**ONE_STEP, "discriminator_def#channels": 8, "adversarial_start_epoch": 1, **sizes},
     }[workflow]
 
 
 def parsed(name: str, kind: str, key: str, **settings: Any) -> Any:
-    """Return what a tiny workflow of a bundle has under a key."""
+    """Return the parsed content of an id in a tiny workflow of a bundle."""
     parser = ConfigParser()
     parser.read_config(config(name, kind))
     for setting, value in {**tiny(kind), **settings}.items():
@@ -93,23 +93,23 @@ def parsed(name: str, kind: str, key: str, **settings: Any) -> Any:
 
 
 def network(name: str) -> MIAR:
-    """Return the tiny network of a bundle, random weights."""
+    """Return the tiny network of a bundle with random weights."""
     return started(parsed(name, "inference", "network_def")).eval()
 
 
 def tokenizer(name: str = "miar_brats") -> MSVQVAE:
-    """Return the tiny tokenizer of a bundle, random weights."""
+    """Return the tiny tokenizer of a bundle with random weights."""
     return started(parsed(name, "train_stage1", "tokenizer_def")).eval()
 
 
 def tiny_checkpoint(folder: Path, name: str = "miar_brats") -> Path:
-    """Write weights for the tiny network, random ones."""
+    """Write random weights for the tiny network."""
     save_weights(network(name), folder / "tiny.pt", half=False)
     return folder / "tiny.pt"
 
 
 def tiny_tokenizer_file(folder: Path, name: str = "miar_brats") -> Path:
-    """Write weights for the tiny tokenizer: a random one that has seen random slices."""
+    """Write random weights for the tiny tokenizer, with a codebook initialized from random slices."""
     network = tokenizer(name)
     network.quantizer.initialize_codebook(network.encoder(torch.rand(2, 1, 256, 256)))
     save_weights(network, folder / "tokenizer.pt")
@@ -117,7 +117,7 @@ def tiny_tokenizer_file(folder: Path, name: str = "miar_brats") -> Path:
 
 
 def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[str]:
-    """Return the arguments of ``python -m monai.bundle`` for a tiny workflow; networks are in a file in ``folder``."""
+    """Return the arguments of ``python -m monai.bundle`` for a tiny workflow, with its settings in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     settings_file = folder / f"tiny_{workflow}.json"
     settings_file.write_text(json.dumps(tiny(workflow)))
@@ -127,24 +127,24 @@ def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[s
 
 
 def command(*parts: str, module: str = "monai.bundle", timeout: float = 200) -> Finished:
-    """Run ``python -m monai.bundle ...`` and wait for its end."""
+    """Run ``python -m monai.bundle ...`` and return its result."""
     line = [sys.executable, "-m", module, *parts]
     done = subprocess.run(line, capture_output=True, encoding="utf-8", timeout=timeout)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
 def start(parts: list[str], folder: Path) -> Any:
-    """Start the same in a process that has its imports behind it; what it writes is in ``folder``."""
+    """Start the same command in a forked process with its imports done; its output goes to files in ``folder``."""
     process = _SERVER.Process(target=_main, args=(parts, folder))
     process.start()
     return process
 
 
 def quick_command(*parts: str, folder: Path, timeout: float = 120) -> Finished:
-    """Do as `command` does, without waiting for imports."""
+    """Run the same as `command` without the time for imports."""
     process = start(list(parts), folder)
     process.join(timeout)
-    assert process.exitcode is not None, "the command did not come to its end"
+    assert process.exitcode is not None, "the command did not finish"
     return Finished(process.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text())
 
 
@@ -152,7 +152,7 @@ def _main(parts: list[str], folder: Path) -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in a process of its own
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in a new process
     sys.argv = ["monai.bundle", *parts]
     try:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
@@ -172,5 +172,5 @@ def workflow(name: str, kind: str, **settings: Any) -> ConfigWorkflow:
     )
     hook = sys.excepthook
     built.initialize()
-    sys.excepthook = hook  # the bundles' own is for processes of their own
+    sys.excepthook = hook  # the hook of the bundles is for separate processes
     return built

@@ -1,4 +1,4 @@
-"""The shipped bundles with networks that are small but real, and random weights."""
+"""The shipped bundles with small networks and random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.bundle_runs import BUNDLES, NETWORK, tiny_checkpoint
 
 
 def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
-    """Write a bundle to ``folder``: the configs of a shipped one, with a tiny network."""
+    """Write a bundle to ``folder``: the configs of a shipped bundle with a tiny network and random weights."""
     shutil.copytree(BUNDLES / name / "configs", folder / "configs")
     for config in ("inference", "evaluate"):
         path = folder / "configs" / f"{config}.json"

@@ -1,4 +1,4 @@
-"""A folder of volumes shared by processes, jobs and runs: every volume is done, and done once."""
+"""A folder of volumes shared by processes, jobs and runs: each volume is processed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call, every kind of image: the same voxels as the bundle writes, over the same field of view."""
+"""One call for all types of images: the voxels of the bundle's result, over the same field of view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that the tests share; the images are small, since two cores do the work."""
+"""Shared servers; the images are small, for two CPU cores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES = [f"head{i}" for i in range(4)]
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the app, as its users are told to make one."""
+    """Return a copy of the app, as described in the documentation."""
     return Path(shutil.copytree(miar("label-app"), tmp_path_factory.mktemp("app") / "miar"))
 
 
@@ -42,7 +42,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(app: Path, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Return a server with both shipped bundles and a folder of studies; tests leave it up."""
+    """Return a server with both bundles and a folder of studies, which must not crash during the tests."""
     with label_server(app, studies, tmp_path_factory.mktemp("server")).running() as server:
         yield server
         assert server.process.poll() is None

@@ -19,19 +19,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
 
 
 class Server:
-    """A process that answers HTTP on loopback.
+    """An HTTP server on loopback.
 
     Args:
         command: starts it; ``{port}`` stands for its port.
-        folder: where it runs and logs.
-        health: path that answers as soon as it is ready.
+        folder: working directory, with the log.
+        health: path that responds when the server is ready.
         env: added to the environment.
     """
 
@@ -44,7 +44,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """All that it has printed."""
+        """The output of the process."""
         return (self.folder / "out.log").read_text(errors="replace")
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class Server:
         raise AssertionError(self.log[-4000:])
 
     def stop(self) -> None:
-        """End the process as a user does, or by force where it does not listen."""
+        """Terminate the process, or kill it after 20 seconds."""
         self.process.terminate()
         try:
             self.process.wait(20)
@@ -85,7 +85,7 @@ class Server:
         return requests.get(self.url + path, timeout=60)
 
     def left_behind(self) -> list[Path]:
-        """Return what a MONAI Label server has not removed in ten seconds after its last answer."""
+        """Return temporary files that a MONAI Label server has not removed within ten seconds."""
         for _ in range(100):
             if not (left := list((self.folder / "tmp").glob("miar-*"))):
                 break
@@ -93,26 +93,26 @@ class Server:
         return left
 
     def infer(self, model: str, image: str, output: str = "image", **params: Any) -> requests.Response:
-        """Ask as OHIF does."""
+        """Send a request as OHIF does."""
         fields = {"params": (None, json.dumps(params))}
         return requests.post(f"{self.url}/infer/{model}?image={image}&output={output}", files=fields, timeout=300)
 
 
 def label_server(app: Path, studies: Path | str, folder: Path, *conf: str, **env: str) -> Server:
-    """Return a MONAI Label server that keeps everything it writes in ``folder`` and in the app."""
+    """Return a MONAI Label server that writes only to ``folder`` and to the app."""
     options = ["--app", str(app), "--studies", str(studies), "--host", "127.0.0.1", "--port", "{port}"]
     for name, value in zip(conf[::2], conf[1::2], strict=True):
         options += ["--conf", name, value]
     (folder / "tmp").mkdir(parents=True)
     places = {"MONAI_LABEL_SESSION_PATH": "sessions", "MONAI_LABEL_DICOMWEB_CACHE_PATH": "pacs", "TMPDIR": "tmp"}
-    own = {name: str(folder / place) for name, place in places.items()}
+    variables = {name: str(folder / place) for name, place in places.items()}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "monailabel.main", "start_server", *options]
-    return Server(command, folder, "/info/", PYTHONPATH=path, **own, **env)
+    return Server(command, folder, "/info/", PYTHONPATH=path, **variables, **env)
 
 
 def orthanc_server(program: str, folder: Path) -> Server:
-    """Return an Orthanc with DICOMweb and an empty store, which listens on loopback and nowhere else."""
+    """Return an Orthanc with DICOMweb and an empty store, on loopback only."""
     folder.mkdir(parents=True)
     server = Server([program, "orthanc.json"], folder, "/system")
     settings = {
@@ -131,7 +131,7 @@ def orthanc_server(program: str, folder: Path) -> Server:
 
 
 def miar(*arguments: str | Path) -> str:
-    """Run the command ``miar`` and return what it prints."""
+    """Run the command ``miar`` and return its output."""
     command = [sys.executable, "-m", "miar_monai.cli.main", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=env, timeout=300).stdout.strip()

@@ -1,4 +1,4 @@
-"""The app before a real PACS: Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)."""
+"""The app with a real PACS: Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def send(series: Path, orthanc: Server) -> None:
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if program() is None or not Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so").exists():
-        pytest.skip("no Orthanc with DICOMweb here (Debian's packages orthanc and orthanc-dicomweb)")
+        pytest.skip("Orthanc with DICOMweb is not installed (Debian's packages orthanc and orthanc-dicomweb)")
     with orthanc_server(str(program()), tmp_path_factory.mktemp("pacs") / "orthanc").running() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def series(orthanc: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a series that the PACS has, one of a tilted gantry."""
+    """Return the folder of a series in the PACS, with a tilted gantry."""
     folder = write_dicom_series(tmp_path_factory.mktemp("source") / "ct", SHAPE, step=(0, 0.4, 2.5))
     send(folder, orthanc)
     return folder
@@ -65,25 +65,25 @@ def by_height(series: Path) -> list[Path]:
 
 
 def stored(orthanc: Server, series_uid: str) -> list[pydicom.Dataset]:
-    """Return what the PACS holds of a series, by position."""
+    """Return the slices of a series in the PACS, by position."""
     found = requests.post(f"{orthanc.url}/tools/lookup", data=series_uid, timeout=30).json()[0]["ID"]
     instances = orthanc.get(f"/series/{found}/instances").json()
     images = [pydicom.dcmread(io.BytesIO(orthanc.get(f"/instances/{i['ID']}/file").content)) for i in instances]
     return sorted(images, key=lambda image: image.ImagePositionPatient[2])
 
 
-def test_a_series_of_the_pacs_gives_the_commands_result(server: Server, series: Path, tmp_path: Path) -> None:
+def test_a_series_of_the_pacs_gives_the_result_of_the_command(server: Server, series: Path, tmp_path: Path) -> None:
     response = server.infer("miar_lidc", uid(series), result_extension=".nii", result_dtype="uint8", **GREEDY)
     result = nib.Nifti1Image.from_bytes(response.content)
     written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
     assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
-    assert np.array_equal(result.affine, written.affine)  # with the shear, which MONAI Label's own NIfTI has lost
+    assert np.array_equal(
+        result.affine, written.affine
+    )  # with the shear, which MONAI Label's conversion to NIfTI loses
 
 
-def test_a_pacs_that_is_asked_frame_by_frame_gives_the_same(
-    app: Path, orthanc: Server, series: Path, tmp_path: Path
-) -> None:
-    frames = {"MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME": "true"}  # of MONAI Label: for a PACS that gives no whole files
+def test_download_by_frame_gives_the_same(app: Path, orthanc: Server, series: Path, tmp_path: Path) -> None:
+    frames = {"MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME": "true"}  # option of MONAI Label for PACS that do not send files
     with label_server(app, f"{orthanc.url}/dicom-web", tmp_path / "server", **frames).running() as server:
         response = server.infer("miar_lidc", uid(series), result_extension=".nii", **GREEDY)
     result = nib.Nifti1Image.from_bytes(response.content)
@@ -92,7 +92,7 @@ def test_a_pacs_that_is_asked_frame_by_frame_gives_the_same(
     assert np.array_equal(result.affine, written.affine)
 
 
-def test_requests_for_one_series_at_once_all_get_all_of_it(server: Server, series: Path, tmp_path: Path) -> None:
+def test_simultaneous_requests_for_one_series_are_complete(server: Server, series: Path, tmp_path: Path) -> None:
     written = nib.load(miar("sr", series, "-o", tmp_path, *OPTIONS))
     with ThreadPoolExecutor(8) as pool:
         ask = partial(server.infer, "miar_lidc", uid(series), result_extension=".nii", **GREEDY)
@@ -103,7 +103,7 @@ def test_requests_for_one_series_at_once_all_get_all_of_it(server: Server, serie
         assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
 
 
-def test_slices_that_arrive_later_are_seen(server: Server, orthanc: Server, tmp_path: Path) -> None:
+def test_slices_that_arrive_later_are_included(server: Server, orthanc: Server, tmp_path: Path) -> None:
     growing = write_dicom_series(tmp_path / "ct", (16, 14, 3), patient_id="GROWING")
     files = by_height(growing)
     shapes = []
@@ -115,7 +115,7 @@ def test_slices_that_arrive_later_are_seen(server: Server, orthanc: Server, tmp_
     assert shapes == [[16, 14, 2], [16, 14, 3]]
 
 
-def test_a_result_becomes_a_series_of_the_study_the_commands(
+def test_a_saved_result_is_the_series_of_the_command(
     server: Server, orthanc: Server, series: Path, tmp_path: Path
 ) -> None:
     before = stored(orthanc, uid(series))
@@ -136,17 +136,17 @@ def test_a_result_becomes_a_series_of_the_study_the_commands(
         assert image.ImageType[:2] == ["DERIVED", "SECONDARY"]
     assert stored(orthanc, uid(series)) == before
     found = server.get("/datastore/?output=all").json()
-    assert server.get("/info/").json()["datastore"]["total"] == 3, found  # the new ones are known at once
+    assert server.get("/info/").json()["datastore"]["total"] == 3, found  # new series are listed at once
 
 
-def test_the_uncertainty_becomes_a_series_of_the_study_the_commands(
+def test_a_saved_uncertainty_is_the_series_of_the_command(
     server: Server, orthanc: Server, series: Path, tmp_path: Path
 ) -> None:
-    told = server.infer("miar_lidc", uid(series), "json", save_image=True, uncertainty=True, **GREEDY).json()
+    answer = server.infer("miar_lidc", uid(series), "json", save_image=True, uncertainty=True, **GREEDY).json()
     folder = Path(miar("sr", series, "-o", tmp_path, "--out-format", "dicom", "--uncertainty", *OPTIONS))
     for key, written in (("image", folder), ("uncertainty_image", Path(f"{folder}_uncertainty"))):
         expected = sorted(map(pydicom.dcmread, written.iterdir()), key=lambda image: image.ImagePositionPatient[2])
-        images = stored(orthanc, told[key])
+        images = stored(orthanc, answer[key])
         assert len(images) == len(expected) == SHAPE[2]
         for image, other in zip(images, expected, strict=True):
             assert np.array_equal(image.pixel_array, other.pixel_array)
@@ -156,18 +156,18 @@ def test_the_uncertainty_becomes_a_series_of_the_study_the_commands(
     assert (images[0].SeriesDescription, images[0].SeriesNumber) == ("SR 4x expected error", 2001)
     error = np.stack([image.pixel_array * float(image.RescaleSlope) for image in images])
     assert float(images[0].RescaleIntercept) + error.max() == pytest.approx(
-        told["expected_absolute_error"]["maximum"], rel=1e-3
+        answer["expected_absolute_error"]["maximum"], rel=1e-3
     )
 
 
-@pytest.mark.usefixtures("orthanc")  # which skips where there is none
-def test_a_batch_leaves_out_results_and_a_request_for_one_is_warned(app: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("orthanc")  # skips without Orthanc
+def test_a_batch_skips_results_and_a_request_for_one_gets_a_warning(app: Path, tmp_path: Path) -> None:
     series = write_dicom_series(tmp_path / "ct", (16, 14, 2))
     written = Path(miar("sr", series, "-o", tmp_path, "--out-format", "dicom", *OPTIONS))
     pacs = orthanc_server(str(program()), tmp_path / "orthanc")
     server = label_server(app, f"{pacs.url}/dicom-web", tmp_path / "server")
     with pacs.running(), ExitStack() as stack:
-        for folder in (series, written):  # before the server looks what there is
+        for folder in (series, written):  # before the server lists the PACS
             send(folder, pacs)
         stack.enter_context(server.running())
         for number in (2, 4):  # series before each batch, the original among them
@@ -194,31 +194,31 @@ def test_ohif_finds_the_series_through_the_server(server: Server, series: Path) 
 def test_ohif_shows_the_result_in_a_browser(server: Server, series: Path, tmp_path: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no Chromium here (Debian's package chromium)")
+        pytest.skip("Chromium is not installed (Debian's package chromium)")
     assert server.infer("miar_lidc", uid(series), output="json", save_image=True, **GREEDY).status_code == 200
     study = pydicom.dcmread(next(series.iterdir()), stop_before_pixels=True).StudyInstanceUID
     flags = ["--headless", "--no-sandbox", "--no-first-run", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    quiet = [f"--disable-{name}" for name in ("background-networking", "component-update", "sync", "quic")]
+    disabled = [f"--disable-{name}" for name in ("background-networking", "component-update", "sync", "quic")]
     page = [f"{server.url}/ohif/viewer?StudyInstanceUIDs={study}", "--virtual-time-budget=60000", "--dump-dom"]
-    command = [chromium, *flags, *quiet, f"--user-data-dir={tmp_path}", *page]
-    for _ in range(3):  # time stops for the page's own work, not for that of its threads, such as decoding
+    command = [chromium, *flags, *disabled, f"--user-data-dir={tmp_path}", *page]
+    for _ in range(3):  # virtual time ignores threads, such as decoding
         dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
         if 'src="data:image/' in dom:
             break
     assert "SR 4x" in dom  # among the series
     assert "S:1001" in dom.replace(" ", "")
     assert "<canvas" in dom
-    assert 'src="data:image/' in dom  # thumbnails of what was decoded
+    assert 'src="data:image/' in dom  # thumbnails of decoded images
 
 
 @pytest.mark.parametrize("image", ["1.2.3", "..", "no uid"])
-def test_a_series_that_the_pacs_has_not(server: Server, image: str) -> None:
+def test_a_series_that_is_not_in_the_pacs(server: Server, image: str) -> None:
     response = server.infer("miar_lidc", image)
     assert response.status_code in (400, 404)
     assert "no image" in response.json()["detail"] or "DICOM series" in response.json()["detail"]
 
 
-def test_a_result_that_has_no_series_is_not_stored(server: Server, tmp_path: Path) -> None:
+def test_a_result_without_a_source_series_is_not_stored(server: Server, tmp_path: Path) -> None:
     volume = nib.Nifti1Image(np.random.default_rng(0).normal(size=(16, 16, 1)), np.eye(4))
     nib.save(volume, tmp_path / "a.nii")
     response = server.infer("miar_lidc", str(tmp_path / "a.nii"), save_image=True, **GREEDY)
@@ -227,10 +227,10 @@ def test_a_result_that_has_no_series_is_not_stored(server: Server, tmp_path: Pat
     assert not server.left_behind()
 
 
-def test_a_pacs_that_is_gone(app: Path, series: Path, tmp_path: Path) -> None:
+def test_a_pacs_that_has_stopped(app: Path, series: Path, tmp_path: Path) -> None:
     pacs = orthanc_server(str(program()), tmp_path / "orthanc")
     with pacs.running(), label_server(app, f"{pacs.url}/dicom-web", tmp_path / "server").running() as server:
         pacs.stop()
         response = server.infer("miar_lidc", uid(series))
         assert response.status_code == 502
-        assert "does not give the series" in response.json()["detail"]
+        assert "does not send the series" in response.json()["detail"]

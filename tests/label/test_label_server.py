@@ -39,7 +39,7 @@ def nifti(response: requests.Response) -> nib.Nifti1Image:
 
 
 def read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the voxels (X, Y, Z) and the RAS+ affine, with a reader that shares nothing with the writer."""
+    """Return the voxels (X, Y, Z) and the RAS+ affine, with a reader that is independent of the writer."""
     voxels, header = nrrd.read(str(path))
     assert header["space"] == "left-posterior-superior"
     affine = np.eye(4)
@@ -48,7 +48,7 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slicer_client(url: str, folder: Path) -> Any:
-    """Return the client of the 3D Slicer plugin, which is a copy of a module of MONAI Label that stands alone."""
+    """Return the client of the 3D Slicer plugin, a copy of a stand-alone module of MONAI Label."""
     path = Path(importlib.util.find_spec("monailabel").origin).parent / "client" / "client.py"
     spec = importlib.util.spec_from_file_location("slicer_client", path)
     module = importlib.util.module_from_spec(spec)
@@ -58,7 +58,7 @@ def slicer_client(url: str, folder: Path) -> Any:
     return module.MONAILabelClient(url, tmpdir=str(folder), client_id="user-xyz")
 
 
-def test_info_offers_both_models_and_their_settings(server: Server) -> None:
+def test_info_lists_both_models_and_their_settings(server: Server) -> None:
     info = server.get("/info/").json()
     assert set(info["models"]) == {"miar_brats", "miar_lidc"}
     assert info["labels"] == []
@@ -77,7 +77,7 @@ def test_info_offers_both_models_and_their_settings(server: Server) -> None:
         ("brats", "sheared", {"lookahead_tokens": 0, "fidelity": 1, "blur": 0.5}),
     ],
 )
-def test_the_result_is_the_commands_voxel_by_voxel(
+def test_the_result_is_that_of_the_command(
     server: Server, studies: Path, tmp_path: Path, model: str, image: str, settings: dict[str, float]
 ) -> None:
     result = nifti(server.infer(f"miar_{model}", image, result_extension=".nii", **settings))
@@ -91,36 +91,36 @@ def test_the_result_is_the_commands_voxel_by_voxel(
     assert np.allclose(fov_corners(result.affine, result.shape), fov_corners(lr.affine, lr.shape), atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client closes nothing
-def test_the_requests_of_3d_slicer(server: Server, studies: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client does not close its files
+def test_requests_of_3d_slicer(server: Server, studies: Path, tmp_path: Path) -> None:
     client = slicer_client(server.url, tmp_path)
     config = client.info()["models"]["miar_brats"]["config"]
     chosen = {name: value[0] if isinstance(value, list) else value for name, value in config.items()}
     params = {**chosen, **GREEDY, "result_extension": ".nrrd", "result_dtype": "uint8"}
     assert Path(client.next_sample("random", {})["path"]).parent == studies
 
-    file, told = client.infer("miar_brats", "sheared", params)
+    file, answer = client.infer("miar_brats", "sheared", params)
     voxels, affine = read_nrrd(file)
     expected = SuperResolver("brats", "cpu", **GREEDY).volume(read_volume(studies / "sheared.nii"))
-    assert voxels.dtype == np.float32  # and not the uint8 that it asks for
+    assert voxels.dtype == np.float32  # instead of the requested uint8
     assert np.array_equal(voxels, expected.array)
     assert np.allclose(affine, expected.affine, atol=1e-6)
-    assert told["kind"] == "image"
-    assert told["after"]["shape"] == list(voxels.shape)
-    assert told["settings"]["lookahead_tokens"] == 0
+    assert answer["kind"] == "image"
+    assert answer["after"]["shape"] == list(voxels.shape)
+    assert answer["settings"]["lookahead_tokens"] == 0
 
-    own = write_nifti_phantom(tmp_path / "own.nii.gz", SHAPE, seed=3)  # is head3, sent in a session
-    session = client.create_session(str(own))["session_id"]
+    sent = write_nifti_phantom(tmp_path / "own.nii.gz", SHAPE, seed=3)  # equals head3
+    session = client.create_session(str(sent))["session_id"]
     in_session, _ = client.infer("miar_brats", "", params, session_id=session)
-    by_file, _ = client.infer("miar_brats", "", params, file=str(own))
+    by_file, _ = client.infer("miar_brats", "", params, file=str(sent))
     by_id, _ = client.infer("miar_brats", "head3", params)
     assert Path(in_session).read_bytes() == Path(by_file).read_bytes() == Path(by_id).read_bytes()
     client.remove_session(session)
 
 
-def test_the_requests_of_ohif(server: Server, studies: Path, tmp_path: Path) -> None:
-    wishes = {"result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}
-    response = server.infer("miar_brats", "head2", result_extension=".nrrd", **wishes, **GREEDY)
+def test_requests_of_ohif(server: Server, studies: Path, tmp_path: Path) -> None:
+    params = {"result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}
+    response = server.infer("miar_brats", "head2", result_extension=".nrrd", **params, **GREEDY)
     assert response.headers["content-type"] == "application/octet-stream"
     (tmp_path / "sr.nrrd").write_bytes(response.content)
     expected = SuperResolver("brats", "cpu", **GREEDY).volume(read_volume(studies / "head2.nii.gz"))
@@ -129,7 +129,7 @@ def test_the_requests_of_ohif(server: Server, studies: Path, tmp_path: Path) -> 
     assert server.infer("miar_brats", "head2", output="dicom_seg", label_info=[{"name": "x"}]).status_code == 400
 
 
-def test_eight_requests_at_once_are_not_mixed_up(server: Server, studies: Path) -> None:
+def test_eight_simultaneous_requests_are_not_mixed_up(server: Server, studies: Path) -> None:
     jobs = [(("brats", "lidc")[i // 4], IMAGES[i % 4], 0.1 * i) for i in range(8)]
 
     def ask(job: tuple[str, str, float]) -> nib.Nifti1Image:
@@ -148,7 +148,7 @@ def test_eight_requests_at_once_are_not_mixed_up(server: Server, studies: Path) 
 @pytest.mark.parametrize(
     ("model", "image", "params", "status", "sentence"),
     [
-        ("miar_brats", "nobody", {}, 404, "there is no image 'nobody'"),
+        ("miar_brats", "unknown", {}, 404, "there is no image 'unknown'"),
         ("miar_brats", "a" * 5000, {}, 404, "there is no image"),
         ("miar_heart", "head0", {}, 404, "there is no model 'miar_heart': this server has miar_brats, miar_lidc."),
         ("miar_brats", "head0", {"fidelity": 7}, 400, "fidelity is 7, but it must lie between 0 and 1"),
@@ -185,7 +185,7 @@ def test_settings_are_not_executed_as_code(server: Server, tmp_path: Path, setti
     assert not trace.exists()
 
 
-def test_a_dicom_folder_and_a_zip_file_of_it_give_the_commands_result(server: Server, tmp_path: Path) -> None:
+def test_a_dicom_folder_and_its_zip_file_give_the_result_of_the_command(server: Server, tmp_path: Path) -> None:
     series = write_dicom_series(tmp_path / "ct", SHAPE)
     result = nifti(server.infer("miar_lidc", str(series), result_extension=".nii", **GREEDY))
     options = ("--model", "lidc", "--device", "cpu", "--lookahead-tokens", "0")
@@ -196,7 +196,7 @@ def test_a_dicom_folder_and_a_zip_file_of_it_give_the_commands_result(server: Se
     assert server.infer("miar_lidc", packed, result_extension=".nii", **GREEDY).content == result.to_bytes()
 
 
-def test_results_are_saved_as_new_images_and_nothing_is_replaced(server: Server, studies: Path) -> None:
+def test_results_are_saved_as_new_images_and_replace_none(server: Server, studies: Path) -> None:
     before = (studies / "head1.nii.gz").read_bytes()
     names = [
         server.infer("miar_brats", "head1", output="json", save_image=True, **settings).json()["image"]
@@ -216,49 +216,49 @@ def test_results_are_saved_as_new_images_and_nothing_is_replaced(server: Server,
 
 
 @pytest.mark.parametrize(("model", "image"), [("brats", "head2"), ("lidc", "sheared")])
-def test_the_uncertainty_is_saved_beside_the_result_which_stays_the_same(
+def test_the_uncertainty_is_saved_and_does_not_change_the_result(
     server: Server, studies: Path, tmp_path: Path, model: str, image: str
 ) -> None:
-    told = server.infer(f"miar_{model}", image, "json", save_image=True, uncertainty=True, **GREEDY).json()
-    assert (told["image"], told["uncertainty_image"]) == (f"{image}_sr", f"{image}_sr_uncertainty")
+    answer = server.infer(f"miar_{model}", image, "json", save_image=True, uncertainty=True, **GREEDY).json()
+    assert (answer["image"], answer["uncertainty_image"]) == (f"{image}_sr", f"{image}_sr_uncertainty")
     (source,) = studies.glob(f"{image}.nii*")
     options = ("--model", model, "--device", "cpu", "--lookahead-tokens", "0", "--report", tmp_path / "report.json")
     miar("sr", source, "-o", tmp_path, "--uncertainty", *options)
     for key in ("image", "uncertainty_image"):
-        saved = nifti(server.get(f"/datastore/image?image={told[key]}"))
-        written = nib.load(tmp_path / f"{told[key]}.nii.gz")
+        saved = nifti(server.get(f"/datastore/image?image={answer[key]}"))
+        written = nib.load(tmp_path / f"{answer[key]}.nii.gz")
         assert np.array_equal(np.asarray(saved.dataobj), np.asarray(written.dataobj))
         assert np.array_equal(saved.affine, written.affine)
-        assert server.get(f"/datastore/image/info?image={told[key]}").json()["super_resolved_from"] == image
+        assert server.get(f"/datastore/image/info?image={answer[key]}").json()["super_resolved_from"] == image
     (case,) = json.loads((tmp_path / "report.json").read_text())["cases"]
     for name in ("expected_absolute_error", "warnings"):
-        assert told[name] == case[name]
-    assert bool(case["warnings"]) == (model == "lidc")  # whose phantom holds no HU
+        assert answer[name] == case[name]
+    assert bool(case["warnings"]) == (model == "lidc")  # the phantom is not in HU
     without = nifti(server.infer(f"miar_{model}", image, result_extension=".nii", **GREEDY))
     assert np.array_equal(
         np.asarray(nifti(server.get(f"/datastore/image?image={image}_sr")).dataobj), np.asarray(without.dataobj)
     )
     for key in ("image", "uncertainty_image"):
-        (studies / f"{told[key]}.nii.gz").unlink()
+        (studies / f"{answer[key]}.nii.gz").unlink()
 
 
-def test_without_saving_the_mean_and_the_maximum_of_the_uncertainty_are_told(server: Server, studies: Path) -> None:
+def test_without_saving_the_response_has_the_mean_and_maximum_of_the_uncertainty(server: Server, studies: Path) -> None:
     before = sorted(studies.iterdir())
-    told = server.infer("miar_brats", "head3", "json", uncertainty=True, **GREEDY).json()
+    answer = server.infer("miar_brats", "head3", "json", uncertainty=True, **GREEDY).json()
     expected = SuperResolver("brats", "cpu", uncertainty=True, **GREEDY).volume(read_volume(studies / "head3.nii.gz"))
-    assert told["settings"]["uncertainty"] is True
-    assert told["expected_absolute_error"]["mean"] == pytest.approx(expected.uncertainty.mean(), rel=1e-5)
-    assert told["expected_absolute_error"]["maximum"] == expected.uncertainty.max()
-    assert not {"image", "uncertainty_image"} & set(told)
+    assert answer["settings"]["uncertainty"] is True
+    assert answer["expected_absolute_error"]["mean"] == pytest.approx(expected.uncertainty.mean(), rel=1e-5)
+    assert answer["expected_absolute_error"]["maximum"] == expected.uncertainty.max()
+    assert not {"image", "uncertainty_image"} & set(answer)
     assert sorted(studies.iterdir()) == before
-    told = server.infer("miar_brats", "head3", "json", **GREEDY).json()
-    assert (told["settings"]["uncertainty"], told["expected_absolute_error"]) == (False, None)
+    answer = server.infer("miar_brats", "head3", "json", **GREEDY).json()
+    assert (answer["settings"]["uncertainty"], answer["expected_absolute_error"]) == (False, None)
 
 
-def test_no_map_is_left_beside_another_result(server: Server, studies: Path) -> None:
+def test_a_map_is_not_combined_with_another_result(server: Server, studies: Path) -> None:
     def save(uncertainty: bool) -> str:
-        told = server.infer("miar_brats", "head0", "json", save_image=True, uncertainty=uncertainty, **GREEDY)
-        return str(told.json()["image"])
+        answer = server.infer("miar_brats", "head0", "json", save_image=True, uncertainty=uncertainty, **GREEDY)
+        return str(answer.json()["image"])
 
     assert save(uncertainty=True) == "head0_sr"
     requests.delete(f"{server.url}/datastore/?id=head0_sr", timeout=30).raise_for_status()
@@ -271,16 +271,16 @@ def test_no_map_is_left_beside_another_result(server: Server, studies: Path) -> 
         (studies / name).unlink()
 
 
-def test_a_batch_saves_the_results_of_all_images_and_goes_on_after_a_bad_one(app: Path, tmp_path: Path) -> None:
+def test_a_batch_saves_all_results_and_continues_after_a_failure(app: Path, tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     for i, name in enumerate(("a", "c")):
         write_nifti_phantom(studies / f"{name}.nii.gz", SHAPE, seed=i)
-    (studies / "b.nii.gz").write_bytes(b"no volume")
+    (studies / "b.nii.gz").write_bytes(b"not a volume")
     with label_server(app, studies, tmp_path / "server", "models", "brats").running() as server:
-        for _ in range(2):  # results are no images of the second batch
+        for _ in range(2):  # the second batch skips the results of the first
             url = f"{server.url}/batch/infer/miar_brats?images=all&run_sync=true"
-            wishes = {**GREEDY, "max_workers": 1, "uncertainty": True}
-            requests.post(url, json=wishes, timeout=120).raise_for_status()
+            params = {**GREEDY, "max_workers": 1, "uncertainty": True}
+            requests.post(url, json=params, timeout=120).raise_for_status()
         assert set(server.get("/info/").json()["models"]) == {"miar_brats"}
     names = {path.name for path in studies.glob("*.nii.gz")}
     results = [f"{name}_{result}" for name in ("a", "c") for result in ("sr", "sr2")]
@@ -288,7 +288,7 @@ def test_a_batch_saves_the_results_of_all_images_and_goes_on_after_a_bad_one(app
     assert names == {f"{name}.nii.gz" for name in ("a", "b", "c", *results, *maps)}
 
 
-def test_killed_at_work_and_started_again(app: Path, tmp_path: Path) -> None:
+def test_killed_during_inference_and_restarted(app: Path, tmp_path: Path) -> None:
     studies = fill_studies(tmp_path / "studies")
     server = label_server(app, studies, tmp_path / "server")
     server.start()
@@ -306,9 +306,7 @@ def test_killed_at_work_and_started_again(app: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(result.dataobj), np.rint(expected.array))
 
 
-def test_nobody_else_may_read_what_is_about_to_be_served(
-    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_users_cannot_read_the_result(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     request = {"image": str(studies / "head0.nii.gz"), "device": "cpu", **GREEDY}
     file, _ = SuperResolutionTask(find_bundle("brats"))(request)
@@ -316,12 +314,12 @@ def test_nobody_else_may_read_what_is_about_to_be_served(
     assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
 
 
-def test_what_comes_back_is_complete_and_nothing_stays_behind(server: Server, tmp_path: Path) -> None:
+def test_the_response_is_complete_and_temporary_files_are_removed(server: Server, tmp_path: Path) -> None:
     response = server.infer("miar_brats", "head0", output="all", **GREEDY)
     boundary = response.headers["content-type"].split("boundary=")[1].encode()
     parts = [part for part in response.content.split(b"--" + boundary) if b"application/octet-stream" in part]
     name = parts[0].split(b'filename="')[1].split(b'"')[0].decode()
     packed = parts[0].split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
     assert nib.Nifti1Image.from_bytes(gzip.decompress(packed)).shape == (4 * SHAPE[0], 4 * SHAPE[1], SHAPE[2])
-    assert name.startswith("miar-")  # which is what is looked for
+    assert name.startswith("miar-")  # the pattern of left_behind
     assert not server.left_behind()

@@ -1,4 +1,4 @@
-"""The bundles in MONAI Label's own app ``monaibundle``, as they are."""
+"""The unchanged bundles in MONAI Label's own app ``monaibundle``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from miar_monai.inference.resolver import SuperResolver
 
 @pytest.fixture(scope="module")
 def stock(studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Return a server of the stock app with both bundles, copied and not changed."""
+    """Return a server of the stock app with both bundles, unchanged."""
     source = Path(sys.prefix, "monailabel", "sample-apps", "monaibundle")
     app = shutil.copytree(source, tmp_path_factory.mktemp("app") / "monaibundle")
     for name in ("miar_brats", "miar_lidc"):
@@ -29,11 +29,11 @@ def stock(studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.mark.parametrize(("model", "image"), [("brats", "rotated"), ("lidc", "head1"), ("brats", "head2")])
-@pytest.mark.parametrize("wishes", [{}, {"result_dtype": "uint8"}])
-def test_the_result_is_whole_on_the_finer_grid(
-    stock: Server, studies: Path, model: str, image: str, wishes: dict[str, str]
+@pytest.mark.parametrize("params", [{}, {"result_dtype": "uint8"}])
+def test_the_result_is_that_of_the_command_on_the_finer_grid(
+    stock: Server, studies: Path, model: str, image: str, params: dict[str, str]
 ) -> None:
-    response = stock.infer(f"miar_{model}", image, result_extension=".nii", **wishes)
+    response = stock.infer(f"miar_{model}", image, result_extension=".nii", **params)
     assert response.status_code == 200, stock.log[-4000:]
     result = nib.Nifti1Image.from_bytes(response.content)
     (source,) = studies.glob(f"{image}.nii*")

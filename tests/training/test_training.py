@@ -45,7 +45,7 @@ RECONSTRUCTION = ReconstructionLoss(l1=1.0, l2=1.0, perceptual=0.0)
 
 
 def batches(*images: Tensor, augment: bool = False, batch_size: int = 4) -> DataLoader:
-    """Serve HR slices as stage 1 takes them, or LR and HR slices as stage 2 does."""
+    """Return a loader of HR slices for stage 1, or of LR and HR slices for stage 2."""
     keys = ["image", "label"][: len(images)]
     items = [dict(zip(keys, row, strict=True)) for row in zip(*images, strict=True)]
     random = [RandFlipd(keys, prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=0.5, std=0.05)]
@@ -88,7 +88,7 @@ def psnr(network: MSVQVAE) -> float:
 
 
 def losses(trainer: Any) -> list[dict[str, float]]:
-    """Collect what the trainer returns at each iteration."""
+    """Collect the losses of each iteration."""
     history: list[dict[str, float]] = []
 
     @trainer.on(Events.ITERATION_COMPLETED)
@@ -222,7 +222,7 @@ def test_evaluator_runs_again_from_zero() -> None:
 
 
 class Interrupted(Exception):
-    """A kill in the middle of an epoch."""
+    """Interrupts an epoch."""
 
 
 def stage_one(max_epochs: int) -> tuple[TokenizerTrainer, dict[str, Any]]:

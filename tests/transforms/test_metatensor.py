@@ -45,7 +45,7 @@ def test_a_volume_survives_the_round_trip(batched: bool) -> None:
     assert_same(metatensor_to_volume(image), original)
 
 
-def test_without_a_qform_the_sform_serves_as_one() -> None:
+def test_without_a_qform_the_sform_replaces_it() -> None:
     original = volume()
     assert_same(metatensor_to_volume(volume_to_metatensor(original)), original._replace(qform=(np.eye(4), 4)))
 

@@ -30,7 +30,7 @@ def volume(shape: tuple[int, ...] = SHAPE, affine: np.ndarray = LPS_AFFINE, **me
 
 
 def mm_of_slices(image: MetaTensor) -> np.ndarray:
-    """Return the patient's z of each axial slice, in millimeters, sorted, at the center of the in-plane axes."""
+    """Return the z coordinates of the centers of the axial slices, in millimeters, sorted."""
     affine, axis = image.affine.numpy(), axial_axis(image.affine.numpy())
     index = (np.array(image.shape[1:]) - 1) / 2
     centers = np.tile(index, (image.shape[axis + 1], 1))
@@ -44,7 +44,7 @@ def mm_of_slices(image: MetaTensor) -> np.ndarray:
 @pytest.mark.parametrize("num_slices", [1, 4, 5, 7])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("flip", [False, True])
-def test_central_slices_are_the_same_in_every_storage(num_slices: int, axis: int, flip: bool) -> None:
+def test_central_slices_do_not_depend_on_the_orientation(num_slices: int, axis: int, flip: bool) -> None:
     image = volume()
     reference = T.CentralSlices(num_slices)(image)
     order = [0, 1]
@@ -92,7 +92,7 @@ def simulate(seed: int = 0, **settings: Any) -> T.RandSimulateLowResolutiond:
     return T.RandSimulateLowResolutiond("image", KINDS, **settings).set_random_state(seed)
 
 
-def test_random_low_resolution_says_what_it_was() -> None:
+def test_random_low_resolution_returns_its_degradation() -> None:
     slice_, transform, seen = torch.from_numpy(head((64, 48, 1))[None, ..., 0]), simulate(noise_prob=0.0), []
     for _ in range(300):
         item = transform({"image": slice_, "label": slice_})
@@ -104,7 +104,7 @@ def test_random_low_resolution_says_what_it_was() -> None:
     assert counts[1:].min() > 50
 
 
-def test_random_noise_lies_within_its_bounds() -> None:
+def test_random_noise_is_within_its_bounds() -> None:
     slice_, transform, levels = torch.zeros(1, 128, 128), simulate(other_prob=0.0, noise=(0.01, 0.1)), []
     for _ in range(200):
         levels.append(transform({"image": slice_})["image"].std().item())
@@ -112,7 +112,7 @@ def test_random_noise_lies_within_its_bounds() -> None:
     assert 70 < len(noisy) < 130
     assert 0.009 < noisy.min() < 0.013
     assert 0.075 < noisy.max() < 0.11
-    assert 0.025 < np.median(noisy) < 0.04  # uniform in the logarithm: 0.032
+    assert 0.025 < np.median(noisy) < 0.04  # log-uniform: 0.032
 
 
 def test_random_low_resolution_is_repeatable() -> None:
@@ -197,13 +197,13 @@ def test_hounsfield_window() -> None:
     torch.testing.assert_close(scaled.as_tensor(), torch.tensor([[-0.488, 0, 0.5, 1, 2.012]]))
 
 
-def test_a_few_negative_voxels_do_not_lift_the_background() -> None:
+def test_a_few_negative_voxels_do_not_shift_the_background() -> None:
     image = torch.zeros(1, 10, 10, 10)
     image[:, 2:8, 2:8, 2:8] = torch.linspace(1, 100, 216).view(1, 6, 6, 6)
     ringing = image.clone()
     ringing[:, 0, 0, :5] = -30
     torch.testing.assert_close(T.ScaleIntensityRobust()(ringing)[:, 1:], T.ScaleIntensityRobust()(image)[:, 1:])
-    standardized = torch.where(image > 0, (image - 50) / 30, 0)  # as some tools leave it: 0 is gray and background
+    standardized = torch.where(image > 0, (image - 50) / 30, 0)  # as from some tools: 0 is both gray and background
     assert T.ScaleIntensityRobust()(standardized).min() == 0
     standardized = (image - 20) / 7
     torch.testing.assert_close(T.ScaleIntensityRobust()(standardized), T.ScaleIntensityRobust()(image))
@@ -279,7 +279,7 @@ def test_errors_keep_their_sentence_through_compose(tmp_path: Path) -> None:
     assert "absent.nii does not exist" in str(find_miar_error(caught.value))
 
 
-# ------------------------------------------------------------------------------------------------ the way back
+# ------------------------------------------------------------------------------------------------ inversion
 
 
 def nearest_network(lr: torch.Tensor) -> torch.Tensor:
@@ -319,14 +319,14 @@ def test_prediction_returns_to_the_input(tmp_path: Path, affine: np.ndarray, bat
     assert sr.get_data_dtype() == np.int16
 
 
-def test_why_monai_invertd_does_not_serve(tmp_path: Path) -> None:
+def test_invertd_of_monai_gives_a_wrong_affine(tmp_path: Path) -> None:
     path = write_nifti_phantom(tmp_path / "case.nii.gz", SHAPE)
     preprocessing = Compose([T.LoadVolumed("image"), Orientationd("image", axcodes="RAS", labels=None)])
     data = preprocessing({"image": str(path)})
     data["pred"] = nearest_network(data["image"])
     inverted = Invertd("pred", preprocessing, "image", nearest_interp=False)(data)["pred"]
     zooms = np.linalg.norm(inverted.affine.numpy()[:3, :3], axis=0)
-    np.testing.assert_allclose(zooms, [1, 1, 1.5], err_msg="MONAI mends the zooms now: take Invertd")
+    np.testing.assert_allclose(zooms, [1, 1, 1.5], err_msg="MONAI has corrected the zooms: use Invertd")
 
 
 def test_evaluation_chain(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_dictionary_versions_have_the_settings_of_the_array_versions(name: str) 
         getattr(T, name)("absent")({"other": 1})
 
 
-def test_missing_predictions_are_passed_over_on_demand() -> None:
+def test_missing_predictions_are_ignored_on_demand() -> None:
     assert T.InvertSuperResolutiond("pred", Compose([]), allow_missing_keys=True)({"image": 1}) == {"image": 1}
 
 

@@ -33,7 +33,7 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that gets every figure that is saved."""
+    """Return a list that collects all saved figures."""
     from matplotlib.figure import Figure
 
     figures, save = [], Figure.savefig
