@@ -28,7 +28,7 @@ class RegressionObjective(nn.Module):
         self.network = network
         self.loss = loss
 
-    def start(self) -> None:
+    def prepare(self) -> None:
         """Called by the trainer at the start; does nothing."""
 
     def forward(self, lr: Tensor, hr: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ class DiffusionObjective(nn.Module):
         super().__init__()
         self.network = network
 
-    def start(self) -> None:
+    def prepare(self) -> None:
         """Called by the trainer at the start; checks that the scale of the latents was measured.
 
         Raises:

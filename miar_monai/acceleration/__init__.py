@@ -1,7 +1,7 @@
-"""Acceleration of inference and training on a GPU, without a change of the results: fused layers and CUDA graphs.
+"""Acceleration of inference and training on a GPU, with the same results: fused layers and CUDA graphs.
 
-One switch, the environment variable ``MIAR_ACCELERATION``: ``all`` (the default), ``graphs`` (CUDA graphs alone),
-``kernels`` (Triton kernels alone) or ``none``. On a CPU it has no effect.
+The environment variable ``MIAR_ACCELERATION`` selects it: ``all`` (the default), ``graphs`` (CUDA graphs only),
+``kernels`` (Triton kernels only) or ``none``. It has no effect on a CPU.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ CHOICES = {"all": ("graphs", "kernels"), "graphs": ("graphs",), "kernels": ("ker
 
 
 def graphs() -> bool:
-    """Return whether CUDA graphs are switched on."""
-    return "graphs" in _chosen()
+    """Return whether CUDA graphs are enabled."""
+    return "graphs" in _enabled()
 
 
 def kernels() -> bool:
-    """Return whether Triton kernels are switched on."""
-    return "kernels" in _chosen()
+    """Return whether Triton kernels are enabled."""
+    return "kernels" in _enabled()
 
 
-def _chosen() -> tuple[str, ...]:
+def _enabled() -> tuple[str, ...]:
     value = os.environ.get("MIAR_ACCELERATION", "all")
     if value not in CHOICES:
         raise SettingError(

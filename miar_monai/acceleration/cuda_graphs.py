@@ -1,4 +1,4 @@
-"""CUDA graphs: a function of many small kernels, launched as one."""
+"""CUDA graphs, which launch the kernels of a function all at once."""
 
 from __future__ import annotations
 
@@ -20,31 +20,30 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     outputs: dict[str, Tensor]
-    copied: tuple[tuple[Tensor, int], ...] = ()
-    """The tensors that ``inputs`` are copies of, and their versions."""
+    sources: tuple[tuple[Tensor, int], ...] = ()
+    """The tensors last copied to ``inputs``, and their versions."""
 
     def set_inputs(self, inputs: tuple[Tensor, ...]) -> None:
-        """Copy the inputs but for those that have not changed since the last replay, such as operators."""
-        versions = tuple((x, -1 if x.is_inference() else x._version) for x in inputs)  # the former have no version
-        last = self.copied or ((None, 0),) * len(inputs)
+        """Copy the inputs that have changed since the last replay, which operators usually have not."""
+        versions = tuple((x, -1 if x.is_inference() else x._version) for x in inputs)  # inference tensors have none
+        last = self.sources or ((None, 0),) * len(inputs)
         changed = [i for i, (x, n) in enumerate(versions) if n < 0 or x is not last[i][0] or n != last[i][1]]
         torch._foreach_copy_([self.inputs[i] for i in changed], [inputs[i] for i in changed], non_blocking=True)
-        self.copied = versions
+        self.sources = versions
 
 
 class CUDAGraphed:
-    """Record a function of tensors once for each set of shapes, and replay the recording from then on.
+    """Record a function of tensors as a CUDA graph, once per set of shapes, and replay the graph in later calls.
 
-    Quantization and decoding go through ten scales of small kernels each, and a training step has thousands of them:
+    Quantization and decoding launch many small kernels at each of ten scales, and a training step launches thousands:
     launching them one by one takes longer than running them. On a CPU the function itself is called.
 
-    What the function does to tensors in place, it does in each replay; what it does in Python happens only while it is
-    recorded. Weights that change in place take effect, weights that are replaced do not. Random numbers are new each
-    time.
+    In-place changes of tensors are part of a replay; other side effects in Python happen only during recording. Weights
+    may change in place, but not be replaced. Random numbers differ between replays.
 
     Args:
-        function: tensors in, named tensors out. It must not look at the values of tensors on the host. An autocast
-            outside of it is recorded as it is at that time.
+        function: maps tensors to named tensors. It must not read the values of tensors on the host. The state of
+            autocast at the time of recording is part of the graph.
 
     Example:
         >>> double = CUDAGraphed(lambda x: {"y": 2 * x})
@@ -52,7 +51,7 @@ class CUDAGraphed:
         {'y': tensor([2., 2.])}
     """
 
-    warm_up_calls = 3  # libraries choose algorithms and allocate, and compilers compile, in the first calls
+    warm_up_calls = 3  # the first calls select algorithms, allocate memory and compile
 
     def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
         self.function = function
@@ -61,16 +60,16 @@ class CUDAGraphed:
         self._recordings: dict[Hashable, _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Call the function; the results are copies that later calls leave alone."""
+        """Call the function; the results are copies, which later calls do not change."""
         if not inputs[0].is_cuda:
             return self.function(*inputs)
         if self._stream is None:
-            self._stream = torch.cuda.Stream(inputs[0].device)  # which may not be the current device
+            self._stream = torch.cuda.Stream(inputs[0].device)  # possibly not the current device
         key = tuple((x.shape, x.dtype) for x in inputs)
         if key not in self._recordings:
             self._calls[key] += 1
             if self._calls[key] <= self.warm_up_calls:
-                return self._call_aside(inputs, self._stream)
+                return self._warm_up(inputs, self._stream)
             self._recordings[key] = self._record(inputs, self._stream)
         recording = self._recordings[key]
         recording.set_inputs(inputs)
@@ -78,44 +77,44 @@ class CUDAGraphed:
         return {name: output.clone() for name, output in recording.outputs.items()}
 
     def clear(self) -> None:
-        """Forget all recordings, and give back the memory that they work in."""
+        """Delete all recordings and free their memory."""
         self._recordings.clear()
         self._calls.clear()
 
     def _call_uncached(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Call the function without casts of weights that an autocast has cached: they must not get into a recording.
+        """Call the function with an empty autocast cache, and empty it afterwards.
 
-        Nor may those of a recording be used outside of it.
+        Cached casts of weights must not be shared between a recording and other calls.
         """
         torch.clear_autocast_cache()
         outputs = self.function(*inputs)
         torch.clear_autocast_cache()
         return outputs
 
-    def _call_aside(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
-        """Call the function on a stream of its own, as PyTorch asks of calls before a recording."""
+    def _warm_up(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> dict[str, Tensor]:
+        """Call the function on a side stream, as PyTorch requires before a recording."""
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # soon it is needed
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # for the recording
             outputs = self._call_uncached(inputs)
         torch.cuda.current_stream(stream.device).wait_stream(stream)
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream) -> _Recording:
-        with torch.inference_mode(False):  # later calls may come from within such a mode or not
-            static = tuple(x.detach().clone() for x in inputs)
-        gc.collect()  # a graph that is done with must not be destroyed during a recording, which that would end
+        with torch.inference_mode(False):  # later calls may be in inference mode or not
+            static_inputs = tuple(x.detach().clone() for x in inputs)
+        gc.collect()  # destroying another graph during the recording would abort it
         graph = torch.cuda.CUDAGraph()
-        # a thread of the data loader pins memory meanwhile, which only this thread must not do
+        # thread_local: a data loader may pin memory in another thread
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            outputs = self._call_uncached(static)
-        return _Recording(graph, static, outputs)
+            outputs = self._call_uncached(static_inputs)
+        return _Recording(graph, static_inputs, outputs)
 
 
 def tensor_addresses(module: nn.Module) -> tuple[int, ...]:
-    """Return the addresses of the weights and buffers of a module, which a recording depends on.
+    """Return the addresses of the weights and buffers of a module, on which a recording depends.
 
-    `nn.Module.parameters` takes four times as long, in each call.
+    Four times as fast as `nn.Module.parameters`, which matters because every call needs them.
     """
     modules, addresses = [module], []
     for part in modules:  # the list grows

@@ -1,4 +1,4 @@
-"""The degradation of HR to LR images: its description, its linear operator, and the blur of images, estimated."""
+"""The degradation of HR to LR images: description, linear operator, and blur estimation."""
 
 from miar_monai.degradation.axis import AxisDegradation, AxisOperator, blur_matrix
 from miar_monai.degradation.description import Degradation, operators, with_blurs

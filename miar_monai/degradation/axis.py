@@ -1,4 +1,4 @@
-"""The degradation along one axis: its description, and the tensors of its linear operator."""
+"""The degradation along one axis: description and linear operator."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from miar_monai.errors import ConfigurationError
 
 __all__ = ["PROFILES", "AxisDegradation", "AxisOperator", "blur_matrix"]
 
-_LEVEL_SIGMA = 1.5  # LR voxels; so that blocks of 8 × 8 keep their mean to about 0.1 %
+_LEVEL_SIGMA = 1.5  # LR voxels; preserves the mean of blocks of 8 × 8 LR voxels to about 0.1 %
 _FWHM = 2 * np.sqrt(2 * np.log(2))  # of a Gaussian with a standard deviation of 1
 
 
 def blur_matrix(size: int, sigma: float) -> Tensor:
-    """Return a Gaussian blur, truncated at 4 sigma, edges replicated, as a matrix (size, size), float64."""
+    """Return the matrix (size, size), float64, of a Gaussian blur truncated at 4 sigma, edges replicated."""
     return torch.from_numpy(gaussian_filter(np.eye(size), (sigma, 0), mode="nearest", truncate=4))
 
 
 def _cubic(x: Tensor, a: float) -> Tensor:
-    """Return Keys' cubic convolution kernel: a = -0.5 antialiases in PyTorch and Pillow, -0.75 upsamples in PyTorch."""
+    """Return Keys' cubic kernel: PyTorch has a = -0.5 with antialiasing, as Pillow, and a = -0.75 without."""
     x = x.abs()
     inner = ((a + 2) * x - (a + 3)) * x**2 + 1
     outer = a * (((x - 5) * x + 8) * x - 4)
@@ -33,7 +33,7 @@ def _cubic(x: Tensor, a: float) -> Tensor:
 
 
 def _box(distance: Tensor, width: float) -> Tensor:
-    """Return the overlap of voxels of width 1 with an interval, by the distance of their centers."""
+    """Return the overlap of voxels of width 1 with an interval, as a function of the distance of their centers."""
     return ((1 + width) / 2 - distance.abs()).clamp(min=0, max=min(1, width))
 
 
@@ -42,24 +42,24 @@ PROFILES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gaussian": lambda distance, width: torch.exp(-0.5 * (distance * _FWHM / width) ** 2),
     "box": _box,
 }
-"""Point spread function of an LR voxel, by the distance from its center; distance and width in HR voxels.
+"""Point spread functions of an LR voxel, of the distance from its center and the width, both in HR voxels.
 
-``"bicubic"`` is antialiased bicubic downsampling, the width being that of an LR voxel; for ``"gaussian"`` and
+``"bicubic"`` is antialiased bicubic downsampling, with the width of an LR voxel; for ``"gaussian"`` and
 ``"box"`` the width is the full width at half maximum, the thickness of a slice.
 """
 
 
 @dataclass(frozen=True)
 class AxisDegradation:
-    """How a line of HR voxels becomes a line of LR voxels; both are centered on the same point.
+    """Degradation of a line of HR voxels to a line of LR voxels with the same center.
 
     Args:
-        hr_size: HR voxels.
-        lr_size: LR voxels.
-        factor: size of an LR voxel in HR voxels, at least 1, whole or not.
+        hr_size: number of HR voxels.
+        lr_size: number of LR voxels.
+        factor: size of an LR voxel in HR voxels, at least 1, not necessarily whole.
         profile: see `PROFILES`.
-        thickness: width of the profile in LR voxels; below 1 there are gaps, above 1 voxels overlap.
-        sigma: standard deviation of a Gaussian blur, in voxels of the side it acts on; 0 leaves the blur out.
+        thickness: width of the profile in LR voxels: gaps below 1, overlap above 1.
+        sigma: standard deviation of a Gaussian blur, in voxels of the side it acts on; 0 for no blur.
         blur_on: ``"lr"`` blurs after downsampling, ``"hr"`` before.
 
     Example:
@@ -84,7 +84,7 @@ class AxisDegradation:
         return self.sigma if self.blur_on == "lr" else self.sigma / self.factor
 
     def matrix(self) -> Tensor:
-        """Return the degradation, (lr_size, hr_size), float64; its rows sum to 1, so that constants stay."""
+        """Return the matrix of the degradation, (lr_size, hr_size), float64; its rows sum to 1."""
         weights = PROFILES[self.profile](self._distances(), self.factor * self.thickness)  # (lr_size, hr_size)
         down = weights / weights.sum(dim=1, keepdim=True)
         if self.sigma == 0:
@@ -94,29 +94,29 @@ class AxisDegradation:
         return down @ blur_matrix(self.hr_size, self.sigma)
 
     def upsampling(self) -> Tensor:
-        """Return bicubic interpolation of the LR line on the HR grid, edges replicated, (hr_size, lr_size), float64."""
-        at = (torch.arange(self.hr_size, dtype=torch.float64) - (self.hr_size - 1) / 2) / self.factor
-        at = at + (self.lr_size - 1) / 2  # of each HR voxel, in LR voxels
-        taps = at.floor()[:, None] + torch.arange(-1, 3)  # (hr_size, 4)
-        weights = _cubic(at[:, None] - taps, -0.75)
+        """Return the matrix of bicubic interpolation to the HR grid, edges replicated, (hr_size, lr_size), float64."""
+        positions = (torch.arange(self.hr_size, dtype=torch.float64) - (self.hr_size - 1) / 2) / self.factor
+        positions = positions + (self.lr_size - 1) / 2  # of the HR voxels, in LR voxels
+        taps = positions.floor()[:, None] + torch.arange(-1, 3)  # (hr_size, 4)
+        weights = _cubic(positions[:, None] - taps, -0.75)
         matrix = torch.zeros(self.hr_size, self.lr_size, dtype=torch.float64)
         return matrix.scatter_add_(1, taps.long().clamp(0, self.lr_size - 1), weights)
 
     def _distances(self) -> Tensor:
-        """Return how far the center of each HR voxel lies from that of each LR voxel, (lr_size, hr_size)."""
+        """Return the signed distances of the centers of HR and LR voxels, (lr_size, hr_size)."""
         hr, lr = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2 for size in (self.hr_size, self.lr_size))
         return hr - self.factor * lr[:, None]
 
 
 class AxisOperator(NamedTuple):
-    """The linear operator P of an axis, and the factors of its inverse, as tensors; stacks have further first axes."""
+    """The linear operator P of one axis and its singular value decomposition; stacks have leading batch axes."""
 
     matrix: Tensor
     """P, (..., m, n)."""
     upsample: Tensor
     """Bicubic interpolation, (..., n, m)."""
     smooth: Tensor
-    """The same after a Gaussian blur, (..., n, m)."""
+    """Bicubic interpolation after a Gaussian blur, (..., n, m)."""
     u: Tensor
     """Left singular vectors of P, (..., m, m)."""
     s: Tensor
@@ -128,7 +128,7 @@ class AxisOperator(NamedTuple):
 
     @classmethod
     def of(cls, axis: AxisDegradation) -> AxisOperator:
-        """Return the operator of a description, float64."""
+        """Build the operator of a description, in float64."""
         matrix, upsample = axis.matrix(), axis.upsampling()
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         smooth = upsample @ blur_matrix(axis.lr_size, _LEVEL_SIGMA)
@@ -147,4 +147,6 @@ def check_profile(profile: str) -> None:
         ConfigurationError: if it is not one of `PROFILES`.
     """
     if profile not in PROFILES:
-        raise ConfigurationError(f"profile is {profile!r}, but it must be one of {', '.join(PROFILES)}; correct it.")
+        raise ConfigurationError(
+            f"profile is {profile!r}, but it must be one of {', '.join(PROFILES)}; correct the setting."
+        )

@@ -1,4 +1,4 @@
-"""The description of a degradation, as configs hold it."""
+"""Description of a degradation, as in configs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from miar_monai.errors import ConfigurationError
 
 __all__ = ["Degradation", "operators", "with_blurs"]
 
-_MAX = 64  # of scale and blur: beyond, an image is gone, and matrices need any amount of memory
+_MAX = 64  # limit of scale, blur and thickness, beyond which matrices need too much memory
 
 OnePerAxis: TypeAlias = float | Sequence[float]
 
@@ -27,16 +27,16 @@ class Degradation:
     """Downsampling of the rows and columns of an image on the cell-centered grid, and a Gaussian blur.
 
     The defaults are the paper's Section 4.1: antialiased bicubic downsampling by 4 and a blur of radius 1 on the LR
-    image. This is the description; `for_hr` and `for_lr` return the linear operator for images of a size.
+    image. `for_hr` and `for_lr` return the linear operator for images of a given size.
 
     Args:
-        scale: size of an LR voxel in HR voxels, whole or not; one number, or one for rows and one for columns. 1 leaves
-            an axis as it is.
-        sigma: standard deviation of the blur in voxels of the side it acts on, one number or two; 0 leaves it out.
-        blur_on: ``"lr"`` blurs after downsampling (the paper's words), ``"hr"`` before.
+        scale: size of an LR voxel in HR voxels, not necessarily whole; one number, or one each for rows and columns. 1
+            for no downsampling.
+        sigma: standard deviation of the blur in voxels of the side it acts on, one number or two; 0 for no blur.
+        blur_on: ``"lr"`` blurs after downsampling (the paper's), ``"hr"`` before.
         profile: point spread function of an LR voxel: ``"bicubic"``, ``"gaussian"`` or ``"box"``; see
             `miar_monai.degradation.axis.PROFILES`.
-        thickness: its width in LR voxels, for ``"gaussian"`` and ``"box"``; one number or two.
+        thickness: width of the profile in LR voxels, for ``"gaussian"`` and ``"box"``; one number or two.
 
     Raises:
         ConfigurationError: if a setting is out of range.
@@ -59,7 +59,7 @@ class Degradation:
     def __post_init__(self) -> None:
         for name in ("scale", "sigma", "thickness"):
             if isinstance(value := getattr(self, name), Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))  # JSON has lists, which cannot be keys of a cache
+                object.__setattr__(self, name, tuple(value))  # lists of JSON are not hashable
         check_profile(self.profile)
         scales, sigmas, widths = (_pair(value) for value in (self.scale, self.sigma, self.thickness))
         fits = all(1 <= scale <= _MAX for scale in scales) and all(0 <= sigma <= _MAX for sigma in sigmas)
@@ -84,10 +84,10 @@ class Degradation:
     def for_hr(self, hr: Tensor) -> SeparableOperator:
         """Return the operator for HR images (..., H, W), in their dtype and on their device.
 
-        A size of n becomes n / scale, rounded where the scale is not a whole number.
+        A size n becomes n / scale, rounded if the scale is not a whole number.
 
         Raises:
-            ConfigurationError: if H or W is not a multiple of a scale that is a whole number.
+            ConfigurationError: if H or W is not a multiple of its scale, a whole number.
         """
         shape = _plane(hr)
         height, width = (self._lr_size(*axis) for axis in zip(shape, self.scales, strict=True))
@@ -96,7 +96,7 @@ class Degradation:
     def for_lr(self, lr: Tensor) -> SeparableOperator:
         """Return the operator for LR images (..., h, w), in their dtype and on their device.
 
-        A size of m comes from one of m · scale, rounded.
+        A size m belongs to the HR size m · scale, rounded.
         """
         shape = _plane(lr)
         height, width = (max(round(size * scale), 1) for size, scale in zip(shape, self.scales, strict=True))
@@ -123,8 +123,8 @@ class Degradation:
         scale = int(scale)
         if size % scale:
             raise ConfigurationError(
-                f"an image side of {size} voxels cannot be degraded by {scale}: the side must be a multiple of "
-                f"{scale}; crop or pad the image to {size // scale * scale or scale} voxels."
+                f"an image side of {size} voxels cannot be downsampled by {scale}: it must be a multiple of {scale};"
+                f" crop or pad the image to {size // scale * scale or scale} voxels."
             )
         return size // scale
 
@@ -134,13 +134,13 @@ def operators(
 ) -> SeparableOperator:
     """Return the operator of a degradation, or a stack of the operators of several, for `SeparableOperator.select`.
 
-    They are built once: the last ones are kept, on the device of their images.
+    Recently used operators are cached on the device of their images.
 
     Args:
         kinds: one or more degradations.
-        hr_shape: of the HR images, (H, W).
-        lr_shape: of the LR images, (h, w).
-        like: gives dtype and device.
+        hr_shape: shape of the HR images, (H, W).
+        lr_shape: shape of the LR images, (h, w).
+        like: tensor with the dtype and the device of the result.
 
     Example:
         >>> kinds = with_blurs(Degradation(), [0.0, 0.5])
@@ -168,13 +168,13 @@ def _operators(
         operator = built[0] if len(built) == 1 else SeparableOperator.stack(built)
         return operator.to(torch.empty(0, dtype=dtype, device=device))
 
-    # the cache outlives the modes of its caller, such as inference and tracing, which are those of a thread
+    # cached tensors must not depend on modes of the caller, such as inference mode, which apply to its thread only
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(build).result()
 
 
 def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degradation, ...]:
-    """Return a degradation, and after it the same with other blurs.
+    """Return a degradation, followed by copies with other blurs.
 
     Example:
         >>> [kind.sigma for kind in with_blurs(Degradation(), [0.0, 0.5])]
@@ -184,7 +184,7 @@ def with_blurs(degradation: Degradation, sigmas: Iterable[float]) -> tuple[Degra
 
 
 def _plane(images: Tensor) -> tuple[int, int]:
-    """Return the sizes of the last two axes; in `torch.jit.trace` they are tensors."""
+    """Return the sizes of the last two axes, which are tensors in `torch.jit.trace`."""
     height, width = images.shape[-2:]
     return int(height), int(width)
 

@@ -1,8 +1,8 @@
-"""Interpolation as matrices: every linear, separable resampling of the project is two small matrix products.
+"""Interpolation as matrices: linear, separable resampling by two matrix products.
 
-`torch.nn.functional.interpolate` has a slow CUDA backward for ``bicubic`` (3 to 10 ms a call on an H200); the same
-linear map, written as a matrix for each axis, costs microseconds and is exact. The matrices are built by applying
-torch's own operator to the identity, so that there is only one definition of each kernel.
+The CUDA backward pass of `torch.nn.functional.interpolate` is slow for ``bicubic`` (3 to 10 ms per call on an H200);
+the same linear map as a matrix per axis takes microseconds. The matrices are the result of torch's operator on the
+identity, so the kernels are defined only once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def interpolation_matrix(in_size: int, out_size: int, mode: str, antialias: bool
     """Return the matrix that resamples a line of ``in_size`` samples to ``out_size`` on the cell-centered grid.
 
     Args:
-        in_size: number of samples before.
-        out_size: number of samples after.
+        in_size: number of input samples.
+        out_size: number of output samples.
         mode: ``"area"``, ``"bilinear"``, ``"bicubic"`` or ``"nearest-exact"``, as in `torch.nn.functional.interpolate`.
-        antialias: widen the kernel when the line gets shorter (bilinear and bicubic only).
+        antialias: widen the kernel for downsampling (bilinear and bicubic only).
 
     Returns:
-        The matrix, (out_size, in_size), float64. Each row sums to 1: a constant stays constant.
+        The matrix, (out_size, in_size), float64. Each row sums to 1.
 
     Example:
         >>> interpolation_matrix(4, 2, "area")

@@ -1,4 +1,4 @@
-"""The separable linear operator of a degradation, and what follows from it in closed form."""
+"""The separable linear operator of a degradation, its inverse, and other closed forms."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from miar_monai.degradation.resampling import resample
 
 __all__ = ["SeparableOperator"]
 
-_LEVEL_STEPS = 8
+_LEVEL_STEPS = 8  # iterations of `SeparableOperator.bounded`
 
 
 class SeparableOperator(NamedTuple):
     r"""The linear operator ``A x = P x Q^T``, ``P`` for the rows and ``Q`` for the columns of images.
 
-    One operator for all images of a batch, or, as `select` returns it, one for each. It consists of tensors alone, so
-    that a CUDA graph can have it as its input. Methods named as in deepinv (``A``, ``A_adjoint``, ``A_dagger``,
-    ``prox``) do the same as there. Everything is computed in the dtype of the operator, which is that of the images,
-    and never in a lower precision by autocast.
+    Either one operator for all images of a batch or, from `select`, one per image. It consists of tensors only, so it
+    can be the input of a CUDA graph. ``A``, ``A_adjoint``, ``A_dagger`` and ``prox`` are named as in deepinv. All
+    methods compute in the dtype of the operator, which must be that of the images, also under autocast.
 
-    ``P = U diag(s) V^T``; ``S`` is the outer product of the singular values of rows and columns. A ``damping`` is the
-    standard deviation of the noise of the LR image relative to that of the detail to be restored, a number for all
-    images or (..., 1, 1). It applies at the resolution limit of the LR image and falls in proportion to the frequency,
-    as in a Wiener filter for images, whose spectra fall about as 1/f. So the low frequencies of the LR image, and with
-    them the level of every tissue, are kept whatever its noise. A damping of 0 needs a noiseless LR image in float64:
-    an operator with a blur amplifies noise by up to 10 000.
+    ``P = U diag(s) V^T``; ``S`` is the outer product of the singular values of rows and columns. The ``damping`` is the
+    ratio of the standard deviations of the noise of the LR image and of the detail to be restored, a number for all
+    images or (..., 1, 1). This is its value at the resolution limit of the LR image; it decreases in proportion to the
+    frequency, as in a Wiener filter for images with a spectrum of about 1/f. Low frequencies, and with them the mean
+    intensity of each tissue, are therefore preserved at any noise level. A damping of 0 needs a noiseless LR image in
+    float64: the inverse of an operator with a blur amplifies noise by up to 10 000.
 
     Example:
         >>> from miar_monai.degradation import Degradation
@@ -43,13 +42,13 @@ class SeparableOperator(NamedTuple):
     rows: AxisOperator
     columns: AxisOperator
     stop_band: Tensor
-    """Indices of the eighth of the coefficients with the smallest singular values, in flattened LR images, (..., n)."""
+    """Indices of the eighth of the coefficients with the smallest singular values, flattened, (..., n)."""
 
     @classmethod
     def of(cls, rows: AxisOperator, columns: AxisOperator) -> SeparableOperator:
         """Combine the operators of both axes."""
-        passing = torch.outer(rows.s, columns.s).flatten()
-        return cls(rows, columns, passing.argsort()[: max(len(passing) // 8, 1)])
+        gains = torch.outer(rows.s, columns.s).flatten()
+        return cls(rows, columns, gains.argsort()[: max(len(gains) // 8, 1)])
 
     @classmethod
     def stack(cls, operators: Sequence[SeparableOperator]) -> SeparableOperator:
@@ -59,21 +58,21 @@ class SeparableOperator(NamedTuple):
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor]) -> SeparableOperator:
-        """Return the operator of the tensors that `tensors` returns."""
+        """Rebuild an operator from its `tensors`."""
         count = len(AxisOperator._fields)
         return cls(AxisOperator(*tensors[:count]), AxisOperator(*tensors[count : 2 * count]), tensors[-1])
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors of the operator, in one row."""
+        """All tensors of the operator, for `from_tensors`."""
         return *self.rows, *self.columns, self.stop_band
 
     def select(self, index: Tensor) -> SeparableOperator:
-        """Return the operators of a batch of images, (B, 1, H, W), from a stack, by their index in it, (B,)."""
+        """Return the operators of a batch of images (B, 1, H, W), given their indices in a stack, (B,)."""
         return self.from_tensors([x[index][:, None] for x in self.tensors])
 
     def to(self, like: Tensor) -> SeparableOperator:
-        """Return the operator with the dtype and on the device of a tensor."""
+        """Convert to the dtype and the device of a tensor."""
         *floats, stop_band = self.tensors
         return self.from_tensors([*(x.to(like) for x in floats), stop_band.to(like.device)])
 
@@ -105,10 +104,10 @@ class SeparableOperator(NamedTuple):
     def A_dagger(self, y: Tensor, damping: float | Tensor = 0.0) -> Tensor:
         r"""Apply the damped pseudo-inverse to images (..., h, w): (..., H, W).
 
-        ``V[(U^T y) * S / (S^2 + D^2)] V^T`` with ``D`` the damping of each coefficient; without damping, the
-        Moore-Penrose inverse.
+        ``V[(U^T y) * S / (S^2 + D^2)] V^T`` with ``D`` the damping per coefficient; without damping this is
+        the Moore-Penrose inverse.
         """
-        s, damping = self._singular_values, self._damping_of_each(damping)
+        s, damping = self._singular_values, self._coefficient_damping(damping)
         with torch.autocast(y.device.type, enabled=False):
             coefficients = self._coefficients(y) * (s / (s**2 + damping**2))
             return resample(coefficients, self.rows.vt.mT, self.columns.vt.mT)
@@ -117,13 +116,13 @@ class SeparableOperator(NamedTuple):
         r"""Return the images closest to ``x`` that degrade to ``y``: ``x + A_dagger(y - A x)``.
 
         The proximal step of the data fidelity: the minimum of ``|y - A z|^2 + |D V^T (z - x) V|^2`` over all ``z`` that
-        differ from ``x`` in the row space of ``A`` only. Without damping and with an exact ``y`` this is the orthogonal
-        projection on all images that explain ``y``, which hold the truth: the mean squared error cannot grow.
+        differ from ``x`` in the row space of ``A`` only. Without damping and noise it is the orthogonal projection onto
+        the images consistent with ``y``. The ground truth is one of them, so the mean squared error cannot increase.
 
         Args:
             x: estimates, (..., H, W).
             y: LR images, (..., h, w).
-            damping: see the class.
+            damping: see `SeparableOperator`.
 
         Returns:
             The corrected estimates, (..., H, W).
@@ -141,19 +140,19 @@ class SeparableOperator(NamedTuple):
     def restore(self, y: Tensor, damping: float | Tensor) -> Tensor:
         """Return the linear estimate of LR images (..., h, w): `prox` of their bicubic interpolation, (..., H, W).
 
-        The strongest linear baseline: 4 dB above bicubic where ``y`` is exact and blurred.
+        A strong linear baseline: 4 dB above bicubic interpolation for blurred, noiseless ``y``.
         """
         return self.prox(self.interpolate(y), y, damping)
 
     def bounded(self, x: Tensor, floor: float | Tensor) -> Tensor:
-        """Return images none of whose voxels is below a floor, and whose LR images are about the same.
+        """Raise voxels below a floor to it, and keep the LR images approximately unchanged.
 
-        Clipped voxels alone would leave their surroundings too bright, so that the low frequencies of what clipping
-        adds are taken off, and the result is clipped again: projected Landweber iterations, accelerated by momentum.
+        Clipping alone would raise local means. So the low frequencies of the change are subtracted and the result is
+        clipped again: projected Landweber iterations, accelerated by momentum.
 
         Args:
-            x: images, (..., H, W); those that are nowhere below the floor stay as they are.
-            floor: such as 0 for magnitudes; one for all, or (..., 1, 1).
+            x: images, (..., H, W); those without voxels below the floor are returned unchanged.
+            floor: lower bound, such as 0 for magnitude images; a number or (..., 1, 1).
 
         Reference:
             Beck and Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems, 2009.
@@ -171,26 +170,26 @@ class SeparableOperator(NamedTuple):
         """
         y = self.A(x)
         with torch.autocast(x.device.type, enabled=False):
-            x = ahead = x.clamp(min=floor)
+            x = extrapolated = x.clamp(min=floor)
             for step in range(_LEVEL_STEPS):
-                before = x
-                x = ahead + resample(y - self.A(ahead), self.rows.smooth, self.columns.smooth)
+                previous = x
+                x = extrapolated + resample(y - self.A(extrapolated), self.rows.smooth, self.columns.smooth)
                 x = x.clamp(min=floor)
-                ahead = torch.lerp(before, x, 1 + step / (step + 3))
+                extrapolated = torch.lerp(previous, x, 1 + step / (step + 3))
         return x
 
     def noise_level(self, y: Tensor) -> Tensor:
-        """Return the standard deviation of the noise of LR images, from their coefficients in the stop band.
+        """Estimate the standard deviation of the noise of LR images from their coefficients in the stop band.
 
-        Rounding counts as noise (one step of integers is 0.29), and so does detail that this blur would have removed,
-        in images of another degradation. Where much passes everywhere (without a blur), fine detail counts too. Robust:
-        the median of the absolute coefficients, but for those that a symmetry makes zero.
+        The estimate includes rounding (0.29 for integers) and, in images sharper than this operator, the detail that
+        its blur would have removed. Without a blur there is no real stop band, so that fine detail is included too. The
+        estimator is robust: the median of the absolute coefficients, except those that are zero by symmetry.
 
         Args:
             y: LR images, (..., h, w).
 
         Returns:
-            (..., 1, 1), in units of the intensities.
+            (..., 1, 1), in intensity units.
 
         Example:
             >>> from miar_monai.degradation import Degradation
@@ -202,16 +201,16 @@ class SeparableOperator(NamedTuple):
             coefficients = self._coefficients(y).flatten(-2)  # (..., h · w)
         sizes = coefficients.gather(-1, self.stop_band.expand(*y.shape[:-2], -1)).abs()  # (..., n)
         rounding = torch.finfo(sizes.dtype).eps * coefficients.abs().amax(dim=-1, keepdim=True)
-        level = sizes.where(sizes > rounding, torch.nan).nanmedian(dim=-1).values / 0.6745  # of a normal distribution
+        level = sizes.where(sizes > rounding, torch.nan).nanmedian(dim=-1).values / 0.6745  # median of |x|, x ~ N(0, 1)
         return level.nan_to_num(nan=0.0)[..., None, None]
 
     def suppressed_fraction(self, damping: Tensor) -> Tensor:
         """Return the fraction of the coefficients of LR images that a damping suppresses, in [0, 1]: (..., 1, 1).
 
-        With a blur, which most coefficients hardly pass, a small damping costs many of them, without one almost none.
+        A blur attenuates most coefficients, so a small damping suppresses many of them; without a blur almost none.
 
         Args:
-            damping: (..., 1, 1).
+            damping: see `SeparableOperator`, (..., 1, 1).
 
         Example:
             >>> from miar_monai.degradation import Degradation
@@ -220,7 +219,7 @@ class SeparableOperator(NamedTuple):
             >>> [round(operator.suppressed_fraction(damping).item(), 2) for operator in blurs]
             [0.05, 0.71]
         """
-        s, damping = self._singular_values, self._damping_of_each(damping)
+        s, damping = self._singular_values, self._coefficient_damping(damping)
         return (damping**2 / (s**2 + damping**2)).mean(dim=(-2, -1), keepdim=True)
 
     def _coefficients(self, y: Tensor) -> Tensor:
@@ -230,11 +229,11 @@ class SeparableOperator(NamedTuple):
     def _singular_values(self) -> Tensor:
         return self.rows.s[..., :, None] * self.columns.s[..., None, :]  # (..., h, w)
 
-    def _damping_of_each(self, damping: float | Tensor) -> Tensor:
+    def _coefficient_damping(self, damping: float | Tensor) -> Tensor:
         """Return the damping of each coefficient, (..., h, w).
 
-        Singular values fall as the frequency of their vectors rises. So the frequency of a vector, relative to the
-        resolution limit, is its index over the number of coefficients that pass.
+        Singular values decrease with the frequency of their vectors. So the frequency of a vector, relative to the
+        resolution limit, is its index divided by the effective number of coefficients.
         """
         vertical, horizontal = (
             torch.arange(s.shape[-1], device=s.device) * s[..., :1] / s.sum(dim=-1, keepdim=True)

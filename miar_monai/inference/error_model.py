@@ -1,4 +1,4 @@
-"""The expected error of each super-resolved voxel, from the uncertainty of the networks."""
+"""The expected error of each voxel, predicted from the uncertainty of the networks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from miar_monai.networks.results import Estimate
 __all__ = ["PREDICTORS", "ErrorModel", "error_predictors", "smoothed"]
 
 PREDICTORS = ("disagreement", "edges", "entropy", "noise")
-"""Names of the predictors of the error, see `error_predictors`."""
+"""Names of the predictors; see `error_predictors`."""
 
-_SIGMA = 1.5  # SR voxels: the position of errors is known no better
-_FLOOR = 1e-3  # of the range of intensities: smaller differences carry no information
-_MIN_WEIGHT = 1e-3  # below, rounding is most of the disagreement that is left
+_SIGMA = 1.5  # SR voxels: localization accuracy of errors
+_FLOOR = 1e-3  # of the intensity range: smaller differences carry no information
+_MIN_WEIGHT = 1e-3  # below, the disagreement is mostly rounding error
 
 
 def error_predictors(estimate: Estimate, entropy: Tensor, suppressed: Tensor) -> Tensor:
     """Return predictors of the error of super-resolved slices, in network intensities, about [0, 1].
 
     Args:
-        estimate: the slices.
-        entropy: of the tokens, in [0, 1], (B, 1, H, W).
-        suppressed: fraction of the LR slice that noise suppresses in the linear estimate, in [0, 1], (B, 1, 1, 1).
+        estimate: the super-resolved slices.
+        entropy: entropy of the tokens, in [0, 1], (B, 1, H, W).
+        suppressed: fraction of the coefficients suppressed because of noise, in [0, 1], (B, 1, 1, 1).
 
     Returns:
-        (B, 4, H, W): the logarithm of the absolute difference of the perceptual and the faithful estimate (divided by
-        the weight of the network, since the linear estimate is common to both), the logarithm of the length of the
-        gradient, both averaged over a Gaussian neighborhood before, the entropy and the suppressed fraction.
+        (B, 4, H, W): the log of the absolute difference of the perceptual and the faithful estimate (divided by the
+        network weight, because both share the linear estimate), the log of the gradient magnitude, both after Gaussian
+        smoothing, the entropy, and the suppressed fraction.
     """
     image = estimate.image
     with torch.autocast(image.device.type, enabled=False):
@@ -45,7 +45,7 @@ def error_predictors(estimate: Estimate, entropy: Tensor, suppressed: Tensor) ->
 
 
 def smoothed(images: Tensor) -> Tensor:
-    """Return the means of images, (B, C, H, W), over Gaussian neighborhoods, edges replicated."""
+    """Smooth images (B, C, H, W) with a Gaussian, edges replicated."""
     rows, columns = (_neighborhood(size, images.dtype, images.device) for size in images.shape[2:])
     return resample(images, rows, columns)
 
@@ -60,17 +60,16 @@ def _neighborhood(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
 class ErrorModel:
     """The expected absolute error of each voxel: ``exp(offset + Σ weight · predictor)``, see `error_predictors`.
 
-    A Poisson regression on the absolute errors of validation patients gives the numbers, so that their mean is met;
-    they hold for the weights, the fidelity and the kind of input that they were fitted to. The other predictors do not
-    show the information that noise takes from an LR slice: it has a weight of its own, fitted to noisy slices
-    afterwards.
+    The coefficients come from a Poisson regression on the absolute errors of validation patients, which reproduces
+    their mean; they are valid for the weights, the fidelity and the kind of input used for the fit. Noise destroys
+    information without changing the other predictors, so it has its own coefficient, fitted to noisy slices afterwards.
 
     Args:
-        offset: in the logarithm of network intensities.
-        disagreement: weight of the difference between the perceptual and the faithful estimate.
-        edges: weight of the gradient.
-        entropy: weight of the entropy of the tokens.
-        noise: weight of the fraction that noise suppresses.
+        offset: intercept, in the log of network intensities.
+        disagreement: coefficient of the difference between the perceptual and the faithful estimate.
+        edges: coefficient of the gradient magnitude.
+        entropy: coefficient of the entropy of the tokens.
+        noise: coefficient of the suppressed fraction.
 
     Example:
         >>> flat, one = torch.full((1, 1, 8, 8), 0.5), torch.ones(1, 1, 1, 1)
@@ -86,7 +85,7 @@ class ErrorModel:
     noise: float = 0.0
 
     def __call__(self, estimate: Estimate, entropy: Tensor, suppressed: Tensor) -> Tensor:
-        """Return the error in network intensities, (B, 1, H, W); see `error_predictors` for the arguments."""
+        """Return the expected error in network intensities, (B, 1, H, W); for the arguments see `error_predictors`."""
         predictors = error_predictors(estimate, entropy, suppressed)  # (B, 4, H, W)
         weights = predictors.new_tensor([getattr(self, name) for name in PREDICTORS]).view(1, -1, 1, 1)
         return (self.offset + (weights * predictors).sum(dim=1, keepdim=True)).exp()

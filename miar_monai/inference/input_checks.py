@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
 from miar_monai.data.io import Volume
-from miar_monai.degradation.blur_estimation import SMALLEST
+from miar_monai.degradation.blur_estimation import MIN_PATCH
 from miar_monai.errors import ConfigurationError
 
 __all__ = ["TrainingDomain", "clipped", "input_warnings", "oddities"]
@@ -132,9 +132,9 @@ def input_warnings(
         limits: intensities beyond which the result is interpolated, in units of the input, or None.
     """
     sentences = [*oddities(lr), *clipped(lr, limits), *domain.warnings(lr)]
-    if blur == "auto" and min(sides) < SMALLEST:
+    if blur == "auto" and min(sides) < MIN_PATCH:
         sentences.append(
-            f"the axial slices have {' x '.join(map(str, sides))} voxels, but at least {SMALLEST} x {SMALLEST} are"
+            f"the axial slices have {' x '.join(map(str, sides))} voxels, but at least {MIN_PATCH} x {MIN_PATCH} are"
             " needed to measure the blur: the blur of the training is assumed."
         )
     return sentences

@@ -1,4 +1,4 @@
-"""The steps of super-resolution that run on the device of the network without the host."""
+"""Steps of super-resolution that run on a GPU without synchronizing with the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["StepSettings", "Steps"]
 
 
 class StepSettings(NamedTuple):
-    """Settings that a recording of the steps holds."""
+    """Settings that are fixed in a CUDA graph of the steps."""
 
     decoding: Decoding
     fidelity: float
@@ -41,7 +41,7 @@ class StepSettings(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Both steps map tensors to named tensors, so that each can be a CUDA graph."""
+    """Two functions from tensors to named tensors, so that each can be a CUDA graph."""
 
     of_slices: Callable[..., dict[str, Tensor]]
     """LR slices of one tile (N, 1, h, w) and the tensors of their operator: the fields of an `Estimate`."""
@@ -50,23 +50,23 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, network: MIAR, settings: StepSettings, precision: torch.dtype | None) -> Steps:
-        """Return the steps of a network, their kernels launched one by one.
+        """Return the steps of a network, without CUDA graphs.
 
         Args:
             network: the network.
-            settings: of decoding and mixing.
-            precision: of the layers; None for that of the weights.
+            settings: settings of decoding and mixing.
+            precision: precision of the layers; None for that of the weights.
         """
         layers = network if precision is None else network.cast(precision)
         decoding = settings.decoding
-        batches = count(decoding.seed)  # each batch of tiles of a call has a seed of its own
+        batches = count(decoding.seed)  # a different seed for each batch of tiles
 
         def predict(linear: Tensor, condition: Tensor) -> Prediction:
-            chosen = replace(decoding, seed=next(batches)) if decoding.samples else decoding
+            seeded = replace(decoding, seed=next(batches)) if decoding.is_stochastic else decoding
             if layers is not network:
-                layers.cast_from(network)  # whose weights a training may have changed in place
+                layers.cast_from(network)  # training may have changed its weights in place
             with torch.autocast(linear.device.type, enabled=False):
-                return layers.predict(linear, condition, chosen, with_entropy=settings.error_model is not None)
+                return layers.predict(linear, condition, seeded, with_entropy=settings.error_model is not None)
 
         def of_slices(lr: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
             operator = SeparableOperator.from_tensors(tensors)
@@ -78,16 +78,16 @@ class Steps(NamedTuple):
         return cls(of_slices, of_tiles)
 
     def as_graphs(self) -> Steps:
-        """Return the steps as CUDA graphs, recorded once for each size of a batch."""
+        """Return the steps as CUDA graphs, recorded once per batch size."""
         return Steps(*(CUDAGraphed(step) for step in self))
 
     def clear(self) -> None:
-        """Forget all recordings, and free their memory."""
+        """Delete all recordings and free their memory."""
         for step in self:
             if isinstance(step, CUDAGraphed):
                 step.clear()
 
 
 def _fields(result: Prediction | Estimate) -> dict[str, Tensor]:
-    """Return the fields of a result that are tensors, by name."""
+    """Return the fields of a result that are not None, by name."""
     return {name: value for name, value in result._asdict().items() if value is not None}

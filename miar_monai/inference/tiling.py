@@ -1,23 +1,25 @@
-"""Slices larger or smaller than the tiles of a network: tiles are blended, and slices padded."""
+"""Tiles of slices: padding of small slices, blending of overlapping tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-__all__ = ["Padding", "blend_tiles", "num_tiles"]
+__all__ = ["Padding", "TileFunction", "blend_tiles", "num_tiles"]
 
 Output = TypeVar("Output", Tensor, dict[str, Tensor])
+TileFunction: TypeAlias = Callable[[Tensor], Any]
+"""Maps tiles (n, C, side, side) to a tensor (n, ...), or to tensors by name."""
 
 
 def num_tiles(size: int, side: int, overlap: float) -> int:
-    """Return how many tiles an axis of ``size`` voxels is cut into.
+    """Return the number of tiles along an axis of ``size`` voxels.
 
     Example:
         >>> [num_tiles(size, 64, 0.25) for size in (40, 64, 65, 113)]
@@ -30,20 +32,20 @@ def num_tiles(size: int, side: int, overlap: float) -> int:
 def blend_tiles(
     images: Tensor, side: int, overlap: float, batch_size: int, predictor: Callable[[Tensor], Output]
 ) -> Output:
-    """Return the blended output of a function of tiles, for images of any size.
+    """Apply a function to overlapping tiles of images of any size, and blend its outputs.
 
-    Tiles are weighted by a window that vanishes at their borders, where convolutions have least context; MONAI's own
-    windows leave a thousandth there, which shows as a seam.
+    Tiles are weighted by a window that vanishes at their borders, where convolutions have the least context; the
+    windows of MONAI end at a weight of 1e-3, which leaves visible seams.
 
     Args:
         images: (N, C, H, W), H and W at least ``side``.
-        side: of a tile.
-        overlap: fraction of a tile that it shares with its neighbor, in [0, 1).
-        batch_size: tiles that go through the function at once.
+        side: side of a tile.
+        overlap: fraction of a tile shared with its neighbor, in [0, 1).
+        batch_size: number of tiles per call of the function.
         predictor: maps tiles (n, C, side, side) to a tensor (n, C', s · side, s · side), or to tensors by name.
     """
     if images.shape[2:] == (side, side):
-        return predictor(images)  # one tile each
+        return predictor(images)  # nothing to blend
     weight = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).pow(4).clamp(min=1e-6)
     result: Output = sliding_window_inference(  # type: ignore[assignment]
         images,
@@ -58,12 +60,12 @@ def blend_tiles(
 
 
 class Padding(NamedTuple):
-    """How an axis of LR slices is padded until its HR image fills a tile, and where the slice lies in the HR image."""
+    """Padding of one axis of LR slices to the size of a tile, and the place of the slice in the padded HR image."""
 
     before: int
-    """LR voxels."""
+    """LR voxels before the slice."""
     after: int
-    """LR voxels."""
+    """LR voxels after it."""
     start: int
     """HR voxels before the slice."""
     size: int
@@ -75,8 +77,8 @@ class Padding(NamedTuple):
     def of(cls, lr_size: int, scale: float, side: int) -> Padding:
         """Return the padding of an axis of ``lr_size`` voxels for tiles of ``side`` HR voxels.
 
-        LR and HR images have the same center. Where the scale is not a whole number, both ends are padded alike, so
-        that this stays true.
+        LR and HR images have the same center. If the scale is not a whole number, both ends are padded equally to keep
+        it so.
 
         Example:
             >>> Padding.of(61, 4, 256)
@@ -92,10 +94,10 @@ class Padding(NamedTuple):
 
     @staticmethod
     def pad(slices: Tensor, rows: Padding, columns: Padding) -> Tensor:
-        """Return LR slices (N, 1, h, w), their border replicated on all sides."""
+        """Pad LR slices (N, 1, h, w) by replication."""
         return F.pad(slices, [columns.before, columns.after, rows.before, rows.after], mode="replicate")
 
     @staticmethod
     def crop(images: Tensor, rows: Padding, columns: Padding) -> Tensor:
-        """Return the HR images of the slices from those of the padded slices, (N, C, H, W)."""
+        """Crop HR images (N, C, H, W) of padded slices to the slices."""
         return images[..., rows.start : rows.start + rows.size, columns.start : columns.start + columns.size]

@@ -1,4 +1,4 @@
-"""The networks of MIAR: tokenizer, transformer, and the module that holds all of inference."""
+"""The networks of MIAR: tokenizer, transformer, and the complete super-resolution network."""
 
 from miar_monai.networks.miar import MIAR
 from miar_monai.networks.msvqvae import MSVQVAE

@@ -1,11 +1,10 @@
-"""The convolutional encoder and decoder around the latent grid: LDM's VQ convnet, as VAR uses it, with f = 8.
+"""Convolutional encoder and decoder of the latent grid: the VQ network of LDM and VAR, with f = 8.
 
-The finest level works on patches of 2 × 2 pixels as channels: at full resolution normalization and activation cost more
-than the arithmetic, and sub-pixel convolutions lose nothing (ESPCN, EDSR).
+The finest level works on patches of 2 × 2 pixels as channels: at full resolution, normalization and activation would
+take longer than the convolutions, and sub-pixel convolutions lose no information (ESPCN, EDSR).
 
-Around the network lies a fixed linear shortcut, as in DC-AE: the cosine transform of f × f patches, of which the latent
-grid keeps the lowest frequencies, and its transpose. Before any training this is a codec already; the convolutions
-learn the rest.
+Both networks have a fixed linear shortcut, as in DC-AE: the lowest frequencies of the cosine transform of f × f
+patches, and its transpose. The shortcut alone is a lossy codec; the convolutions learn the rest.
 """
 
 from __future__ import annotations
@@ -23,38 +22,38 @@ __all__ = ["AttentionBlock", "CosineEncoder", "Decoder", "Encoder", "ResidualBlo
 
 
 def cosine_patches(count: int, side: int) -> Tensor:
-    """Return the ``count`` patches of lowest frequency of the two-dimensional cosine transform (DCT-II), orthonormal.
+    """Return the ``count`` lowest frequencies of the orthonormal two-dimensional cosine transform (DCT-II) as patches.
 
     Args:
         count: number of patches; those beyond ``side²`` are zero.
-        side: of the patches.
+        side: side of the patches.
 
     Returns:
-        (count, side, side), float32, by growing frequency: the first is constant.
+        (count, side, side), float32, in order of increasing frequency; the first is constant.
 
     Example:
         >>> cosine_patches(3, 2)[0]
         tensor([[0.5000, 0.5000],
                 [0.5000, 0.5000]])
     """
-    lines = torch.from_numpy(idct(torch.eye(side, dtype=torch.float64).numpy(), norm="ortho", axis=1))  # (side, side)
-    patches = torch.einsum("ui,vj->uvij", lines, lines).flatten(0, 1)
+    basis = torch.from_numpy(idct(torch.eye(side, dtype=torch.float64).numpy(), norm="ortho", axis=1))  # (side, side)
+    patches = torch.einsum("ui,vj->uvij", basis, basis).flatten(0, 1)
     frequency = torch.cartesian_prod(torch.arange(side), torch.arange(side)).square().sum(dim=1)
     ordered = patches[frequency.argsort(stable=True)][:count].float()
     return torch.cat([ordered, ordered.new_zeros(count - len(ordered), side, side)])
 
 
 def patch_gain(side: int) -> float:
-    """Return the factor that gives the cosine transform of images in [0, 1] a standard deviation of about 1."""
+    """Return the factor that scales the cosine transform of images in [0, 1] to a standard deviation of about 1."""
     return 4 / side
 
 
 class ResidualBlock(nn.Module):
-    """Two norm-SiLU-conv layers around a shortcut.
+    """Two norm-SiLU-conv layers with a shortcut.
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output; the shortcut is a 1 × 1 convolution where they differ.
+        out_channels: channels of the output; if they differ, the shortcut is a 1 × 1 convolution.
 
     Example:
         >>> import torch
@@ -78,7 +77,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all positions of a feature map, around a shortcut.
+    """Single-head self-attention over all positions of a feature map, with a shortcut.
 
     Example:
         >>> import torch
@@ -105,10 +104,10 @@ def middle(channels: int) -> nn.Sequential:
 
 
 class CosineEncoder(nn.Module):
-    """Image to latent grid, without anything to learn: the lowest frequencies of the cosine transform of f × f patches.
+    """Fixed encoder: the lowest frequencies of the cosine transform of f × f patches.
 
     Args:
-        in_channels: channels of the image, which are averaged.
+        in_channels: channels of the image, whose average is encoded.
         latent_channels: C, channels of the latent grid.
         stride: f.
 
@@ -130,14 +129,14 @@ class CosineEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to latent grid: patches become channels, then a factor of two for each level after the first.
+    """Encoder from images to the latent grid: patches as channels, then downsampling by 2 at each level but the first.
 
     Args:
         in_channels: channels of the image.
         latent_channels: C, channels of the latent grid.
         channels: width of each level, fine to coarse.
-        num_res_blocks: residual blocks on each level.
-        patch_size: side of the patches; f = patch_size · 2^(levels - 1) is the stride of the latent grid.
+        num_res_blocks: residual blocks per level.
+        patch_size: side of the patches; the stride of the latent grid is f = patch_size · 2^(levels - 1).
 
     Reference:
         Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022; Chen et al., Deep
@@ -199,17 +198,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent grid to image; with skips it also listens to features of the low-resolution image.
+    """Decoder from the latent grid to images, optionally with skips from the LR image.
 
-    A skip enters its level through a convolution that starts at zero: a decoder that was trained without skips can be
-    given some, and still computes what it did before.
+    A skip is added to its level through a convolution initialized to zero, so adding skips to a trained decoder does
+    not change its output at first.
 
     Args:
         out_channels: channels of the image.
         latent_channels: C, channels of the latent grid.
         channels: width of each level, fine to coarse, as for the encoder.
-        num_res_blocks: residual blocks on each level.
-        patch_size: side of the patches of pixels that the finest level works on.
+        num_res_blocks: residual blocks per level.
+        patch_size: side of the pixel patches of the finest level.
         skip_channels: channels of the skip of each level, fine to coarse; 0 for none.
 
     Example:
@@ -252,14 +251,14 @@ class Decoder(nn.Module):
         self.stride = patch_size * 2 ** (len(channels) - 1)
         patches = cosine_patches(latent_channels, self.stride)[:, None] / patch_gain(self.stride)
         self.register_buffer("patches", patches, persistent=False)
-        self.gain = nn.Parameter(torch.ones(latent_channels, out_channels))  # of each channel in the shortcut
+        self.gain = nn.Parameter(torch.ones(latent_channels, out_channels))  # of the shortcut
 
     def forward(self, f: Tensor, skips: dict[int, Tensor] | None = None) -> Tensor:
         """Map latents (B, C, H / f, W / f) to images (B, out_channels, H, W).
 
         Args:
             f: latents.
-            skips: for each level with a skip (0 is the finest), its features, (B, skip_channels[i], h_i, w_i) with
+            skips: features for each level i with a skip (0 is the finest), (B, skip_channels[i], h_i, w_i) with
                 h_i = H / (patch_size · 2^i).
         """
         h = self.middle(self.conv_in(f))
@@ -275,7 +274,7 @@ class Decoder(nn.Module):
 
 
 def zero_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return a 3 × 3 convolution whose weights and bias are zero."""
+    """Return a 3 × 3 convolution initialized to zero."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)

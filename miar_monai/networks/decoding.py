@@ -1,8 +1,8 @@
 """From logits to tokens, scale by scale: greedy, top-k, top-p, and the paper's beam search (Algorithm 1).
 
-All strategies are one loop. At each scale a few candidate token maps are made from the logits; each goes through the
-network as input of the next scale, all candidates in one batch over a shared cache; the best is kept, and what the
-network computed for it is already the next step. Greedy decoding and sampling are the case of one candidate.
+All strategies share one loop. At each scale, candidate token maps are made from the logits. All candidates pass
+through the transformer at the next scale, in one batch over a shared cache; the best is kept, and its logits at the
+next scale are reused. Greedy decoding and sampling are the special case of one candidate.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from miar_monai.acceleration.layers import top_two
 from miar_monai.errors import SettingError, check_range, check_whole
 
 if TYPE_CHECKING:  # the networks import this module
+    from miar_monai.networks.attention import KeyValue
     from miar_monai.networks.quantizer import MultiScaleQuantizer
     from miar_monai.networks.transformer import Context, MIARTransformer
 
 __all__ = [
     "Decoded",
     "Decoding",
+    "best_candidates",
     "candidate_maps",
     "decode_tokens",
     "sample_tokens",
@@ -40,19 +42,20 @@ class Decoding:
 
     Args:
         strategy: ``"greedy"``, ``"beam"`` (paper Algorithm 1: one-step lookahead), ``"top_k"`` or ``"top_p"``.
-        lookahead_tokens: the paper's K: tokens of a scale that may take their second choice; 2^K candidates. Beam only.
-        lookahead_scales: scales whose tokens may branch, from the coarsest; 0, the paper's, is all but the last, which
-            has nothing to look ahead to. The finest of these cost most: where 2^K candidates go through the last
-            scale, it takes most of the time. Beam only.
+        lookahead_tokens: the paper's K, the number of tokens of a scale that may take their second choice, which makes
+            2^K candidates. Beam only.
+        lookahead_scales: number of scales, from the coarsest, whose tokens may branch; 0 (the paper's) for all but the
+            last, which has no next scale. The finer ones are the most expensive: passing 2^K candidates through the
+            last scale takes most of the time. Beam only.
         alpha: weight α of the margin between first and second choice in Eq. 4.
-        selection: ``"uncertain"`` lets the least confident tokens vary, as the text of Sec. 3.3 says; ``"literal"`` the
-            most confident, as Eq. 4 is printed.
-        score: ``"lookahead"`` ranks a candidate by the confidence of the next scale, Eq. 5; ``"joint"`` adds the
+        selection: ``"uncertain"`` varies the least confident tokens, as in the text of Sec. 3.3; ``"literal"`` the most
+            confident, as in the printed Eq. 4.
+        score: ``"lookahead"`` ranks candidates by the confidence of the next scale, Eq. 5; ``"joint"`` adds the
             log-probability of the candidate itself.
         top_k: number of codes to sample from. ``"top_k"`` only.
         top_p: probability mass to sample from. ``"top_p"`` only.
         temperature: divides the logits before sampling.
-        seed: of sampling; equal seeds give equal images.
+        seed: random seed of sampling.
 
     Raises:
         ConfigurationError: if a setting is unknown or out of range.
@@ -104,13 +107,13 @@ class Decoding:
         return self.lookahead_tokens if self.strategy == "beam" else 0
 
     @property
-    def samples(self) -> bool:
-        """Whether tokens are drawn at random."""
+    def is_stochastic(self) -> bool:
+        """Whether tokens are sampled at random."""
         return self.strategy in ("top_k", "top_p")
 
 
 GREEDY = Decoding()
-"""What is left where nothing is looked ahead to."""
+"""Settings for scales without lookahead."""
 
 
 class Decoded(NamedTuple):
@@ -123,21 +126,20 @@ class Decoded(NamedTuple):
     score: Tensor
     """Log-probability of all tokens under the network: (B,)."""
     entropy: Tensor | None = None
-    """How undecided the network was, if that was asked for, see `token_entropy`; the mean of the scales on the latent
-    grid: (B, 1, G, G)."""
+    """`token_entropy`, averaged over the scales on the latent grid, if requested: (B, 1, G, G)."""
 
 
 def uncertain_positions(probabilities: Tensor, count: int, alpha: float, selection: str) -> Tensor:
-    """Choose the tokens that may take their second choice (paper Eq. 4).
+    """Return the positions of the tokens that may take their second choice (paper Eq. 4).
 
     Args:
-        probabilities: of the first and the second choice, (B, n, 2).
+        probabilities: probabilities of the first and the second choice, (B, n, 2).
         count: number of tokens, at most n.
         alpha: weight of the margin.
         selection: see `Decoding`.
 
     Returns:
-        Positions, (B, count), int64.
+        (B, count), int64.
 
     Example:
         >>> p = torch.tensor([[[0.9, 0.05], [0.4, 0.39], [0.6, 0.2]]])
@@ -150,11 +152,11 @@ def uncertain_positions(probabilities: Tensor, count: int, alpha: float, selecti
 
 
 def candidate_maps(log_p: Tensor, codes: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
-    """Return the candidate token maps of one scale, the greedy one first, and how probable they are.
+    """Return the candidate token maps of one scale, the greedy one first, and their log-probabilities.
 
     Args:
-        log_p: log-probabilities of the first and the second choice of each token, (B, n, 2). A scale with fewer than
-            ``lookahead_tokens`` tokens branches at all of them.
+        log_p: log-probabilities of the first and the second choice of each token, (B, n, 2). If there are fewer than
+            ``lookahead_tokens`` tokens, all of them branch.
         codes: the choices, (B, n, 2).
         decoding: settings.
 
@@ -171,7 +173,7 @@ def candidate_maps(log_p: Tensor, codes: Tensor, decoding: Decoding) -> tuple[Te
     count = min(decoding.num_branching, log_p.shape[1])
     if count == 0:
         return codes[:, None, :, 0], log_p[:, None, :, 0].sum(dim=-1)
-    # as logarithms, no second choice underflows to a tie
+    # scores are sums of logarithms, since small probabilities would underflow and tie
     positions = uncertain_positions(log_p.exp(), count, decoding.alpha, decoding.selection)  # (B, count)
     bits = torch.arange(2**count, device=log_p.device)[:, None] >> torch.arange(count, device=log_p.device) & 1
     flips = torch.zeros(len(log_p), len(bits), log_p.shape[1], dtype=torch.bool, device=log_p.device)
@@ -181,12 +183,12 @@ def candidate_maps(log_p: Tensor, codes: Tensor, decoding: Decoding) -> tuple[Te
 
 
 def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator | None = None) -> Tensor:
-    """Draw tokens from the ``top_k`` most probable codes, or from the fewest that hold ``top_p`` of the probability.
+    """Sample tokens from the ``top_k`` most probable codes, or from the fewest with a total probability of ``top_p``.
 
     Args:
         logits: (B, n, V).
         decoding: settings.
-        generator: source of randomness; torch's own by default.
+        generator: random number generator; torch's default one if not given.
 
     Returns:
         (B, n), int64.
@@ -199,24 +201,24 @@ def sample_tokens(logits: Tensor, decoding: Decoding, generator: torch.Generator
     else:
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities[before >= decoding.top_p] = 0
-    drawn = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(*logits.shape[:2], 1)
-    return codes.gather(-1, drawn)[..., 0]
+    sampled = torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(*logits.shape[:2], 1)
+    return codes.gather(-1, sampled)[..., 0]
 
 
 def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the summed log-probability of token maps (B, M, n) under the logits (B, n, V) they share: (B, M)."""
+    """Return the log-probabilities (B, M) of token maps (B, M, n) under their common logits (B, n, V)."""
     return logits.log_softmax(dim=-1, dtype=torch.float32).gather(2, tokens.mT).sum(dim=1)
 
 
 def token_entropy(log_p: Tensor, num_positions: int) -> Tensor:
-    """Return how undecided a network is at the positions of a scale, from 0, certain, to 1, all codes alike.
+    """Return the normalized entropy at the positions of a scale, from 0 (certain) to 1 (all codes equally probable).
 
     Args:
-        log_p: logarithms of probabilities, (B, n · S, V), the tokens of all codebooks side by side.
+        log_p: log-probabilities, (B, n · S, V), the tokens of all codebooks side by side.
         num_positions: n.
 
     Returns:
-        Entropy over its maximum log V, the mean of the codebooks: (B, n), float32.
+        Entropy divided by its maximum log V, averaged over the codebooks: (B, n), float32.
 
     Example:
         >>> token_entropy(torch.tensor([[[0.5, 0.5], [1 - 1e-9, 1e-9]]]).log(), 2).round(decimals=3)
@@ -236,57 +238,76 @@ def decode_tokens(
     """Predict the tokens of all scales.
 
     Args:
-        transformer: gives the logits of a scale.
-        quantizer: turns tokens into the sum of scales.
-        context: of the LR images, batch size B.
+        transformer: predicts the logits of a scale.
+        quantizer: sums the codes of all scales.
+        context: context of the LR images, batch size B.
         decoding: settings.
-        with_entropy: return the entropy of the tokens too.
+        with_entropy: also return the entropy of the tokens.
 
     Returns:
-        Latents, tokens, their log-probability, and their entropy if asked for.
+        Latents, tokens, their log-probability, and their entropy if requested.
 
     Reference:
-        Paper Sec. 3.3, Algorithm 1. Each candidate's pass over the next scale serves its score and, for the winner, the
-        next step too: nothing is computed twice.
+        Paper Sec. 3.3, Algorithm 1. The logits of the next scale give the scores of the candidates and, for the best
+        one, the next tokens, so each scale is computed only once.
     """
-    batch_size, side = len(context.start), quantizer.schedule.latent_side
-    f_hat = quantizer.codebook.new_zeros(batch_size, quantizer.latent_channels, side, side)
-    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.samples else None
-    logits, cache = transformer.step(None, 0, context, None)
-    log_p, codes = top_two(logits)  # (B, n_0, 2)
-    branching_scales = quantizer.schedule.num_scales - 1
-    if decoding.lookahead_scales:
-        branching_scales = min(branching_scales, decoding.lookahead_scales)
-    chosen, scores, entropies = [], [], []
-    for k, scale_side in enumerate(quantizer.schedule.sides):
-        if with_entropy:
-            entropy = token_entropy(logits.log_softmax(dim=-1, dtype=torch.float32), scale_side**2)  # (B, n_k)
-            entropies.append(quantizer.upsample(entropy[:, None], k))
-        is_last = k + 1 == quantizer.schedule.num_scales
-        if decoding.samples:
-            maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, M, n_k)
-            own_score = log_probability(logits, maps)
+    schedule, num_scales = quantizer.schedule, quantizer.schedule.num_scales
+    side = schedule.latent_side
+    f_hat = quantizer.codebook.new_zeros(len(context.start), quantizer.latent_channels, side, side)
+    generator = torch.Generator(f_hat.device).manual_seed(decoding.seed) if decoding.is_stochastic else None
+    branching_scales = min(num_scales - 1, decoding.lookahead_scales or num_scales)
+    cache: list[KeyValue] | None = None
+    chosen: list[Tensor] = []  # of each scale
+    scores: list[Tensor] = []
+    entropies: list[Tensor] = []
+    num_maps = 1  # M, candidates of each sample at the previous scale
+    for k in range(num_scales):
+        inputs = quantizer.to_scale(f_hat, k) if k > 0 else None
+        logits, cache = transformer.step(inputs, k, context, cache)  # (B · M, n_k, V)
+        if generator is not None:
+            maps = sample_tokens(logits, decoding, generator)[:, None]  # (B, 1, n_k)
+            map_scores = log_probability(logits, maps)  # (B, 1)
         else:
-            maps, own_score = candidate_maps(log_p, codes, decoding if k < branching_scales else GREEDY)
+            log_p, codes = top_two(logits)  # (B · M, n_k, 2)
+            if num_maps > 1:
+                best = best_candidates(log_p, scores[-1], num_maps, decoding.score)  # (B,)
+                log_p, codes, f_hat = log_p[best], codes[best], f_hat[best]
+                chosen[-1], scores[-1] = chosen[-1][best], scores[-1][best]
+                cache = [key_value.select(best) for key_value in cache]
+                logits = logits[best] if with_entropy else logits
+            maps, map_scores = candidate_maps(log_p, codes, decoding if k < branching_scales else GREEDY)
+        if with_entropy:
+            entropy = token_entropy(logits.log_softmax(dim=-1, dtype=torch.float32), schedule.sides[k] ** 2)  # (B, n_k)
+            entropies.append(quantizer.upsample(entropy[:, None], k))
         num_maps = maps.shape[1]
-        own_score, tokens = own_score.flatten(), maps.flatten(0, 1)  # (B · M,), (B · M, n_k)
+        chosen.append(maps.flatten(0, 1))  # (B · M, n_k)
+        scores.append(map_scores.flatten())  # (B · M,)
         if num_maps > 1:
             f_hat = f_hat.repeat_interleave(num_maps, dim=0)
-        f_hat = quantizer.add_scale(f_hat, tokens, k)
-        if not is_last:
-            logits, cache = transformer.step(quantizer.to_scale(f_hat, k + 1), k + 1, context, cache)  # (B · M, …, V)
-            log_p, codes = top_two(logits)  # (B · M, n_(k + 1), 2)
-        if num_maps > 1:
-            ranking = log_p[..., 0].sum(dim=-1)  # confidence of the next scale (paper Eq. 5), (B · M,)
-            if decoding.score == "joint":
-                ranking = ranking + own_score
-            first = torch.arange(0, len(ranking), num_maps, device=ranking.device)
-            rows = first + ranking.view(batch_size, num_maps).argmax(dim=1)  # the winners, (B,)
-            log_p, codes, own_score, tokens, f_hat = (x[rows] for x in (log_p, codes, own_score, tokens, f_hat))
-            cache = [kv.select(rows) for kv in cache]
-            if with_entropy:
-                logits = logits[rows]
-        scores.append(own_score)
-        chosen.append(tokens)
+        f_hat = quantizer.add_scale(f_hat, chosen[-1], k)
     mean_entropy = torch.stack(entropies).mean(dim=0) if with_entropy else None
     return Decoded(f_hat, torch.cat(chosen, dim=1), torch.stack(scores).sum(dim=0), mean_entropy)
+
+
+def best_candidates(log_p: Tensor, scores: Tensor, num_candidates: int, score: str) -> Tensor:
+    """Return the row of the best of M candidates of each sample, from the logits of the next scale (paper Eq. 5).
+
+    Args:
+        log_p: log-probabilities of the first and the second choice of the next scale, (B · M, n, 2).
+        scores: log-probabilities of the candidates, (B · M,).
+        num_candidates: M.
+        score: see `Decoding`.
+
+    Returns:
+        (B,), int64.
+
+    Example:
+        >>> log_p = torch.tensor([0.3, 0.4, 0.9, 0.8]).log().view(4, 1, 1).expand(-1, -1, 2)
+        >>> best_candidates(log_p, torch.zeros(4), 2, "lookahead")
+        tensor([1, 2])
+    """
+    ranking = log_p[..., 0].sum(dim=-1)  # confidence of the next scale
+    if score == "joint":
+        ranking = ranking + scores
+    first = torch.arange(0, len(ranking), num_candidates, device=ranking.device)
+    return first + ranking.view(-1, num_candidates).argmax(dim=1)

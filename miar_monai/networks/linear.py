@@ -1,4 +1,4 @@
-"""The linear components of MIAR: the input of the networks, and the correction of their output."""
+"""The linear components of MIAR: front end, back end and noise model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["DataConsistency", "Interpolation", "LinearInverse", "NoConsistency",
 
 
 class NoiseModel:
-    """Damping and weight of the network estimate, from the noise that is measured in each slice.
+    """Damping and weight of the network estimate, as functions of the estimated noise of each slice.
 
     Args:
         min_damping: damping of a noiseless slice; see `SeparableOperator`.
-        signal_std: prior standard deviation of the detail to be restored, in units of the intensities (Wiener filter):
-            the damping is the noise of the LR slice over it.
-        max_training_noise: the highest noise of the training, in units of the intensities. Beyond it the result moves
-            to the linear estimate: a network takes unknown noise for detail.
+        signal_std: prior standard deviation of the detail to be restored, in intensity units; the damping is the noise
+            of the LR slice divided by it (Wiener filter).
+        max_training_noise: highest noise of the training data, in intensity units. Above it the result moves towards
+            the linear estimate, because networks mistake such noise for detail.
 
     Raises:
         ConfigurationError: if a setting is not a positive number.
@@ -45,7 +45,7 @@ class NoiseModel:
 
 
 class LinearInverse:
-    """Front end: the damped linear inverse of the degradation is the input of the networks."""
+    """Front end: the damped linear inverse of the degradation."""
 
     def __call__(self, lr: Tensor, operator: SeparableOperator, damping: Tensor) -> Tensor:
         """Map LR slices (B, 1, h, w) to their linear estimate (B, 1, H, W)."""
@@ -53,7 +53,7 @@ class LinearInverse:
 
 
 class Interpolation:
-    """Front end of the paper (Sec. 3.2): the upsampled LR image is the input of the networks."""
+    """Front end of the paper (Sec. 3.2): bicubic interpolation."""
 
     def __call__(self, lr: Tensor, operator: SeparableOperator, damping: Tensor) -> Tensor:
         """Map LR slices (B, 1, h, w) to their bicubic interpolation (B, 1, H, W)."""
@@ -61,7 +61,7 @@ class Interpolation:
 
 
 class DataConsistency:
-    """Back end: maps are corrected to explain the LR slices, and move to the linear estimate where noise is unknown."""
+    """Back end: correct maps to be consistent with the LR slices, and mix in the linear estimate by the noise model."""
 
     def __call__(self, maps: Tensor, observed: Observation) -> Tensor:
         """Correct maps (B, C, H, W)."""
@@ -70,8 +70,8 @@ class DataConsistency:
 
 
 class NoConsistency:
-    """Back end of the paper: the maps of the decoder are the result."""
+    """Back end of the paper: no correction."""
 
     def __call__(self, maps: Tensor, observed: Observation) -> Tensor:
-        """Return maps (B, C, H, W) as they are."""
+        """Return maps (B, C, H, W) unchanged."""
         return maps

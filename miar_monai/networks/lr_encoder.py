@@ -1,4 +1,4 @@
-"""Features of the low-resolution image: context for the transformer, skips for the decoder."""
+"""Encoders of the LR image: context for the transformer and a skip for the decoder."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ __all__ = ["LightLREncoder", "TokenizerLREncoder", "level_of_patches"]
 
 
 def level_of_patches(size: int, patch_size: int, num_levels: int) -> int:
-    """Return the level of an encoder or a decoder (0 is the finest) that works on patches of a size.
+    """Return the level of an encoder or a decoder (0 is the finest) with patches of a given size.
 
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if there is no such level.
     """
     level = (size // patch_size).bit_length() - 1
     if level < 0 or patch_size * 2**level != size:
         raise ConfigurationError(
-            f"lr_patch_size is {size}, but it must be patch_size = {patch_size} times a power of two; correct the"
+            f"lr_patch_size is {size}, but it must be patch_size ({patch_size}) times a power of two; correct the"
             " settings."
         )
     if level >= num_levels:
         raise ConfigurationError(
-            f"lr_patch_size is {size}, but {num_levels} levels of channels reach"
-            f" {patch_size * 2 ** (num_levels - 1)} at most; give more channels or a smaller lr_patch_size."
+            f"lr_patch_size is {size}, but it can be {patch_size * 2 ** (num_levels - 1)} at most with {num_levels}"
+            " levels of channels; add levels or reduce lr_patch_size."
         )
     return level
 
 
 class TokenizerLREncoder(nn.Module):
-    """The tokenizer's encoder, applied to the linear estimate of the HR image (paper Sec. 3.2: to the upsampled LR).
+    """The tokenizer's encoder, applied to the linear estimate (in paper Sec. 3.2 to the upsampled LR image).
 
     Args:
-        encoder: the tokenizer's own ("shared") or a copy of it ("initialized").
-        skip_level: level of the encoder, 0 being the finest, whose features are the skip.
+        encoder: the tokenizer's encoder ("shared") or a copy of it ("initialized").
+        skip_level: level of the encoder (0 is the finest) whose features are the skip.
 
     Example:
         >>> encoder = TokenizerLREncoder(Encoder(1, 8, channels=(8, 16, 16), num_res_blocks=1), skip_level=1)
@@ -55,16 +55,16 @@ class TokenizerLREncoder(nn.Module):
         self.skip_channels = encoder.channels[skip_level]
 
     def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Map linear estimates (B, 1, H, W) to f_LR on the latent grid and the decoder's skip on that of a level.
+        """Map linear estimates (B, 1, H, W) to f_LR on the latent grid and the skip on the grid of its level.
 
-        The condition (B, 2, 1, 1) is for `LightLREncoder`; the tokenizer's encoder has no input for it.
+        The condition (B, 2, 1, 1) is ignored: only `LightLREncoder` has an input for it.
         """
         maps = self.encoder.features(linear)
         return self.encoder.latent(linear, maps[-1]), maps[self.skip_level]
 
 
 class PlainBlock(nn.Module):
-    """Two convolutions around a shortcut, without norm, the second starting at zero (EDSR's block)."""
+    """Two convolutions with a shortcut and without normalization (EDSR); the second is initialized to zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class PlainBlock(nn.Module):
 
 
 class LightLREncoder(nn.Module):
-    """A residual network on patches of the linear estimate: a tenth of the arithmetic of `TokenizerLREncoder`.
+    """A residual network on patches of the linear estimate, with a tenth of the operations of `TokenizerLREncoder`.
 
     Args:
         context_channels: channels of ``f_lr``.
-        channels: width on the grid of the patches and on the latent grid, which is half as fine.
+        channels: width on the grid of the patches and on the latent grid, which is coarser by 2.
         num_blocks: residual blocks on the grid of the patches.
-        patch_size: side of the patches, whose pixels are the input channels.
+        patch_size: side of the pixel patches that are the input channels.
 
     Example:
         >>> encoder = LightLREncoder(8, channels=(8, 16), num_blocks=1)
@@ -106,15 +106,15 @@ class LightLREncoder(nn.Module):
         self.middle = nn.Sequential(ResidualBlock(channels[1], channels[1]), middle(channels[1]))
         self.norm_out = NormSiLU(channels[1])
         self.conv_out = nn.Conv2d(channels[1], context_channels, 3, padding=1)
-        # as a GPU's convolutions want it, or each turns its data twice
-        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs do not know it
+        # the native layout of convolutions on a GPU, without which each one transposes its data twice
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
 
     def forward(self, linear: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Map linear estimates to f_LR on the latent grid and the decoder's skip on the grid of the patches.
+        """Map linear estimates to f_LR on the latent grid and the skip on the grid of the patches.
 
         Args:
             linear: (B, 1, H, W).
-            condition: conditioning vector, (B, 2, 1, 1); see `Observation`.
+            condition: (B, 2, 1, 1); see `Observation`.
 
         Returns:
             (B, context_channels, G, G) and (B, channels[0], H / patch_size, W / patch_size).

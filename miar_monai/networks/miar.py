@@ -1,4 +1,4 @@
-"""MIAR: everything inference needs in one module."""
+"""MIAR, the complete super-resolution network."""
 
 from __future__ import annotations
 
@@ -25,40 +25,39 @@ from miar_monai.networks.transformer import MIARTransformer
 __all__ = ["MIAR"]
 
 SKIPS = ("linear", "features")
-"""Inputs of the decoder besides the latents; see `MIAR`."""
+"""Optional inputs of the decoder; see `MIAR`."""
 
 
 class MIAR(nn.Module):
     """Super-resolution by next-scale prediction: LR encoder, transformer, codebook and φ, decoder.
 
-    The algorithm has three steps, and `super_resolve` is all of them: `observe` solves the linear part on whole slices;
-    `predict` runs the networks on tiles of the HR grid; `finish` corrects, bounds and mixes their output maps, on whole
-    slices again. `miar_monai.inference.inferer.BeamSearchInferer` gives `super_resolve` a prediction that cuts larger
-    slices into tiles. The networks work on the HR grid: the factor of the super-resolution is that of the operator.
+    `super_resolve` has three steps: `observe` solves the linear part on whole slices; `predict` runs the networks on
+    tiles of the HR grid; `finish` corrects, bounds and mixes their output maps, on whole slices again. For larger
+    slices, `miar_monai.inference.inferer.BeamSearchInferer` passes a tiled ``predict`` to `super_resolve`. The networks
+    work on the HR grid, so the scale factor depends on the operator only.
 
-    The decoder is the tokenizer's, with skips from the LR image and two output maps: the most perceptual and the most
-    faithful estimate; ``fidelity`` mixes them.
+    The decoder is the tokenizer's, with skips from the LR image and two output maps, the perceptual and the faithful
+    estimate, which ``fidelity`` mixes.
 
     Args:
-        scales, channels, num_res_blocks, patch_size, latent_channels, num_codes, num_codebooks: of the
+        scales, channels, num_res_blocks, patch_size, latent_channels, num_codes, num_codebooks: settings of the
             tokenizer; see `MSVQVAE`.
         lr_encoder: ``"initialized"`` (a copy of the tokenizer's encoder, the paper's), ``"shared"`` (that encoder,
             frozen) or ``"light"`` (a small network on patches of the linear estimate).
         context_channels: channels of f_LR (``latent_channels`` with a tokenizer encoder).
         lr_channels, lr_blocks: widths and depth of the light encoder.
-        dim, depth, num_heads, positions: of the transformer; see `MIARTransformer`.
+        dim, depth, num_heads, positions: settings of the transformer; see `MIARTransformer`.
         degradation: default of `observe`; the paper's by default.
-        lr_patch_size: side of the patches of the linear estimate that the LR encoder's skip describes: ``patch_size``
-            times a power of two.
+        lr_patch_size: side of the pixel patches of the LR encoder's skip, ``patch_size`` times a power of two.
         noise_model: damping of the linear estimate, from the noise of each slice; `NoiseModel` by default.
         front_end: maps LR slices, operator and damping to the input of the networks: `LinearInverse` by default, or
             `Interpolation`.
-        decoder_inputs: which of the ``"linear"`` estimate and the ``"features"`` of the LR encoder the decoder gets by
-            skips, besides the latents; none in the paper.
+        decoder_inputs: skips of the decoder: the ``"linear"`` estimate, the ``"features"`` of the LR encoder, both, or
+            none as in the paper.
         back_end: corrects the maps: `DataConsistency` by default, or `NoConsistency`.
 
     Raises:
-        ConfigurationError: if settings do not fit together.
+        ConfigurationError: if the settings are inconsistent.
 
     Reference:
         Paper Sec. 3, Fig. 1; Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, 2023
@@ -104,7 +103,7 @@ class MIAR(nn.Module):
         self.decoder_inputs = tuple(decoder_inputs)
         if unknown := set(self.decoder_inputs) - set(SKIPS):
             raise ConfigurationError(
-                f"decoder_inputs has {', '.join(sorted(unknown))}, but there are only {' and '.join(SKIPS)}; correct"
+                f"decoder_inputs has {', '.join(sorted(unknown))}, but only {' and '.join(SKIPS)} are possible; correct"
                 " the setting."
             )
         skip_level = level_of_patches(lr_patch_size, patch_size, len(channels))
@@ -144,13 +143,13 @@ class MIAR(nn.Module):
         return self.schedule.latent_side * self.decoder.stride
 
     def cast(self, dtype: torch.dtype) -> MIAR:
-        """Return a copy whose layers compute in another precision, faster than this network under autocast.
+        """Return a copy for inference whose layers compute in another precision; faster than autocast.
 
         Autocast casts every weight before each use, and many results back. The copy shares codebook and φ, whose sums
-        must not be rounded, with this network; the closed forms keep the precision of the image. For inference only.
+        must not be rounded, with this network; the closed forms keep the precision of the image.
 
         Args:
-            dtype: of the weights of the copy, such as `torch.bfloat16`.
+            dtype: precision of the copied weights, such as `torch.bfloat16`.
 
         Example:
             >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8,
@@ -158,20 +157,20 @@ class MIAR(nn.Module):
             >>> network.cast(torch.bfloat16)(torch.rand(1, 1, 8, 8)).dtype
             torch.float32
         """
-        with torch.inference_mode(False):  # weights of such a mode could not be brought up to date outside of it
+        with torch.inference_mode(False):  # tensors of inference mode could not be updated outside of it
             copy = deepcopy(self, {id(self.quantizer): self.quantizer})
             for part in copy.layers:
                 part.to(dtype).requires_grad_(False)
         return copy
 
     def cast_from(self, source: MIAR) -> None:
-        """Bring the weights of a copy made by ``source.cast`` up to date, in a few launches on a GPU."""
-        own, new = ([p.detach() for part in x.layers for p in part.parameters()] for x in (self, source))
-        torch._foreach_copy_(own, new)
+        """Update this copy, made by ``source.cast``, to the weights of ``source``, in a few kernel launches."""
+        targets, sources = ([p.detach() for part in x.layers for p in part.parameters()] for x in (self, source))
+        torch._foreach_copy_(targets, sources)
 
     @property
     def layers(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """The parts that may compute in lower precision: all but codebook and φ."""
+        """The parts that may compute in lower precision, which excludes codebook and φ."""
         return self.lr_encoder, self.transformer, self.decoder
 
     @property
@@ -180,36 +179,36 @@ class MIAR(nn.Module):
         return self.decoder.conv_in.weight.dtype
 
     def load_tokenizer(self, tokenizer: MSVQVAE) -> None:
-        """Take over a trained tokenizer: codebook and φ, the decoder, the encoder.
+        """Copy the weights of a trained tokenizer: codebook and φ, decoder, and encoder if it is used.
 
-        With skips the decoder's last layer starts at zero, so that before training both output maps are linear in the
-        LR image: the first tokens of an untrained transformer would only be noise in it. Without skips both maps start
-        as the image of the tokenizer.
+        With skips the last layer of the decoder is set to zero, so before training both output maps are linear in the
+        LR image: the tokens of an untrained transformer would only add noise. Without skips both maps are initially
+        the decoded image of the tokenizer.
 
         Raises:
-            ConfigurationError: if the LR encoder should be the tokenizer's, which has none that is learned.
+            ConfigurationError: if the LR encoder needs the tokenizer's encoder, and that is not a learned one.
         """
         if isinstance(self.lr_encoder, TokenizerLREncoder):
             if not isinstance(tokenizer.encoder, Encoder):
                 raise ConfigurationError(
-                    "lr_encoder takes over the tokenizer's encoder, but this tokenizer has none that is learned; set"
+                    "lr_encoder needs a tokenizer with a learned encoder, but this tokenizer has a fixed one; set"
                     " lr_encoder to 'light', or train a tokenizer with encoder 'learned'."
                 )
             self.lr_encoder.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
-        own, learned = self.decoder.state_dict(), tokenizer.decoder.state_dict()
+        state, learned = self.decoder.state_dict(), tokenizer.decoder.state_dict()
         last = {name: learned.pop(name) for name in ("conv_out.weight", "conv_out.bias", "gain")}
         for name, value in last.items():
             axis = 1 if name == "gain" else 0  # of the output channels
-            own[name] = torch.zeros_like(own[name]) if self.decoder_inputs else torch.cat([value] * 2, dim=axis)
-        self.decoder.load_state_dict(own | learned)
+            state[name] = torch.zeros_like(state[name]) if self.decoder_inputs else torch.cat([value] * 2, dim=axis)
+        self.decoder.load_state_dict(state | learned)
 
     def observe(self, lr: Tensor, operator: SeparableOperator | None = None) -> Observation:
-        """Solve the linear part; the noise of each slice is measured, and damps the inverse of the degradation.
+        """Estimate the noise of each slice and compute the linear estimate, damped by the noise.
 
         Args:
             lr: LR slices of any size, (B, 1, h, w).
-            operator: their degradation; ``self.degradation`` by default.
+            operator: operator of their degradation; ``self.degradation`` by default.
         """
         operator = operator or self.degradation.for_lr(lr)
         damping, weight = self.noise_model(operator.noise_level(lr))  # (B, 1, 1, 1)
@@ -217,12 +216,12 @@ class MIAR(nn.Module):
         return Observation(lr, operator, linear, damping, self.noise_model.min_damping, weight)
 
     def features(self, linear: Tensor, condition: Tensor) -> LRFeatures:
-        """Return the features of LR images: see `Observation` for the arguments."""
+        """Encode LR images; for the arguments see `Observation`."""
         linear = linear.to(self.dtype)
         return LRFeatures(linear, *self.lr_encoder(linear, condition))
 
     def decode(self, f_hat: Tensor, features: LRFeatures) -> Tensor:
-        """Return both output maps (B, 2, H, W), perceptual first, of latents (B, C, G, G)."""
+        """Decode latents (B, C, G, G) to the perceptual and the faithful map, (B, 2, H, W)."""
         skips = {}
         if "linear" in self.decoder_inputs:
             skips[0] = F.pixel_unshuffle(features.linear, self.patch_size)  # (B, patch_size², H / patch_size, …)
@@ -240,16 +239,16 @@ class MIAR(nn.Module):
             linear: linear estimates of the tiles, (B, 1, side, side).
             condition: see `Observation`, (B, 2, 1, 1).
             decoding: strategy and its settings; greedy by default.
-            with_entropy: return the entropy of the tokens too.
+            with_entropy: also return the entropy of the tokens.
 
         Raises:
             ConfigurationError: if the tiles have another size.
         """
         if linear.shape[1:] != (1, self.side, self.side):
             raise ConfigurationError(
-                f"the network got images that are {tuple(linear.shape[1:])} on the HR grid, but it takes"
-                f" {(1, self.side, self.side)}; call it through miar_monai.inference.inferer.BeamSearchInferer, which"
-                " cuts other sizes into tiles."
+                f"the images have shape {tuple(linear.shape[1:])} on the HR grid, but the network needs"
+                f" {(1, self.side, self.side)}; use miar_monai.inference.inferer.BeamSearchInferer, which cuts other"
+                " sizes into tiles."
             )
         features = self.features(linear, condition)
         context = self.transformer.context(features.f_lr)
@@ -260,7 +259,7 @@ class MIAR(nn.Module):
         return Prediction(maps, entropy, decoded.tokens, decoded.score)
 
     def correct(self, maps: Tensor, observed: Observation) -> Tensor:
-        """Return output maps (B, 2, H, W), corrected by the back end, in the precision of the LR slices."""
+        """Correct output maps (B, 2, H, W) by the back end, in the precision of the LR slices."""
         return self.back_end(maps.to(observed.lr.dtype), observed)
 
     def finish(
@@ -270,16 +269,16 @@ class MIAR(nn.Module):
         fidelity: float = 0.25,
         error_model: ErrorEstimator | None = None,
     ) -> Estimate:
-        """Return the super-resolved images of a prediction: corrected, bounded, and mixed.
+        """Return the super-resolved images of a prediction: corrected, bounded and mixed.
 
-        No voxel is darker than the darkest of its LR slice, and the level stays. That is for inference: a loss that
-        learns nothing from dark voxels would let them drift.
+        Voxels are not darker than the darkest of their LR slice, while local means are preserved. For inference only:
+        clipped voxels have no gradient, so in training they would drift.
 
         Args:
-            prediction: for whole slices.
-            observed: the slices.
-            fidelity: from 0, the perceptual estimate, to 1, the faithful one.
-            error_model: estimates the error of the image, from a prediction with entropy.
+            prediction: prediction for whole slices.
+            observed: result of `observe`.
+            fidelity: from 0, the perceptual estimate, to 1, the faithful estimate.
+            error_model: predicts the error of the image, from a prediction with entropy.
         """
         maps = self.correct(prediction.maps, observed)
         maps = observed.operator.bounded(maps, observed.lr.amin(dim=(2, 3), keepdim=True))
@@ -303,21 +302,21 @@ class MIAR(nn.Module):
         """Super-resolve LR slices: observe, predict, finish.
 
         Args:
-            lr: LR slices, (B, 1, h, w); of one tile each, or of any size if ``predict`` takes any.
+            lr: LR slices, (B, 1, h, w), of one tile each, or of any size supported by ``predict``.
             decoding: strategy and its settings; greedy by default.
-            fidelity: from 0, the perceptual estimate, to 1, the faithful one.
-            operator: the degradation of the slices; ``self.degradation`` by default.
-            error_model: estimates the error of the images; see `finish`.
+            fidelity: from 0, the perceptual estimate, to 1, the faithful estimate.
+            operator: operator of the degradation; that of ``self.degradation`` by default.
+            error_model: predicts the error of the images; see `finish`.
             predict: maps linear estimates (B, 1, H, W) and conditions (B, 2, 1, 1) to a prediction; `predict` by
                 default.
 
         Raises:
-            ConfigurationError: if ``lr`` has another size.
+            ConfigurationError: if ``lr`` has a size that ``predict`` does not support.
         """
         observed = self.observe(lr, operator)
         predict = predict or partial(self.predict, decoding=decoding, with_entropy=error_model is not None)
         return self.finish(predict(observed.linear, observed.condition), observed, fidelity, error_model)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Super-resolve LR images (B, 1, h, w) of one tile each greedily: (B, 1, side, side)."""
+        """Super-resolve LR images (B, 1, h, w) of one tile each by greedy decoding: (B, 1, side, side)."""
         return self.super_resolve(lr).image

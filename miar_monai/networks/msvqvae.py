@@ -1,4 +1,4 @@
-"""The tokenizer of stage 1: images to scale-wise tokens and back."""
+"""The tokenizer of stage 1, between images and multi-scale tokens."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class MSVQVAE(nn.Module):
     Args:
         scales: sides of the token maps, coarse to fine; images have side f · scales[-1].
         channels: width of each level of the encoder and the decoder, fine to coarse.
-        num_res_blocks: residual blocks on each level.
-        patch_size: side of the patches of pixels on the finest level; f = patch_size · 2^(levels - 1).
+        num_res_blocks: residual blocks per level.
+        patch_size: side of the pixel patches of the finest level; f = patch_size · 2^(levels - 1).
         latent_channels: C, length of a code.
         num_codes: V, size of a codebook.
         in_channels: channels of the image.
-        encoder: ``"learned"`` (the paper's: a convolutional network around a cosine transform) or ``"cosine"`` (that
-            transform alone). Latents that do not move let a codebook settle in minutes; a learned encoder is pulled
-            along by the straight-through gradient faster than its codes follow, and needs a long training.
+        encoder: ``"learned"`` (the paper's: a convolutional network with a cosine transform as shortcut) or
+            ``"cosine"`` (that transform alone). With fixed latents the codebook converges in minutes; a learned encoder
+            changes faster than its codes can follow and needs long training.
         decay, restart_below, dropout, dropout_start, num_codebooks: see `MultiScaleQuantizer`.
 
     Raises:
-        ConfigurationError: if ``encoder`` is neither.
+        ConfigurationError: if ``encoder`` is unknown.
 
     Reference:
         Paper Sec. 3.1 and appendix A; Tian et al., Visual Autoregressive Modeling, 2024, Sec. 3.2.
@@ -104,18 +104,18 @@ class MSVQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, L · S) of images (B, 1, H, W); changes no buffer."""
+        """Encode images (B, 1, H, W) as tokens (B, L · S), without updating the codebook."""
         return self.quantizer.encode(self.encoder(x))
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
-        """Return the images (B, 1, H, W) of tokens (B, L · S), from the first ``num_scales`` scales only if given."""
+        """Decode tokens (B, L · S), or only those of the first ``num_scales`` scales, to images (B, 1, H, W)."""
         return self.decoder(self.quantizer.decode(tokens, num_scales))
 
     def forward(self, x: Tensor) -> MSVQVAEOutput:
-        """Reconstruct images (B, 1, H, W); in training mode the codebook learns from them."""
+        """Reconstruct images (B, 1, H, W); in training mode also update the codebook."""
         quantized = self.quantizer(self.encoder(x))
         return MSVQVAEOutput(self.decoder(quantized.f_hat), quantized.loss, quantized.tokens)
 
     def reconstruct_unquantized(self, x: Tensor) -> Tensor:
-        """Reconstruct images with the quantizer bypassed: the gap to `forward` is what quantization costs."""
+        """Reconstruct images without quantization, to measure the quantization error of `forward`."""
         return self.decoder(self.encoder(x))

@@ -1,13 +1,11 @@
-"""Multi-scale residual quantization: a latent grid as token maps, coarse to fine (paper Eq. 1 and 2, VAR's algorithm).
+"""Multi-scale residual quantization of a latent grid into token maps, coarse to fine (paper Eq. 1 and 2, VAR).
 
-`MultiScaleQuantizer.add_scale` is the one place where residuals add up; encoding, decoding, teacher forcing and
-inference all go through it.
+Encoding, decoding, teacher forcing and inference all sum the scales by `MultiScaleQuantizer.add_scale`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from functools import wraps
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from miar_monai.degradation.resampling import interpolation_matrix
 from miar_monai.errors import ConfigurationError
+from miar_monai.networks.phi import Phi, nearest_tick
 from miar_monai.networks.schedule import ScaleSchedule
 
 __all__ = ["MultiScaleQuantizer", "QuantizerOutput"]
@@ -28,7 +27,7 @@ R = TypeVar("R")
 
 
 def without_autocast(method: Callable[P, R]) -> Callable[P, R]:
-    """Keep a method of a module out of mixed precision: a sum over ten scales must not be rounded to bfloat16."""
+    """Disable autocast in a method: a sum over ten scales must not be rounded to bfloat16."""
 
     @wraps(method)
     def exact(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,9 +43,9 @@ class ScaleStep(NamedTuple):
     """One scale of the residual recursion."""
 
     residual: Tensor
-    """What is left to explain, seen at this scale: (B, side_k², C)."""
+    """The residual, averaged down to this scale: (B, side_k², C)."""
     tokens: Tensor
-    """The nearest codes: (B, side_k² · S), int64."""
+    """Indices of the nearest codes: (B, side_k² · S), int64."""
     f_hat: Tensor
     """Sum of all scales so far: (B, C, G, G)."""
 
@@ -62,65 +61,32 @@ class QuantizerOutput(NamedTuple):
     """Tokens of all scales: (B, L · S), int64."""
 
 
-class Phi(nn.Module):
-    """Blend of a map with its 3 × 3 convolution, which repairs what upsampling a token map leaves out (VAR).
-
-    It starts as the identity: a random blend would halve what each scale explains, and take long to unlearn.
-    """
-
-    def __init__(self, channels: int, ratio: float = 0.5) -> None:
-        super().__init__()
-        self.ratio = ratio
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.dirac_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
-
-    def forward(self, h: Tensor) -> Tensor:
-        return torch.lerp(h, self.conv(h), self.ratio)
-
-
-def nearest_tick(k: int, num_scales: int, num_ticks: int) -> int:
-    """Return which tick is nearest to k / (K - 1), of ticks from 1 / 3n to 1 - 1 / 3n on [0, 1]; the first of two.
-
-    VAR's rule in exact numbers: with K = 10 and n = 4 two scales lie right between two ticks, and rounding must not
-    decide which convolution a trained tokenizer uses.
-
-    Example:
-        >>> [nearest_tick(k, 10, 4) for k in range(10)]
-        [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
-    """
-    place = Fraction(k, max(num_scales - 1, 1))
-    first, spacing = Fraction(1, 3 * num_ticks), Fraction(3 * num_ticks - 2, 3 * num_ticks * max(num_ticks - 1, 1))
-    return min(range(num_ticks), key=lambda tick: abs(first + tick * spacing - place))
-
-
 class MultiScaleQuantizer(nn.Module):
     """Codebooks shared by all scales, learned by moving averages, with φ convolutions and prefix dropout.
 
-    With several codebooks (product quantization) each gives a code for its share of the channels, and a position of a
-    scale has one token of each, side by side: S tokens for S codebooks. The paper has one of 4096 codes, 12 bits a
-    position; twelve of 256 codes carry 96 bits and cost three quarters of the logits. Channel c belongs to codebook
-    c mod S, so that channels of much and of little variance, which the encoder's cosine transform puts in order, are
-    shared evenly.
+    With S codebooks (product quantization), each encodes a part of the channels, and each position has S tokens side
+    by side. The paper's single codebook of 4096 codes gives 12 bits per position; twelve codebooks of 256 codes give 96
+    bits with three quarters of the logits. Channel c belongs to codebook c mod S, which distributes channels of high
+    and of low variance evenly: the encoder's cosine transform sorts them by frequency.
 
-    The codebook starts from residuals of the first batch, follows the mean of what is assigned to each code, and gives
-    codes that nobody uses to residuals of the current batch. VAR's released quantizer, learned by gradient, collapses
-    to 2 % of its codes on brain MRI.
+    Codes are initialized with residuals of the first batch, track the mean of the vectors assigned to them, and are
+    reset to residuals of the current batch if unused. The released quantizer of VAR, learned by gradient descent,
+    collapses to 2 % of its codes on brain MRI.
 
     Args:
         scales: sides of the token maps, coarse to fine; the last is the latent grid's.
         num_codes: V, size of a codebook.
-        latent_channels: C, channels of the latent grid, which the codebooks share evenly.
+        latent_channels: C, channels of the latent grid, a multiple of S.
         num_phi: number of φ convolutions, shared by neighboring scales.
-        commitment: weight β of the loss that pulls the encoder to the codes.
+        commitment: weight β of the commitment loss of the encoder.
         decay: decay of the moving averages, reached after a warm-up of about ``10 / (1 - decay)`` steps.
-        restart_below: a code whose moving average of uses per step falls below this is restarted.
-        dropout: probability p that a training sample keeps only its first n scales ("scale-aware dropout").
-        dropout_start: smallest n.
+        restart_below: codes whose moving average of uses per step is below this are reset.
+        dropout: probability that a training sample keeps only its first n scales ("scale-aware dropout").
+        dropout_start: minimum of n.
         num_codebooks: S.
 
     Raises:
-        ConfigurationError: if the codebooks cannot share the channels evenly.
+        ConfigurationError: if ``latent_channels`` is not a multiple of ``num_codebooks``.
 
     Reference:
         Paper Eq. 1-2 and Sec. 4.4.2; Tian et al., Visual Autoregressive Modeling, 2024, Algorithms 1-2; Jégou et al.,
@@ -167,7 +133,9 @@ class MultiScaleQuantizer(nn.Module):
         self.restart_below = restart_below
         self.dropout = dropout
         self.dropout_start = min(dropout_start, self.schedule.num_scales)
-        self.register_buffer("codebook", torch.randn(num_codes, latent_channels))  # code v of each, interleaved
+        self.register_buffer(
+            "codebook", torch.randn(num_codes, latent_channels)
+        )  # row v: code v of all codebooks, interleaved
         self.register_buffer("ema_count", torch.ones(num_codes * num_codebooks))
         self.register_buffer("ema_sum", self.codebook.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
@@ -181,21 +149,21 @@ class MultiScaleQuantizer(nn.Module):
             self.register_buffer(f"up_{k}", torch.kron(up, up).float(), persistent=False)  # (G², p²)
 
     def codes(self) -> Tensor:
-        """Return the codes by codebook: (S, V, C / S)."""
+        """Return the codes of each codebook: (S, V, C / S)."""
         return self.codebook.unflatten(1, (-1, self.num_codebooks)).permute(2, 0, 1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
-        """Return the codes (B, C, n) of the tokens (B, n · S) of n positions."""
+        """Return the codes (B, C, n) of tokens (B, n · S)."""
         books = torch.arange(self.num_codebooks, device=tokens.device)
         codes = self.codes()[books, tokens.unflatten(1, (-1, self.num_codebooks))]  # (B, n, S, C / S)
         return codes.permute(0, 3, 2, 1).flatten(1, 2)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Cut tokens (B, L · S) into those of each scale, (B, side_k² · S)."""
+        """Split tokens (B, L · S) by scale, (B, side_k² · S) each."""
         return tokens.split([side * side * self.num_codebooks for side in self.schedule.sides], dim=1)
 
     def usage(self, tokens: Tensor) -> Tensor:
-        """Count how often each code of each codebook occurs at each scale among tokens (B, L · S): (K, S, V), int64."""
+        """Count the occurrences of each code, by scale and codebook, in tokens (B, L · S): (K, S, V), int64."""
         index = tokens.unflatten(1, (-1, self.num_codebooks))  # (B, L, S)
         levels = self.schedule.levels().to(tokens.device)[:, None]  # (L, 1)
         books = torch.arange(self.num_codebooks, device=tokens.device)
@@ -210,13 +178,13 @@ class MultiScaleQuantizer(nn.Module):
 
     @without_autocast
     def upsample(self, x: Tensor, k: int) -> Tensor:
-        """Bring a row of positions of scale k, (B, C, side_k²), to the latent grid: (B, C, G, G)."""
+        """Upsample a flattened map of scale k, (B, C, side_k²), to the latent grid: (B, C, G, G)."""
         up, side = self.get_buffer(f"up_{k}"), self.schedule.latent_side
         return F.linear(x.to(up.dtype), up).unflatten(2, (side, side))
 
     @without_autocast
     def add_scale(self, f_hat: Tensor, tokens: Tensor, k: int) -> Tensor:
-        """Add the codes of one scale to the sum of the coarser ones: ``f_hat + φ_k(upsample(codebook[tokens]))``.
+        """Add one scale to the sum of the coarser ones: ``f_hat + φ_k(upsample(codebook[tokens]))``.
 
         Args:
             f_hat: sum of the scales before k, (B, C, G, G).
@@ -230,24 +198,24 @@ class MultiScaleQuantizer(nn.Module):
 
     @without_autocast
     def to_scale(self, f: Tensor, k: int) -> Tensor:
-        """Average a latent grid (B, C, G, G) down to scale k, as a row of positions (B, side_k², C)."""
+        """Average a latent grid (B, C, G, G) down to scale k, flattened: (B, side_k², C)."""
         return F.linear(f.flatten(2), self.get_buffer(f"down_{k}")).mT
 
     @without_autocast
     def nearest(self, z: Tensor) -> Tensor:
-        """Return the nearest codes of vectors (B, n, C), in float32: (B, n · S), int64 (paper Eq. 2)."""
+        """Return the indices of the nearest codes of vectors (B, n, C): (B, n · S), int64 (paper Eq. 2)."""
         codes, parts = self.codes(), z.unflatten(2, (-1, self.num_codebooks)).movedim(3, 0)  # (S, B, n, C / S)
         norms = codes.square().sum(2)[:, None]  # (S, 1, V)
         distance = torch.baddbmm(norms, parts.flatten(1, 2), codes.mT, alpha=-2)  # (S, B · n, V)
         return distance.argmin(2).view(parts.shape[:-1]).movedim(0, 2).flatten(1)
 
     def residual_steps(self, f: Tensor, corrupt: Callable[[Tensor], Tensor] | None = None) -> Iterator[ScaleStep]:
-        """Walk through the scales: quantize what is left, add it, go on with the rest (paper Eq. 1).
+        """Yield the scales, each of which quantizes the residual of the coarser ones (paper Eq. 1).
 
         Args:
             f: latents, (B, C, G, G), float32.
-            corrupt: if given, its result takes the place of the tokens in the sum, so that the tokens of the next scale
-                repair the damage (self-correction; Infinity's bitwise self-correction for indices).
+            corrupt: replaces the tokens in the sum, so that the next scales learn to correct errors (Infinity's bitwise
+                self-correction, for indices).
         """
         f_hat = torch.zeros_like(f)
         for k in range(self.schedule.num_scales):
@@ -260,11 +228,11 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, f: Tensor) -> Tensor:
-        """Return the tokens (B, L · S) of latents (B, C, G, G); changes no buffer, in training mode either."""
+        """Encode latents (B, C, G, G) as tokens (B, L · S), without updating the codebook."""
         return torch.cat([step.tokens for step in self.residual_steps(f.to(self.codebook.dtype))], dim=1)
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
-        """Sum the codes of tokens (B, L · S), of the first ``num_scales`` scales only if given: (B, C, G, G)."""
+        """Decode tokens (B, L · S), or only those of the first ``num_scales`` scales, to latents (B, C, G, G)."""
         side = self.schedule.latent_side
         f_hat = self.codebook.new_zeros(len(tokens), self.latent_channels, side, side)
         for k, tokens_k in enumerate(self.split(tokens)[:num_scales]):
@@ -273,14 +241,14 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def neighbors(self, count: int) -> Tensor:
-        """Return the ``count`` codes nearest to each code, itself left out, nearest first: (S, V, count), int64."""
+        """Return the ``count`` nearest other codes of each code, nearest first: (S, V, count), int64."""
         codes = self.codes()
         distance = torch.cdist(codes, codes)  # (S, V, V)
         distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
         return distance.topk(min(count, self.num_codes - 1), largest=False).indices
 
     def forward(self, f: Tensor) -> QuantizerOutput:
-        """Quantize latents (B, C, G, G); in training mode also learn the codebook and drop scales."""
+        """Quantize latents (B, C, G, G); in training mode also update the codebook and drop scales."""
         f = f.to(self.codebook.dtype)
         kept = self._sample_prefix_lengths(len(f), f.device)  # (B,)
         quantized, loss = torch.zeros_like(f), f.new_zeros(())
@@ -308,9 +276,9 @@ class MultiScaleQuantizer(nn.Module):
     @torch.no_grad()
     @without_autocast
     def initialize_codebook(self, f: Tensor) -> None:
-        """Draw the first codes from latents (B, C, G, G): residuals of an unquantized pyramid, all scales alike.
+        """Initialize the codes with residuals of latents (B, C, G, G), equally many from each scale.
 
-        The trainer calls this once, with the first batch.
+        The residuals are those of an unquantized pyramid. The trainer calls this once, with the first batch.
         """
         f = f.to(self.codebook.dtype)
         f_hat, residuals = torch.zeros_like(f), []
@@ -318,36 +286,36 @@ class MultiScaleQuantizer(nn.Module):
             z = self.to_scale(f - f_hat, k)  # (B, side_k², C)
             f_hat = f_hat + self.phi(k)(self.upsample(z.mT, k))
             residuals.append(z.flatten(0, 1))
-        share = -(-self.num_codes // len(residuals))
-        drawn = [z[torch.randint(len(z), (share,), device=z.device)] for z in residuals]
-        codes = torch.cat(drawn)[: self.num_codes]
+        count = -(-self.num_codes // len(residuals))  # per scale, rounded up
+        samples = [z[torch.randint(len(z), (count,), device=z.device)] for z in residuals]
+        codes = torch.cat(samples)[: self.num_codes]
         self._broadcast(codes)
         self.codebook.copy_(codes)
         self.ema_sum.copy_(codes)
 
     @torch.no_grad()
     def _update_codebook(self, z: Tensor, tokens: Tensor) -> None:
-        """Move each code to the mean of its vectors, of (N, C) with tokens (N · S,); restart what is hardly used."""
+        """Move codes towards the mean of their vectors (N, C), given the tokens (N · S,); reset rarely used codes."""
         rows = tokens.view(len(z), -1) * self.num_codebooks + torch.arange(self.num_codebooks, device=z.device)
         rows = rows.flatten()  # row v · S + s: code v of codebook s
         parts = z.unflatten(1, (-1, self.num_codebooks)).mT.reshape(rows.numel(), -1)  # (N · S, C / S)
         count = torch.zeros_like(self.ema_count).index_add_(0, rows, torch.ones_like(parts[:, 0]))
         total = parts.new_zeros(len(count), parts.shape[1]).index_add_(0, rows, parts)
         total = total.unflatten(0, (-1, self.num_codebooks)).mT.flatten(1)  # (V, C)
-        fresh = z[torch.randint(len(z), (self.num_codes,), device=z.device)]
+        replacements = z[torch.randint(len(z), (self.num_codes,), device=z.device)]
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             dist.all_reduce(total)
-            self._broadcast(fresh)
+            self._broadcast(replacements)
         self.num_updates += 1
         decay = torch.clamp((1 + self.num_updates) / (10 + self.num_updates), max=self.decay)
         self.ema_count.lerp_(count, 1 - decay)
         self.ema_sum.lerp_(total, 1 - decay)
-        dead = self.ema_count < self.restart_below
-        self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
+        unused = self.ema_count < self.restart_below
+        self.ema_count.copy_(torch.where(unused, torch.ones_like(self.ema_count), self.ema_count))
         length = self.latent_channels // self.num_codebooks
-        dead, count = (x.view(self.num_codes, -1).repeat(1, length) for x in (dead, self.ema_count))  # (V, C)
-        self.ema_sum.copy_(torch.where(dead, fresh, self.ema_sum))  # (V, C)
+        unused, count = (x.view(self.num_codes, -1).repeat(1, length) for x in (unused, self.ema_count))  # (V, C)
+        self.ema_sum.copy_(torch.where(unused, replacements, self.ema_sum))  # (V, C)
         self.codebook.copy_(self.ema_sum / count)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Results of the steps of MIAR, by name."""
+"""Named results of the steps of MIAR."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["ErrorEstimator", "Estimate", "LRFeatures", "Observation", "Predictio
 
 
 class Observation(NamedTuple):
-    """LR slices of any size, and what follows from them in closed form."""
+    """LR slices of any size with their linear estimate and noise-dependent weights."""
 
     lr: Tensor
     """(B, 1, h, w)."""
     operator: SeparableOperator
-    """Their degradation, for one size of slices."""
+    """Operator of their degradation."""
     linear: Tensor
-    """The linear estimate of the HR images, input of the networks: (B, 1, H, W)."""
+    """Linear estimate of the HR images, the input of the networks: (B, 1, H, W)."""
     damping: Tensor
-    """Damping of the inverse of the degradation, from the noise of each slice: (B, 1, 1, 1)."""
+    """Damping of the inverse of the degradation: (B, 1, 1, 1)."""
     min_damping: float
     """Damping of a noiseless slice."""
     network_weight: Tensor
-    """Weight of the network estimate in the result, the rest being the linear estimate, in [0, 1]: (B, 1, 1, 1)."""
+    """Weight of the network estimate in the result, in [0, 1]; the linear estimate has the rest: (B, 1, 1, 1)."""
 
     @property
     def condition(self) -> Tensor:
@@ -37,29 +37,29 @@ class Observation(NamedTuple):
 
     @property
     def suppressed_by_noise(self) -> Tensor:
-        """Fraction of the coefficients of a slice that its noise suppresses in the linear estimate: (B, 1, 1, 1)."""
+        """Fraction of the coefficients suppressed in the linear estimate because of noise: (B, 1, 1, 1)."""
         lowest = torch.full_like(self.damping, self.min_damping)
         return self.operator.suppressed_fraction(self.damping) - self.operator.suppressed_fraction(lowest)
 
 
 class LRFeatures(NamedTuple):
-    """Inputs of the transformer and the decoder that come from the LR image."""
+    """Features of the LR image, inputs of the transformer and the decoder."""
 
     linear: Tensor
     """Linear estimate of the HR images: (B, 1, H, W)."""
     f_lr: Tensor
-    """On the latent grid, for cross-attention: (B, context_channels, G, G)."""
+    """Features for cross-attention, on the latent grid: (B, context_channels, G, G)."""
     skip: Tensor
-    """On the grid of the encoder's patches, for the decoder: (B, skip_channels, H / p, W / p)."""
+    """Features for the decoder, on the grid of the encoder's patches: (B, skip_channels, H / p, W / p)."""
 
 
 class Prediction(NamedTuple):
-    """Output of the networks for some tiles."""
+    """Output of the networks for a batch of tiles."""
 
     maps: Tensor
-    """The perceptual and the faithful map, not corrected yet: (B, 2, H, W)."""
+    """The uncorrected perceptual and faithful map: (B, 2, H, W)."""
     entropy: Tensor | None = None
-    """Entropy of the tokens, in [0, 1], if it was asked for: (B, 1, H, W)."""
+    """Entropy of the tokens, in [0, 1], if requested: (B, 1, H, W)."""
     tokens: Tensor | None = None
     """(B, L · S), int64."""
     score: Tensor | None = None
@@ -76,10 +76,10 @@ class Estimate(NamedTuple):
     faithful: Tensor
     """The faithful estimate, fidelity 1: (B, 1, H, W)."""
     network_weight: Tensor
-    """Weight of the network estimate in each image, see `Observation`: (B, 1, 1, 1)."""
+    """Weight of the network estimate in each image; see `Observation`: (B, 1, 1, 1)."""
     error: Tensor | None = None
     """Expected absolute error of ``image``, if there is an error model: (B, 1, H, W)."""
 
 
 ErrorEstimator = Callable[[Estimate, Tensor, Tensor], Tensor]
-"""From an estimate, the entropy (B, 1, H, W) and the fraction that noise suppresses (B, 1, 1, 1) to the error."""
+"""Maps an estimate, the entropy (B, 1, H, W) and the suppressed fraction (B, 1, 1, 1) to the error (B, 1, H, W)."""

@@ -1,4 +1,4 @@
-"""The scales of a latent grid: how many tokens each has, and where they lie.
+"""The scales of a latent grid: numbers and positions of their tokens.
 
 Glossary of shapes: B batch; C latent channels; D width of the transformer; H, W high-resolution size; h, w
 low-resolution size; K number of scales; side_k side of scale k; L positions of all scales; S codebooks, with one
@@ -23,13 +23,13 @@ __all__ = ["ScaleSchedule"]
 class ScaleSchedule:
     """Sides of the token maps, coarse to fine; the last one is the side of the latent grid.
 
-    Positions of all scales are kept in one row of length ``num_tokens``: scale 0 first, each scale row by row.
+    The tokens of all scales form one sequence of length ``num_tokens``: scale 0 first, each scale row by row.
 
     Args:
-        sides: strictly increasing sides, such as VAR's (1, 2, 3, 4, 6, 9, 13, 18, 24, 32) for a latent of side 32.
+        sides: strictly increasing, such as VAR's (1, 2, 3, 4, 6, 9, 13, 18, 24, 32) for a latent of side 32.
 
     Raises:
-        ConfigurationError: if the sides are empty, not positive or not increasing.
+        ConfigurationError: if there are no sides, or they are not positive and strictly increasing.
 
     Example:
         >>> schedule = ScaleSchedule((1, 2, 4))
@@ -58,7 +58,7 @@ class ScaleSchedule:
 
     @property
     def bounds(self) -> tuple[tuple[int, int], ...]:
-        """First and one-past-last index of each scale in the row of all tokens."""
+        """First and one-past-last index of each scale in the sequence of all tokens."""
         ends = tuple(accumulate(side * side for side in self.sides))
         return tuple(zip((0, *ends[:-1]), ends, strict=True))
 
@@ -68,7 +68,7 @@ class ScaleSchedule:
         return self.bounds[-1][1]
 
     def split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
-        """Cut a tensor along its token axis into one view for each scale."""
+        """Split a tensor by scale along its token axis."""
         return x.split([side * side for side in self.sides], dim=dim)
 
     def levels(self) -> Tensor:
@@ -76,10 +76,10 @@ class ScaleSchedule:
         return torch.cat([torch.full((side * side,), k) for k, side in enumerate(self.sides)])
 
     def positions(self) -> Tensor:
-        """Return the cell center of every token in units of the latent grid, (L, 2), rows first.
+        """Return the cell centers of all tokens, (row, column) in units of the latent grid: (L, 2).
 
-        Cell r of a scale of side p covers G / p latent cells, so its center lies at (r + 1/2) · G / p - 1/2: a coarse
-        token stands in the middle of what it describes, and the last scale gets 0, 1, …, G - 1.
+        A cell of a scale of side p covers G / p latent cells, so the center of cell r is (r + 1/2) · G / p - 1/2. The
+        last scale has the centers 0, 1, …, G - 1.
         """
         grids = []
         for side in self.sides:

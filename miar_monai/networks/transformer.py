@@ -1,4 +1,4 @@
-"""The autoregressive transformer: from the sum of the coarser scales to the tokens of the next one."""
+"""The autoregressive transformer, which predicts the tokens of a scale from the sum of the coarser scales."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Context", "MIARBlock", "MIARTransformer"]
 
 
 class Context(NamedTuple):
-    """What the transformer knows of the LR images: computed once, used at every scale and for every candidate."""
+    """Context of the LR images, shared by all scales and candidates."""
 
     start: Tensor
     """Start token: (B, 1, D)."""
     blocks: list[KeyValue]
     """Keys and values of the cross-attention of each block."""
     rotations: list[Tensor]
-    """Of queries and keys of the self-attention of each block, the same for all images: (2, L, 2 · heads, d).
+    """Rotary table of queries and keys of the self-attention of each block: (2, L, 2 · heads, d).
 
-    The queries of the cross-attention are turned as those of the self-attention are."""
+    The queries of the cross-attention use the table of the queries of the self-attention."""
 
     def first(self, count: int) -> Context:
         """Return the context of the first ``count`` samples."""
@@ -53,7 +53,7 @@ class MIARBlock(nn.Module):
         self.norm2 = AddNorm(dim)
         self.cross_attention = CrossAttention(dim, num_heads, context_dim)
         self.norm3 = AddNorm(dim)
-        layers = {"0": LinearGELU(dim, hidden), "2": nn.Linear(hidden, dim)}  # named as they are in weights
+        layers = {"0": LinearGELU(dim, hidden), "2": nn.Linear(hidden, dim)}  # names in the released weights
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(
@@ -64,9 +64,9 @@ class MIARBlock(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValue | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Map tokens (B, L, D) to (B, L, D); also returns the cache with their keys and values.
+        """Map tokens (B, L, D) to (B, L, D), and extend the cache by their keys and values.
 
-        All queries are turned alike, by the first half of ``rotation`` (2, L, 2 · heads, d).
+        The first half of ``rotation`` (2, L, 2 · heads, d) is the rotary table of all queries.
         """
         attended, cache = self.self_attention(self.norm1(x), rotation, mask, cache)
         x, h = self.norm2(x, attended)
@@ -75,10 +75,10 @@ class MIARBlock(nn.Module):
 
 
 class MIARTransformer(nn.Module):
-    """Predicts the tokens of every scale from the sum of the coarser ones and the features of the LR image.
+    """Predicts the tokens of each scale from the sum of the coarser scales and the features of the LR image.
 
-    In training, `forward` does all scales at once under a scale-wise causal mask. At inference, `step` does one scale
-    without a mask, over an explicit cache; both give the same logits.
+    In training, `forward` processes all scales at once with a scale-wise causal mask. At inference, `step` processes
+    one scale with a cache and without a mask. Both give the same logits.
 
     Args:
         scales: sides of the token maps, coarse to fine.
@@ -88,12 +88,12 @@ class MIARTransformer(nn.Module):
         dim: D, width.
         depth: number of blocks.
         num_heads: number of heads; dim / num_heads must be a multiple of 4.
-        num_codebooks: S; the tokens of a position are predicted together, independent of each other.
-        positions: ``"rotary"`` (the paper's scale-aligned 2D rotation of queries and keys) or ``"learned"`` (a vector
-            for each position of each scale and of the LR features, as in VAR; for the ablation).
+        num_codebooks: S; the tokens of a position are predicted independently of each other.
+        positions: ``"rotary"`` (the paper's scale-aligned 2D rotary embedding) or ``"learned"`` (an embedding for each
+            position of each scale and of the LR features, as in VAR; for the ablation).
 
     Raises:
-        ConfigurationError: if ``positions`` is neither.
+        ConfigurationError: if ``positions`` is unknown.
 
     Reference:
         Paper Sec. 3.2, Fig. 1B and appendix A.
@@ -135,23 +135,23 @@ class MIARTransformer(nn.Module):
         self.embed = nn.Linear(latent_channels, dim)
         self.level_embedding = nn.Embedding(self.schedule.num_scales, dim)
         blocks = [MIARBlock(dim, num_heads, context_channels) for _ in range(depth)]
-        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # mypy cannot see what a ModuleList holds
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]  # ModuleList is not generic
         self.norm_out = nn.RMSNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, num_codes * num_codebooks)
         levels = self.schedule.levels()
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("mask", levels[:, None] >= levels[None, :], persistent=False)
-        places = self.schedule.positions()
+        token_positions = self.schedule.positions()
         self.token_positions = self.context_positions = None
         if positions == "learned":
-            places = torch.zeros_like(places)  # nothing turns
-            self.token_positions = nn.Embedding(len(places), dim)
+            token_positions = torch.zeros_like(token_positions)  # no rotation
+            self.token_positions = nn.Embedding(len(token_positions), dim)
             self.context_positions = nn.Embedding(self.schedule.latent_side**2, context_channels)
-        self.register_buffer("table", rotary_table(places, dim // num_heads), persistent=False)
+        self.register_buffer("table", rotary_table(token_positions, dim // num_heads), persistent=False)
         self._initialize(dim, depth)
 
     def _initialize(self, dim: int, depth: int) -> None:
-        """VAR's initialization: small weights, smaller where residuals add up, a nearly uniform first prediction."""
+        """VAR's initialization: small weights, even smaller in residual branches, and nearly uniform predictions."""
         std = (1 / dim / 3) ** 0.5
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -165,7 +165,7 @@ class MIARTransformer(nn.Module):
         self.head.weight.data.mul_(0.02)
 
     def context(self, f_lr: Tensor) -> Context:
-        """Prepare LR features (B, context_channels, G, G), which lie on the grid of the last scale."""
+        """Compute the context of LR features (B, context_channels, G, G) on the latent grid."""
         features = self.context_norm(f_lr.flatten(2).mT)  # (B, G², context_channels)
         if self.context_positions is not None:
             features = features + self.context_positions.weight
@@ -178,11 +178,11 @@ class MIARTransformer(nn.Module):
         )
 
     def forward(self, inputs: Tensor, context: Context) -> Tensor:
-        """Return the logits (B, L · S, V) of all scales, each from the scales before it.
+        """Return the logits (B, L · S, V) of all scales, each from the coarser scales.
 
         Args:
-            inputs: for scales 1 to K - 1 the sum of all coarser scales, averaged down to them: (B, L - 1, C).
-            context: of the LR images.
+            inputs: for each of scales 1 to K - 1, the sum of the coarser scales averaged down to it: (B, L - 1, C).
+            context: context of the LR images.
         """
         x = torch.cat([context.start, self.embed(inputs)], dim=1) + self.level_embedding(self.levels)  # (B, L, D)
         if self.token_positions is not None:
@@ -192,30 +192,30 @@ class MIARTransformer(nn.Module):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Map the last block's output (B, n, D) to the logits (B, n · S, V) of the tokens of all codebooks."""
+        """Map the output of the last block (B, n, D) to the logits (B, n · S, V) of the tokens of all codebooks."""
         return self.head(self.norm_out(x)).unflatten(2, (self.num_codebooks, -1)).flatten(1, 2)
 
     def step(
         self, inputs: Tensor | None, k: int, context: Context, cache: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Return the logits (B, side_k² · S, V) of scale k, and the cache with its keys and values.
+        """Return the logits (B, side_k² · S, V) of scale k, and the cache extended by its keys and values.
 
         Args:
             inputs: the sum of all coarser scales, averaged down to scale k: (B, side_k², C); None for scale 0. There
-                may be M candidates in a row for each sample of context and cache, (B · M, side_k², C).
+                may be M consecutive candidates per sample of context and cache, (B · M, side_k², C).
             k: scale, from 0.
-            context: of the LR images.
-            cache: keys and values of scales 0 to k - 1, for each block; None for scale 0. It is not changed.
+            context: context of the LR images.
+            cache: keys and values of scales 0 to k - 1 of each block; None for scale 0. It is not changed.
         """
         first, last = self.schedule.bounds[k]
         x = context.start if inputs is None else self.embed(inputs.to(context.start.dtype))
         x = x + self.level_embedding.weight[k]  # (B, side_k², D)
         if self.token_positions is not None:
             x = x + self.token_positions.weight[first:last]
-        seen = []
+        new_cache = []
         for i, (block, rotation, key_value) in enumerate(
             zip(self.blocks, context.rotations, context.blocks, strict=True)
         ):
-            x, longer = block(x, rotation[:, first:last], key_value, cache=cache[i] if cache else None)
-            seen.append(longer)
-        return self.logits(x), seen
+            x, extended = block(x, rotation[:, first:last], key_value, cache=cache[i] if cache else None)
+            new_cache.append(extended)
+        return self.logits(x), new_cache

@@ -1,4 +1,4 @@
-"""The files of weights."""
+"""Reading and writing of weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["first_line", "load_weights", "save_weights"]
 
 
 def save_weights(network: nn.Module, path: str | Path, half: bool = True) -> None:
-    """Write the state dict of a network under a temporary name that is then renamed.
+    """Write the state dict of a network atomically.
 
     Args:
-        network: the network, perhaps wrapped for several GPUs.
-        path: file to write; its folder is made if needed.
-        half: write parameters in half precision. Buffers stay as they are: the codebook's sums would overflow.
+        network: the network, possibly wrapped for several GPUs.
+        path: file to write; its folder is created if necessary.
+        half: write parameters in half precision. Buffers keep their precision: sums of the codebook would overflow.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -40,10 +40,10 @@ def load_weights(network: nn.Module, path: str | Path, hint: str) -> nn.Module:
     Args:
         network: receives the weights.
         path: file written by `save_weights`.
-        hint: what to do when the file is missing, for the user.
+        hint: advice to the user if the weights cannot be loaded.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or belongs to another network.
+        CheckpointError: if the file is missing, damaged, or of another network.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What the two stages minimize, as named parts; the pieces are MONAI's."""
+"""Losses of both training stages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ReconstructionLoss(nn.Module):
             torch hub folder, or are downloaded there by torchvision.
 
     Raises:
-        MissingWeightsError: if the backbone's weights are neither on this machine nor to be had.
+        MissingWeightsError: if the backbone's weights are neither present nor downloadable.
 
     Example:
         >>> loss = ReconstructionLoss(l1=1.0, l2=0.0, perceptual=0.0)
@@ -45,7 +45,7 @@ class ReconstructionLoss(nn.Module):
         """Compare images (B, 1, H, W): scalar."""
         loss = self.l1 * F.l1_loss(prediction, target) + self.l2 * F.mse_loss(prediction, target)
         if self.perceptual_distance is not None:
-            # LPIPS was made for images in [-1, 1]
+            # LPIPS expects images in [-1, 1]
             loss = loss + self.perceptual * self.perceptual_distance(2 * prediction - 1, 2 * target - 1)
         return loss
 
@@ -59,19 +59,19 @@ def perceptual_distance(network: str) -> nn.Module:
     except (URLError, OSError) as error:
         raise MissingWeightsError(
             f"the weights of the perceptual loss {network!r} are not in {torch.hub.get_dir()}/checkpoints and could not"
-            " be downloaded; put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
+            " be downloaded; put the file there (or set TORCH_HOME), or train with --perceptual_weight 0."
         ) from error
     return loss.eval().requires_grad_(False)
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float = 1e4) -> Tensor:
-    """Return the weight that makes both losses pull equally hard at the last layer (VQGAN).
+    """Return the adversarial weight that balances the gradient norms of both losses at the last layer (VQGAN).
 
     Args:
         reconstruction: reconstruction loss, scalar.
         adversarial: generator's adversarial loss, scalar.
         last_layer: weight of the decoder's last convolution.
-        limit: largest weight.
+        limit: maximum weight.
 
     Returns:
         ‖∇ reconstruction‖ / ‖∇ adversarial‖, without gradient: scalar.
@@ -84,18 +84,18 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
         >>> adaptive_weight((3 * w).sum(), w.sum(), w)
         tensor(2.9998)
     """
-    pull = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
-    push = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
-    return (pull / (push + 1e-4)).clamp(max=limit).detach()
+    norm = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+    adversarial_norm = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (norm / (adversarial_norm + 1e-4)).clamp(max=limit).detach()
 
 
 def corrupt_tokens(tokens: Tensor, neighbors: Tensor, max_rate: float) -> Tensor:
-    """Replace a random share of tokens by codes that lie near theirs.
+    """Replace a random fraction of tokens by neighboring codes.
 
     Args:
-        tokens: of n positions, (B, n · S), int64.
-        neighbors: near codes of each code, (S, V, N); see `MultiScaleQuantizer.neighbors`.
-        max_rate: each sample draws its share uniformly from [0, max_rate].
+        tokens: (B, n · S), int64.
+        neighbors: nearest codes of each code, (S, V, N); see `MultiScaleQuantizer.neighbors`.
+        max_rate: the fraction of each sample is drawn uniformly from [0, max_rate].
 
     Returns:
         (B, n · S), int64.
@@ -107,35 +107,35 @@ def corrupt_tokens(tokens: Tensor, neighbors: Tensor, max_rate: float) -> Tensor
     rate = max_rate * torch.rand(len(tokens), 1, device=tokens.device)
     choice = torch.randint(neighbors.shape[2], tokens.shape, device=tokens.device)
     books = torch.arange(tokens.shape[1], device=tokens.device) % len(neighbors)
-    wrong = neighbors[books, tokens, choice]
-    return torch.where(torch.rand(tokens.shape, device=tokens.device) < rate, wrong, tokens)
+    replacements = neighbors[books, tokens, choice]
+    return torch.where(torch.rand(tokens.shape, device=tokens.device) < rate, replacements, tokens)
 
 
 def token_loss(logits: Tensor, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy of tokens (B, n) under logits (B, n, V), tokens weighted by ``weight`` (n,)."""
+    """Return the mean cross-entropy of tokens (B, n) given logits (B, n, V), optionally weighted by ``weight`` (n,)."""
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
     return loss.mean() if weight is None else (loss * weight).mean() / weight.mean()
 
 
 class MIARObjective(nn.Module):
-    """Everything stage 2 learns from one batch: tokens by cross-entropy, images by the decoder's two output maps.
+    """Losses of stage 2: cross-entropy of the tokens, and image losses of the decoder's two output maps.
 
-    The tokenizer is frozen and turns the truth into tokens. The transformer sees sums of scales in which some tokens
-    were replaced, while the tokens asked of it repair the damage (self-correction). The decoder learns from what the
-    transformer really predicts, so that it knows the mistakes it will meet; its perceptual map can learn from tokens of
-    the truth too, which say more than the LR image does.
+    The target tokens are those of the HR image, encoded by the frozen tokenizer. Some tokens in the inputs of the
+    transformer are replaced, and the targets of the next scales correct these errors (self-correction). The decoder is
+    trained on tokens predicted by the transformer, with their errors; optionally its perceptual map is also trained on
+    the target tokens, which contain detail that the LR image does not.
 
     Args:
         network: the network to train.
         tokenizer: trained tokenizer.
         reconstruction: loss of the perceptual output map.
-        self_correction: largest share of replaced tokens; 0 turns self-correction off.
-        num_neighbors: a replaced token becomes one of this many nearest codes.
-        scale_weight_power: weight of a token of scale k is (L_K / L_k)^power: 0 treats all tokens alike, 0.5 protects
-            the early scales (Infinity).
+        self_correction: maximum fraction of replaced tokens; 0 for no self-correction.
+        num_neighbors: number of nearest codes from which a replacement is drawn.
+        scale_weight_power: tokens of scale k have the weight (L_K / L_k)^power: 0 for equal weights, 0.5 for higher
+            weights of coarse scales (Infinity).
         image_weight: weight of both image losses.
-        teacher_forcing: share of the images whose perceptual map comes from tokens of the truth.
-        degradations: what the LR images may have come about by; the network's own by default.
+        teacher_forcing: fraction of the images whose perceptual map is decoded from the target tokens.
+        degradations: degradations of the LR images; only the network's by default.
 
     Reference:
         Paper Sec. 3.1–3.2; Han et al., Infinity, 2024, Sec. 3.4 (bitwise self-correction).
@@ -171,15 +171,15 @@ class MIARObjective(nn.Module):
         self.register_buffer("scale_weight", weight, persistent=False)
         self.register_buffer("neighbors", tokenizer.quantizer.neighbors(num_neighbors), persistent=False)
 
-    def start(self) -> None:
-        """Look at the codebook again, since weights may have been loaded after construction; the trainer calls this.
+    def prepare(self) -> None:
+        """Update to the current codebook, whose weights may have been loaded after construction; for the trainer.
 
         Raises:
-            ConfigurationError: if the network has another codebook than the tokenizer.
+            ConfigurationError: if network and tokenizer have different codebooks.
         """
         if not torch.equal(self.network.quantizer.codebook, self.tokenizer.quantizer.codebook):
             raise ConfigurationError(
-                "the network has another codebook than the tokenizer, so its tokens would mean nothing;"
+                "the network and the tokenizer have different codebooks, but training needs the same one;"
                 " call network.load_tokenizer(tokenizer) before training."
             )
         self.neighbors.copy_(self.tokenizer.quantizer.neighbors(self.num_neighbors))
@@ -193,10 +193,10 @@ class MIARObjective(nn.Module):
         return self
 
     @torch.no_grad()
-    def teach(self, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens (B, L · S) of the truth, the transformer's inputs (B, L - 1, C) and latents (B, C, G, G).
+    def teacher_targets(self, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the target tokens (B, L · S), transformer inputs (B, L - 1, C) and latents (B, C, G, G) of HR images.
 
-        Inputs and latents are sums of tokens some of which are replaced.
+        In training, inputs and latents are sums of codes some of which are replaced.
         """
         quantizer = self.network.quantizer
         corrupt = None
@@ -215,10 +215,11 @@ class MIARObjective(nn.Module):
 
         Args:
             lr: LR images, (B, 1, h, w).
-            hr: their truth, (B, 1, H, W).
-            index: which of ``degradations`` each came about by, (B,), int64; the network's own by default.
+            hr: their HR images, (B, 1, H, W).
+            index: index of the degradation of each image in ``degradations``, (B,), int64; that of the network by
+                default.
         """
-        tokens, inputs, true_f_hat = self.teach(hr)
+        tokens, inputs, target_f_hat = self.teacher_targets(hr)
         operator = None
         if index is not None:
             shapes = (hr.shape[2], hr.shape[3]), (lr.shape[2], lr.shape[3])
@@ -231,11 +232,13 @@ class MIARObjective(nn.Module):
         parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
         with torch.no_grad():
             predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
-            taught = torch.rand(len(hr), 1, 1, 1, device=hr.device) < self.teacher_forcing * self.training
-        f_hat = torch.where(taught, true_f_hat, predicted.f_hat)
+            rate = self.teacher_forcing if self.training else 0.0
+            forced = torch.rand(len(hr), 1, 1, 1, device=hr.device) < rate
+        f_hat = torch.where(forced, target_f_hat, predicted.f_hat)
         maps = self.network.correct(self.network.decode(f_hat, features), observed)
         perceptual, faithful = maps.float().split(1, dim=1)
-        parts["faithful_loss"] = F.l1_loss(torch.where(taught, hr, faithful), hr)
+        # the faithful map is trained on predicted tokens only; others count as zero in the mean
+        parts["faithful_loss"] = ((faithful - hr).abs() * ~forced).mean()
         parts["perceptual_loss"] = self.reconstruction(perceptual, hr)
         image_loss = parts["faithful_loss"] + parts["perceptual_loss"]
         return parts | {"loss": parts["token_loss"] + self.image_weight * image_loss}

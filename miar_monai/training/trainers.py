@@ -203,7 +203,7 @@ class MIARTrainer(_StepTrainer):
         self.optimizer = optimizer
         self._graphed_step = self.graphed(self._step)
         module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
-        self.add_event_handler(Events.STARTED, module.start)
+        self.add_event_handler(Events.STARTED, module.prepare)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         batch = [self.to_device(batchdata[key]) for key in ("image", "label", "degradation") if key in batchdata]

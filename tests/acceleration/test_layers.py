@@ -79,7 +79,7 @@ def compare_with_kernels() -> None:
     print(f"{len(expected)} cases agree")
 
 
-def test_kernels_compute_what_the_layers_do() -> None:
+def test_kernels_agree_with_pytorch_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=False)
@@ -90,7 +90,7 @@ def test_kernels_compute_what_the_layers_do() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", range(len(layers())))
-def test_kernels_compute_on_a_gpu_what_the_layers_do(case: int, dtype: torch.dtype) -> None:
+def test_kernels_agree_with_pytorch_on_a_gpu(case: int, dtype: torch.dtype) -> None:
     layer, inputs = layers()[case]
     layer, inputs = layer.to(dtype).float(), tuple(x.to(dtype).float() for x in inputs)  # both see rounded numbers
     expected = call(layer, inputs)
@@ -106,7 +106,7 @@ def test_kernels_compute_on_a_gpu_what_the_layers_do(case: int, dtype: torch.dty
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_kernels_run_where_their_tensors_are() -> None:
+def test_kernels_run_on_the_gpu_of_their_tensors() -> None:
     assert torch.cuda.current_device() == 0
     for layer, inputs in layers():
         first, second = (call(layer.to(device), tuple(x.to(device) for x in inputs)) for device in ("cuda:0", "cuda:1"))
@@ -117,7 +117,7 @@ def test_kernels_run_where_their_tensors_are() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_double_precision_is_kept_on_a_gpu() -> None:
+def test_float64_is_computed_in_float64_on_a_gpu() -> None:
     for layer, inputs in layers():
         layer, inputs = layer.double(), tuple(x.double() for x in inputs)
         expected = call(layer, inputs)
@@ -126,7 +126,7 @@ def test_double_precision_is_kept_on_a_gpu() -> None:
                 torch.testing.assert_close(found.cpu(), wanted)
 
 
-def test_without_a_compiler_inference_goes_on_with_a_warning(
+def test_a_missing_compiler_causes_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
@@ -140,12 +140,12 @@ def test_without_a_compiler_inference_goes_on_with_a_warning(
         assert not fused_layers._kernels_work(torch.device("cpu"))
         assert not fused_layers._kernels_work(torch.device("cpu"))
     assert [record.getMessage() for record in caplog.records] == [
-        "Triton does not work here, so inference takes longer: Failed to find C compiler."
+        "Triton is not available, so inference is slower: Failed to find C compiler."
     ]
     fused_layers._kernels_work.cache_clear()
 
 
-def test_gradients_go_through_the_layers() -> None:
+def test_layers_have_gradients() -> None:
     for layer, inputs in layers():
         first = inputs[0].clone().requires_grad_()
         out = layer(first, *inputs[1:])

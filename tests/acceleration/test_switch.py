@@ -18,7 +18,7 @@ from miar_monai.errors import SettingError
         ("none", False, False),
     ],
 )
-def test_each_value_switches_what_it_names(
+def test_each_value_enables_its_accelerations(
     value: str | None, graphs: bool, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MIAR_ACCELERATION", raising=False)

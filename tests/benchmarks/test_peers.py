@@ -112,9 +112,9 @@ def test_a_perfect_denoiser_has_no_loss_and_its_samples_are_the_truth() -> None:
 def test_latents_have_unit_variance_once_their_scale_is_measured() -> None:
     network, hr = LatentDiffusion(tiny_tokenizer(), Denoiser(6, **DENOISER)), tiny_slices()
     with pytest.raises(ConfigurationError, match=r"call network\.measure_scale"):
-        DiffusionObjective(network).start()
+        DiffusionObjective(network).prepare()
     network.measure_scale(hr)
-    DiffusionObjective(network).start()
+    DiffusionObjective(network).prepare()
     spread = network.tokenizer.encoder(hr).std(dim=(0, 2, 3))
     assert spread.max() > 2 * spread.min()
     torch.testing.assert_close(network.encode(hr).std(dim=(0, 2, 3), unbiased=False), torch.ones(6))
@@ -132,7 +132,7 @@ def test_training_lowers_the_loss(peer: str) -> None:
         objective = DiffusionObjective(tiny_ldm())
     else:
         objective = RegressionObjective(swinir(**SWINIR) if peer == "swinir" else rcan(**RCAN), nn.L1Loss())
-    objective.start()
+    objective.prepare()
     trained = [name for name, p in objective.named_parameters() if p.requires_grad]
     assert not any("tokenizer" in name for name in trained)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=2e-3)

@@ -20,7 +20,7 @@ def natural(count: int = 6, shape: tuple[int, int] = (192, 256), fall: float = 2
 
 @pytest.mark.parametrize("sigma", [0.7, 0.85, 1.0, 1.2])
 @pytest.mark.parametrize("levels", [None, 2**12, 2**8])
-def test_the_blur_is_measured_through_rounding(sigma: float, levels: int | None) -> None:
+def test_blur_is_estimated_from_rounded_images(sigma: float, levels: int | None) -> None:
     lr = Degradation(sigma=sigma)(natural())
     if levels is not None:
         lr = (lr * (levels - 1)).round() / (levels - 1)
@@ -28,20 +28,20 @@ def test_the_blur_is_measured_through_rounding(sigma: float, levels: int | None)
 
 
 @pytest.mark.parametrize("fall", [2.0, 3.0])
-def test_the_blur_is_measured_through_noise_in_any_kind_of_image_and_unit(fall: float) -> None:
+def test_blur_is_estimated_with_noise_for_any_spectral_slope_and_unit(fall: float) -> None:
     lr = Degradation()(natural(fall=fall))
     noisy = lr + 0.001 * torch.randn(lr.shape, dtype=lr.dtype, generator=torch.Generator().manual_seed(0))
     assert estimate_blur(noisy) == pytest.approx(1.0, abs=0.1)
     assert estimate_blur(4000 * noisy - 1024) == pytest.approx(estimate_blur(noisy), abs=1e-6)
 
 
-def test_no_blur_is_measured_where_there_is_none() -> None:
+def test_sharp_images_are_recognized() -> None:
     assert estimate_blur(Degradation(sigma=0)(natural())) < 0.5
     assert infer_degradation(Degradation(sigma=0)(natural()), Degradation()).sigma == 0
 
 
 @pytest.mark.parametrize("lr", [torch.zeros(3, 1, 64, 64), torch.rand(3, 1, 64, 31), torch.rand(3, 1, 5, 5)])
-def test_slices_that_say_nothing_are_taken_for_those_of_the_training(lr: Tensor) -> None:
+def test_blur_of_the_training_is_assumed_for_small_and_empty_slices(lr: Tensor) -> None:
     assert estimate_blur(lr) is None
     own = Degradation(sigma=4.0, blur_on="hr")
     assert infer_degradation(lr, own) is own
@@ -51,7 +51,7 @@ def test_slices_that_say_nothing_are_taken_for_those_of_the_training(lr: Tensor)
     ("measured", "assumed"),
     [(0.0, 0.0), (0.6, 0.0), (0.7, 0.66), (0.96, 0.92), (0.98, 1.0), (1.12, 1.0), (1.14, 1.1), (1.38, 1.25)],
 )
-def test_rather_too_little_blur_is_assumed(measured: float, assumed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assumed_blur_is_biased_low(measured: float, assumed: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("miar_monai.degradation.blur_estimation.estimate_blur", lambda lr, scale: measured)
     lr = torch.zeros(2, 1, 32, 32)
     assert infer_degradation(lr, Degradation()).sigma == pytest.approx(assumed)
@@ -59,7 +59,7 @@ def test_rather_too_little_blur_is_assumed(measured: float, assumed: float, monk
     assert infer_degradation(noisy, Degradation()).sigma == pytest.approx(min(assumed, 1.0))  # noise looks like a blur
 
 
-def test_empty_slices_and_a_large_volume_change_nothing() -> None:
+def test_the_estimate_ignores_empty_slices_and_subsamples_large_volumes() -> None:
     lr = Degradation()(natural())
     padded = torch.cat([torch.zeros_like(lr), lr])
     assert estimate_blur(padded) == estimate_blur(lr)
@@ -74,7 +74,7 @@ def linear(lr: Tensor, degradation: Degradation) -> Tensor:
 
 @pytest.mark.parametrize("size", [(40, 48), (20, 24), (64, 64), (33, 47)])
 @pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
-def test_phantoms_with_hard_edges_are_not_taken_for_blurred(shape: str, size: tuple[int, int]) -> None:
+def test_sharp_edged_phantoms_are_not_assumed_to_be_blurred(shape: str, size: tuple[int, int]) -> None:
     x, y = (torch.linspace(-1, 1, side) for side in size)
     inside = torch.hypot(x[:, None], y) < 0.8 if shape == "ellipse" else (x.abs() < 0.6)[:, None] & (y.abs() < 0.6)
     phantom = inside.float()[None, None]
@@ -84,7 +84,7 @@ def test_phantoms_with_hard_edges_are_not_taken_for_blurred(shape: str, size: tu
     assert 1 < result.max() <= 3
 
 
-def test_what_is_blurred_stays_so_and_one_bright_voxel_does_not_count() -> None:
+def test_overshoot_of_blurred_slices_and_single_bright_voxels_is_tolerated() -> None:
     lr = Degradation()(natural())
     lr[2, 0, 20, 20] = 20  # the others stay
     own = Degradation()

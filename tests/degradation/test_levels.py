@@ -34,7 +34,7 @@ def squares(noise: float) -> Volume:
 
 @pytest.mark.parametrize("fidelity", [0.0, 1.0])
 @pytest.mark.parametrize("noise", [0, 1, 2, 3])
-def test_a_flat_square_keeps_its_level(noise: float, fidelity: float, brain_mri: SuperResolver) -> None:
+def test_homogeneous_regions_keep_their_mean(noise: float, fidelity: float, brain_mri: SuperResolver) -> None:
     volume = squares(noise)
     result = brain_mri.with_settings(fidelity=fidelity).volume(volume)
     means = result.array[..., 0].reshape(48, 4, 48, 4).mean((1, 3))
@@ -44,7 +44,7 @@ def test_a_flat_square_keeps_its_level(noise: float, fidelity: float, brain_mri:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scan", SCANS)
-def test_scans_keep_their_level(scan: str, brain_mri: SuperResolver, real_data: Path) -> None:
+def test_scans_keep_their_mean_intensity(scan: str, brain_mri: SuperResolver, real_data: Path) -> None:
     volume = read_volume(real_data / SCANS[scan])
     x, y, z = (size // 2 for size in volume.array.shape)
     found = levels(brain_mri, volume._replace(array=volume.array[x - 64 : x + 64, y - 64 : y + 64, z : z + 1]))
@@ -53,7 +53,7 @@ def test_scans_keep_their_level(scan: str, brain_mri: SuperResolver, real_data: 
 
 
 @pytest.mark.parametrize(("size", "share"), [((40, 48), 0.01), ((20, 24), 0.05)])  # the blur of the latter is not known
-def test_edges_without_noise_do_not_ring(size: tuple[int, int], share: float, brain_mri: SuperResolver) -> None:
+def test_noiseless_edges_do_not_ring(size: tuple[int, int], share: float, brain_mri: SuperResolver) -> None:
     x, y = (np.linspace(-1, 1, side) for side in size)
     ellipse = 500 * (np.hypot(x[:, None], y) < 0.8).astype(np.float32)
     result = brain_mri(ellipse)

@@ -22,7 +22,7 @@ sizes = st.integers(1, 40)
 
 @modes
 @given(sizes, sizes)
-def test_a_constant_stays_constant(mode: str, antialias: bool, in_size: int, out_size: int) -> None:
+def test_constants_are_preserved(mode: str, antialias: bool, in_size: int, out_size: int) -> None:
     matrix = interpolation_matrix(in_size, out_size, mode, antialias)
     assert matrix.shape == (out_size, in_size)
     torch.testing.assert_close(matrix.sum(1), torch.ones(out_size, dtype=torch.float64))
@@ -30,7 +30,7 @@ def test_a_constant_stays_constant(mode: str, antialias: bool, in_size: int, out
 
 @modes
 @given(sizes)
-def test_the_same_size_changes_nothing(mode: str, antialias: bool, size: int) -> None:
+def test_the_same_size_is_the_identity(mode: str, antialias: bool, size: int) -> None:
     torch.testing.assert_close(interpolation_matrix(size, size, mode, antialias), torch.eye(size, dtype=torch.float64))
 
 
@@ -46,7 +46,7 @@ def test_the_grid_is_symmetric(mode: str, antialias: bool, in_size: int, out_siz
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 @given(st.integers(2, 5), st.integers(3, 9))
-def test_a_ramp_stays_in_place_when_it_is_shrunk(mode: str, factor: int, size: int) -> None:
+def test_downsampling_keeps_a_ramp_in_place(mode: str, factor: int, size: int) -> None:
     """The center of LR voxel i lies at HR index ``factor * i + (factor - 1) / 2``, away from the replicated ends."""
     ramp = torch.arange(factor * size, dtype=torch.float64)
     shrunk = interpolation_matrix(factor * size, size, mode, antialias=mode != "area") @ ramp
@@ -57,7 +57,7 @@ def test_a_ramp_stays_in_place_when_it_is_shrunk(mode: str, factor: int, size: i
 
 
 @modes
-def test_two_matrix_products_are_the_operator_of_torch(mode: str, antialias: bool) -> None:
+def test_resampling_by_matrices_agrees_with_torch(mode: str, antialias: bool) -> None:
     images = torch.rand(2, 3, 37, 31, dtype=torch.float64)
     options = {} if mode in ("area", "nearest-exact") else {"align_corners": False, "antialias": antialias}
     for height, width in ((9, 8), (80, 62), (37, 10)):

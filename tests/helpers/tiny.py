@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from miar_monai.networks import MIAR, MSVQVAE, MIARTransformer
-from miar_monai.networks.quantizer import MultiScaleQuantizer, Phi
+from miar_monai.networks.phi import Phi
+from miar_monai.networks.quantizer import MultiScaleQuantizer
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -63,13 +63,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 # Entropy
 
 
-def test_entropy_is_that_of_the_definition() -> None:
+def test_token_entropy_follows_its_definition() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25, 0], [1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]])
     found = token_entropy(p.log().clamp(min=-99)[None], 2)  # two positions, two codebooks
     torch.testing.assert_close(found, torch.tensor([[(0.75 + 0) / 2, (1 + 0.5) / 2]]))
 
 
-def test_tokens_do_not_change_when_their_entropy_is_asked_for(network: MIAR) -> None:
+def test_requesting_the_entropy_does_not_change_the_tokens(network: MIAR) -> None:
     observed = network.observe(torch.rand(2, 1, TILE, TILE))
     context = network.transformer.context(network.features(observed.linear, observed.condition).f_lr)
     for decoding in (Decoding(), Decoding("beam", 2), Decoding("top_p", seed=3)):
@@ -83,7 +83,7 @@ def test_tokens_do_not_change_when_their_entropy_is_asked_for(network: MIAR) -> 
         assert -0.1 < asked.entropy.min() <= asked.entropy.max() < 1.1  # bicubic, so a little beyond [0, 1]
 
 
-def test_a_certain_network_has_no_entropy(network: MIAR) -> None:
+def test_entropy_of_certain_and_uniform_predictions_is_0_and_1(network: MIAR) -> None:
     certain = started(tiny_miar()).eval()
     certain.transformer.head.weight.data.mul_(1e6)
     observed = certain.observe(torch.rand(1, 1, TILE, TILE))
@@ -100,7 +100,7 @@ def test_a_certain_network_has_no_entropy(network: MIAR) -> None:
 
 
 @pytest.mark.parametrize("name", ["disagreement", "edges", "entropy"])
-def test_the_expected_error_grows_where_a_predictor_does(name: str) -> None:
+def test_the_expected_error_increases_with_each_predictor(name: str) -> None:
     sr, entropy = torch.full((1, 1, 33, 29), 0.5), torch.zeros(1, 1, 33, 29)
     estimates = sr.expand(-1, 2, -1, -1).clone()
     here = (..., slice(10, 14), slice(8, 12))
@@ -119,7 +119,7 @@ def test_the_expected_error_grows_where_a_predictor_does(name: str) -> None:
     assert torch.equal(constant, torch.full_like(sr, -2.0).exp())
 
 
-def test_the_expected_error_turns_with_the_image() -> None:
+def test_the_expected_error_is_equivariant_to_flips_and_transposition() -> None:
     sr, estimates, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 2, 21, 17), torch.rand(2, 1, 21, 17)
     error = MODEL(estimate(sr, estimates), entropy, NO_NOISE)
     for turn in (lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.mT):
@@ -127,7 +127,7 @@ def test_the_expected_error_turns_with_the_image() -> None:
         torch.testing.assert_close(turned, turn(error))
 
 
-def test_the_weight_of_the_linear_estimate_hides_no_disagreement() -> None:
+def test_the_network_weight_does_not_change_the_disagreement() -> None:
     sr, linear, entropy = torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17), torch.rand(2, 1, 21, 17)
     estimates, weight = torch.rand(2, 2, 21, 17), torch.tensor([1.0, 0.05])[:, None, None, None]
     mixed = estimate(sr, torch.lerp(linear, estimates, weight), weight)
@@ -137,7 +137,7 @@ def test_the_weight_of_the_linear_estimate_hides_no_disagreement() -> None:
     torch.testing.assert_close(noisier, error * np.exp(2 * MODEL.noise), rtol=1e-4, atol=0)
 
 
-def test_more_noise_makes_the_inferer_expect_a_larger_error(network: MIAR) -> None:
+def test_the_expected_error_increases_with_the_noise(network: MIAR) -> None:
     lr = network.degradation(torch.rand(2, 1, 4 * TILE, 4 * TILE))
     asking = inferer(uncertainty=True, error_model=MODEL, strategy="greedy")
     means = []
@@ -178,7 +178,7 @@ def test_the_expected_error_of_one_tile_is_that_of_its_estimates(network: MIAR) 
     torch.testing.assert_close(both["error"], wanted)
 
 
-def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MIAR) -> None:
+def test_the_error_does_not_depend_on_the_batch_and_is_0_in_constant_slices(network: MIAR) -> None:
     x = torch.rand(1, 1, 13, 11, 5)
     x[..., 2] = 0.25
     one, many = (inferer(uncertainty=True, error_model=MODEL, sw_batch_size=n)(x, network) for n in (1, 7))
@@ -187,7 +187,7 @@ def test_it_does_not_depend_on_the_batch_and_a_constant_has_no_error(network: MI
     assert (many["error"][..., 2] == 0).all()
 
 
-def test_data_consistency_leaves_the_expected_error_alone(network: MIAR) -> None:
+def test_data_consistency_does_not_change_the_expected_error(network: MIAR) -> None:
     x = torch.rand(1, 1, 12, 10)
     options: dict[str, Any] = {"uncertainty": True, "error_model": MODEL}
     plain = inferer(**options)(x, network)
@@ -196,16 +196,16 @@ def test_data_consistency_leaves_the_expected_error_alone(network: MIAR) -> None
     assert not torch.equal(consistent["image"], plain["image"])
 
 
-def test_what_cannot_be_had_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^uncertainty is asked for without an error_model"):
+def test_uncertainty_without_an_error_model_or_a_miar_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^uncertainty is on but there is no error_model"):
         inferer(uncertainty=True)
-    with pytest.raises(ConfigurationError, match=r"^uncertainty is asked of a Nearest, but only a MIAR network has it"):
+    with pytest.raises(ConfigurationError, match=r"^uncertainty is on for a Nearest, but only a MIAR has it"):
         inferer(uncertainty=True, error_model=MODEL)(torch.rand(1, 1, 10, 10), Nearest())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_recording_has_the_expected_error_only_where_it_is_asked_for() -> None:
+def test_a_recording_has_the_expected_error_if_requested() -> None:
     on_gpu, x = started(tiny_miar()).float().cuda().eval(), torch.rand(1, 1, 13, 11, 2)
     asking = inferer(uncertainty=True, error_model=MODEL, lookahead_tokens=1)
     plain = inferer(lookahead_tokens=1)
@@ -237,7 +237,7 @@ def test_the_expected_error_is_in_the_units_of_the_input(bundles: dict[str, Path
     np.testing.assert_allclose(moved, one, rtol=1e-2, atol=1)  # an offset is no error
 
 
-def test_an_error_in_hounsfield_units_has_no_offset(bundles: dict[str, Path]) -> None:
+def test_errors_in_hounsfield_units_have_no_offset(bundles: dict[str, Path]) -> None:
     resolver = SuperResolver(bundles["miar_lidc"], "cpu", uncertainty=True)
     sr = resolver.volume(volume(1500 * head(SHAPE) - 1000))
     scaled = resolver.preprocessing({"image": volume(1500 * head(SHAPE) - 1000)})["image"]
@@ -249,9 +249,7 @@ def test_an_error_in_hounsfield_units_has_no_offset(bundles: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("affine", [LPS_AFFINE, SAGITTAL], ids=["axial", "sagittal"])
-def test_all_kinds_of_an_image_get_a_map_of_their_kind(
-    affine: np.ndarray, bundles: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_error_map_has_the_type_of_the_input(affine: np.ndarray, bundles: dict[str, Path], tmp_path: Path) -> None:
     path = write_nifti_phantom(tmp_path / "scan.nii", SHAPE, affine, np.int16)
     resolver, plain = (SuperResolver(bundles["miar_brats"], "cpu", **s) for s in ({"uncertainty": True}, {}))
     sr, error = resolver(path)
@@ -301,7 +299,7 @@ def test_command_and_bundle_write_the_same_map(bundles: dict[str, Path], tmp_pat
     assert by_bundle.get_data_dtype() == np.float32
 
 
-def test_no_map_is_overwritten_unasked(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_existing_maps_are_not_overwritten(bundles: dict[str, Path], tmp_path: Path) -> None:
     scan = write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE)
     Path("scan_sr_uncertainty.nii.gz").write_text("mine")
     options = ("sr", scan, "--model", bundles["miar_brats"], "--device", "cpu", "--quiet", "--uncertainty")
@@ -313,7 +311,7 @@ def test_no_map_is_overwritten_unasked(bundles: dict[str, Path], tmp_path: Path)
     assert nib.load("scan_sr_uncertainty.nii.gz").shape == (76, 52, 3)
 
 
-def test_maps_among_the_cases_are_none_of_them(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_maps_in_the_input_folder_are_not_cases(bundles: dict[str, Path], tmp_path: Path) -> None:
     scans = [write_nifti_phantom(tmp_path / "in" / f"{name}.nii.gz", SHAPE) for name in "ab"]
     options = ("--model", bundles["miar_brats"], "--device", "cpu", "--quiet", "--uncertainty", "--skip-existing")
     for _ in range(2):
@@ -325,7 +323,7 @@ def test_maps_among_the_cases_are_none_of_them(bundles: dict[str, Path], tmp_pat
     assert scans[0].with_name("a_sr.nii.gz").is_file()
 
 
-def test_the_bundle_overwrites_no_map_unasked(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_the_bundle_does_not_overwrite_existing_maps(bundles: dict[str, Path], tmp_path: Path) -> None:
     scan, out = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE), tmp_path / "out"
     out.mkdir()
     (out / "scan_sr_uncertainty.nii.gz").write_text("mine")
@@ -339,7 +337,7 @@ def test_the_bundle_overwrites_no_map_unasked(bundles: dict[str, Path], tmp_path
     assert (out / "scan_sr.nii.gz").is_file()
 
 
-def test_a_map_as_dicom_is_a_series_of_its_own(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_a_dicom_map_is_a_separate_series(bundles: dict[str, Path], tmp_path: Path) -> None:
     import pydicom
 
     series = write_dicom_series(tmp_path / "scan", (11, 9, 3))
@@ -360,7 +358,7 @@ def test_a_map_as_dicom_is_a_series_of_its_own(bundles: dict[str, Path], tmp_pat
     assert other.StudyInstanceUID == first.StudyInstanceUID
 
 
-def test_predictors_are_finite_where_nothing_is() -> None:
+def test_predictors_are_finite_for_zero_images() -> None:
     flat = torch.zeros(1, 1, 9, 9)
     for weight in (torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)):
         same = estimate(flat, flat.expand(-1, 2, -1, -1), weight)

@@ -49,7 +49,7 @@ def inferer(**options: object) -> BeamSearchInferer:
 
 @pytest.mark.parametrize("shape", [(1, 1, 37, 31, 7), (2, 1, 10, 10, 3), (1, 1, 7, 5, 2), (3, 1, 23, 9)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
-def test_a_network_that_repeats_voxels_gives_repeated_voxels(shape: tuple[int, ...], overlap: float) -> None:
+def test_tiles_of_a_nearest_neighbor_network_are_joined_exactly(shape: tuple[int, ...], overlap: float) -> None:
     x = torch.rand(shape)
     wanted = x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     torch.testing.assert_close(inferer(overlap=overlap)(x, Nearest()), wanted)
@@ -63,7 +63,7 @@ def test_the_result_does_not_depend_on_the_batch(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("size", "expected"), [(None, [2, 2, 1]), (3, [3, 2]), (9, [5])])
-def test_a_few_slices_go_through_the_network_at_once(size: int | None, expected: list[int]) -> None:
+def test_slices_are_processed_in_batches(size: int | None, expected: list[int]) -> None:
     sizes = []
 
     def network(x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def test_a_few_slices_go_through_the_network_at_once(size: int | None, expected:
     assert sizes == expected
 
 
-def test_slices_do_not_see_each_other() -> None:
+def test_slices_are_independent() -> None:
     network, x = started(tiny_miar()).eval(), torch.rand(1, 1, 10, 10, 4)
     volume = inferer()(x, network)
     for z in range(4):
@@ -82,19 +82,19 @@ def test_slices_do_not_see_each_other() -> None:
     torch.testing.assert_close(inferer()(x.flip(-1), network), volume.flip(-1), rtol=1e-4, atol=1e-5)
 
 
-def test_slices_of_one_tile_are_what_the_network_makes_of_them() -> None:
+def test_slices_of_one_tile_are_the_output_of_the_network() -> None:
     network = started(tiny_miar()).eval()
     lr = network.degradation(torch.rand(3, 1, 4 * TILE, 4 * TILE))
     expected = network.super_resolve(lr, Decoding("beam"), 0.25).image
     assert torch.equal(inferer(sw_batch_size=3)(lr, network), expected)  # nothing to blend
 
 
-def test_tiles_of_a_constant_leave_no_seam() -> None:
+def test_constant_tiles_are_blended_without_seams() -> None:
     x = torch.full((1, 1, 37, 31, 2), 0.7)
     torch.testing.assert_close(inferer()(x, Linear()), torch.full((1, 1, 148, 124, 2), 0.7))
 
 
-def test_a_slice_without_contrast_stays_without_contrast() -> None:
+def test_constant_slices_are_returned_unchanged() -> None:
     network = started(tiny_miar()).eval()
     x = torch.rand(1, 1, 10, 10, 3).to(next(network.parameters()))
     x[..., 1] = 0.25
@@ -103,7 +103,7 @@ def test_a_slice_without_contrast_stays_without_contrast() -> None:
     assert result[..., 0].std() > 0
 
 
-def test_calls_leave_nothing_behind() -> None:
+def test_calls_do_not_change_the_inferer() -> None:
     network, decode = started(tiny_miar()).eval(), inferer(strategy="top_k", top_k=3, seed=5)
     x = torch.rand(1, 1, 12, 10).to(next(network.parameters()))
     state = dict(vars(decode))
@@ -112,7 +112,7 @@ def test_calls_leave_nothing_behind() -> None:
     assert vars(decode) == state
 
 
-def test_the_settings_reach_the_network() -> None:
+def test_settings_are_passed_to_the_network() -> None:
     network = started(tiny_miar()).eval()
     x = torch.rand(2, 1, TILE, TILE).to(next(network.parameters()))
     greedy = inferer(strategy="greedy")(x, network)
@@ -122,7 +122,7 @@ def test_the_settings_reach_the_network() -> None:
     assert not torch.equal(inferer(strategy="top_k", seed=1)(x, network), inferer(strategy="top_k", seed=2)(x, network))
 
 
-def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytest.LogCaptureFixture) -> None:
+def test_noisy_input_causes_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     network = started(tiny_miar()).eval()
     hr = torch.rand(2, 1, TILE // 2, TILE // 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
     lr = network.degradation(hr)  # (2, 1, TILE, TILE)
@@ -130,9 +130,10 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
     assert not caplog.records
     volume = (lr + 0.5 * torch.randn_like(lr)).movedim(0, -1)[None]  # (1, 1, TILE, TILE, 2)
     inferer(sw_batch_size=1)(volume, network)
-    (said,) = caplog.messages
-    assert said.startswith("the input holds more noise than the slices of the training, or is sharper than its blur")
-    assert ": 0 % of the result are what was learned" in said
+    assert caplog.messages == [
+        "the input is noisier than the training data, or sharper than the assumed blur allows: the networks contribute"
+        " 0 % of the result, and the rest is the linear estimate, which adds no detail."
+    ]
     network.noise_model.max_training_noise = 10.0
     inferer()(volume, network)
     assert len(caplog.records) == 1
@@ -140,7 +141,7 @@ def test_it_says_once_when_the_input_is_not_what_the_network_knows(caplog: pytes
 
 @pytest.mark.parametrize("size", [(27, 16), (10, 31)])
 @pytest.mark.usefixtures("unbounded")
-def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(size: tuple[int, int]) -> None:
+def test_tiled_results_are_consistent_with_the_input_up_to_the_border(size: tuple[int, int]) -> None:
     network = started(tiny_miar(noise_model=NoiseModel(1e-6, 1e9, 1e9))).double().eval()
     hr = torch.rand(2, 1, 4 * size[0], 4 * size[1], dtype=torch.float64)
     lr = network.degradation(hr)
@@ -150,7 +151,7 @@ def test_slices_that_are_cut_into_tiles_explain_their_input_up_to_the_border(siz
 
 
 @pytest.mark.parametrize("size", [(10, 10), (17, 23)])
-def test_no_result_is_darker_than_its_slice_and_each_keeps_its_level(
+def test_results_are_not_darker_than_their_slice_and_keep_its_mean(
     size: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
     network, lr = started(tiny_miar(noise_model=NoiseModel(1e-3, 1e9, 1e9))).eval(), torch.full((2, 1, *size), 0.1)
@@ -188,7 +189,7 @@ def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
     assert (both["error"][:, 0, 8:, :-4] == 1).all()
 
 
-def test_padding_little_below_the_range_is_known_by_its_one_value() -> None:
+def test_padding_just_below_the_range_is_recognized_by_its_single_value() -> None:
     network, lr = started(tiny_miar()).eval(), torch.full((1, 1, 17, 13, 1), 0.02)
     lr[:, :, 4:12, 3:9] = 0.5
     lr[:, :, :2] = -0.1  # as of a CT cut off at -1200 HU, its corners too
@@ -202,7 +203,7 @@ def test_padding_little_below_the_range_is_known_by_its_one_value() -> None:
 
 
 @pytest.mark.parametrize("limits", [(1, 0), (0, 0), (float("nan"), 1)])
-def test_an_intensity_range_has_a_low_and_a_high_limit(limits: tuple[float, float]) -> None:
+def test_an_intensity_range_needs_a_lower_and_a_higher_limit(limits: tuple[float, float]) -> None:
     with pytest.raises(SettingError, match=r"^intensity_range is .* a lower and a higher limit are needed"):
         inferer(intensity_range=limits)
 
@@ -223,24 +224,24 @@ class Limited(Nearest):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 10, 10, 7), (2, 1, 25, 10)])
-def test_out_of_memory_halves_the_batch_says_so_and_finishes(
+def test_running_out_of_memory_halves_the_batch_with_a_warning(
     shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     x, network = torch.rand(shape), Limited(most=1)
     torch.testing.assert_close(inferer(sw_batch_size=4)(x, network), inferer(sw_batch_size=1)(x, Nearest()))
     assert caplog.messages == [
-        "out of GPU memory: going on with 2 at once instead of 4.",
-        "out of GPU memory: going on with 1 at once instead of 2.",
+        "out of GPU memory: continuing with batches of 2 instead of 4.",
+        "out of GPU memory: continuing with batches of 1 instead of 2.",
     ]
     assert set(network.sizes[2:]) == {1}  # no other attempt
 
 
-def test_a_slice_that_no_memory_holds_is_named() -> None:
-    with pytest.raises(ImageError, match=r"^the memory of the GPU does not hold one slice of this size"):
+def test_running_out_of_memory_for_one_slice_is_an_error() -> None:
+    with pytest.raises(ImageError, match=r"^the GPU is out of memory for a single slice of this size"):
         inferer()(torch.rand(1, 1, 10, 10), Limited(most=0))
 
 
-def test_small_slices_are_padded_before_their_inverse() -> None:
+def test_small_slices_are_padded_before_the_linear_inverse() -> None:
     network = started(tiny_miar()).eval()
     lr = network.degradation(torch.rand(2, 1, 28, 20))  # (2, 1, 7, 5)
     padded = F.pad(lr, (2, 3, 1, 2), mode="replicate")
@@ -248,7 +249,7 @@ def test_small_slices_are_padded_before_their_inverse() -> None:
     torch.testing.assert_close(inferer()(lr, network), expected)
 
 
-def test_a_tile_says_nothing_at_its_border_where_another_one_can() -> None:
+def test_weights_of_tiles_vanish_at_inner_borders() -> None:
     class Marked(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = torch.zeros(len(x), 1, 40, 40)
@@ -260,7 +261,7 @@ def test_a_tile_says_nothing_at_its_border_where_another_one_can() -> None:
     assert seams[..., 0, :].min() == 1  # at the border of the slice no other can
 
 
-def test_the_network_is_told_the_blur() -> None:
+def test_the_blur_setting_determines_the_degradation() -> None:
     network = started(tiny_miar()).eval()
     lr = Degradation(sigma=0.0)(torch.rand(2, 1, 4 * TILE, 4 * TILE))
     plain, told = inferer()(lr, network), inferer(blur=0.0)(lr, network)
@@ -271,7 +272,7 @@ def test_the_network_is_told_the_blur() -> None:
     assert torch.equal(plain, inferer(blur="auto")(lr, network))  # too small to be measured
 
 
-def test_a_measured_blur_is_that_of_the_whole_call() -> None:
+def test_the_blur_is_estimated_from_all_slices_of_a_call() -> None:
     network = started(tiny_miar()).eval()
     x = torch.linspace(0, 9, 192)
     hr = (torch.sin(x[:, None] * x) + torch.rand(192, 192, generator=torch.Generator().manual_seed(0)) > 0.5).float()
@@ -288,12 +289,12 @@ def test_a_measured_blur_is_that_of_the_whole_call() -> None:
         (1.3, "^blur is 1.3, but it must lie between 0 and 1.25"),
     ],
 )
-def test_a_blur_that_is_none_is_refused(blur: Any, sentence: str) -> None:
+def test_invalid_blurs_are_refused(blur: Any, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         inferer(blur=blur)
 
 
-def test_other_networks_get_the_extra_arguments() -> None:
+def test_extra_arguments_are_passed_to_other_networks() -> None:
     def network(x: Tensor, factor: float, offset: float = 0.0) -> Tensor:
         return Nearest()(x) * factor + offset
 
@@ -315,7 +316,7 @@ def test_data_consistency_reproduces_the_input() -> None:
         lambda v: abs(np.linalg.det(np.array(v).reshape(3, 4)[:, :3])) > 0.1
     )
 )
-def test_the_field_of_view_stays_where_it_is(entries: list[float]) -> None:
+def test_the_field_of_view_is_preserved(entries: list[float]) -> None:
     affine = np.vstack([np.array(entries).reshape(3, 4), [0, 0, 0, 1]])
     x = MetaTensor(torch.rand(1, 7, 5, 3), affine=torch.from_numpy(affine))
     for batch in (x[None], torch.stack([x, x])):
@@ -337,7 +338,7 @@ def test_slices_keep_their_metadata() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (1, 3, 8, 8), (1, 1, 8, 8, 2, 2), (1, 1, 8, 8, 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigurationError, match=r"but it takes \(B, 1, h, w\) or \(B, 1, h, w, D\)"):
+    with pytest.raises(ConfigurationError, match=r"but \(B, 1, h, w\) or \(B, 1, h, w, D\)"):
         inferer()(torch.rand(shape), Nearest())
 
 
@@ -352,12 +353,12 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["sw_batch_size", "tile_size", "top_k"])
 @pytest.mark.parametrize("value", [2.5, float("inf")])
-def test_sizes_and_counts_are_whole_numbers(name: str, value: float) -> None:
+def test_sizes_and_counts_must_be_whole_numbers(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is {value}, but it must be a whole number"):
         BeamSearchInferer(**{name: value})  # type: ignore[arg-type]
 
 
-def test_progress_is_shown_on_stderr_only_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_stderr_if_enabled(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.rand(1, 1, 10, 10, 2)
     inferer()(x, Nearest())
     assert capsys.readouterr() == ("", "")
@@ -386,14 +387,14 @@ def test_progress_counts_tiles(size: tuple[int, int], capsys: pytest.CaptureFixt
     assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
 
 
-def test_sampling_draws_anew_for_each_batch_of_tiles() -> None:
+def test_each_batch_of_tiles_is_sampled_with_another_seed() -> None:
     network = started(tiny_miar()).eval()
     x = torch.rand(1, 1, TILE, TILE, 1).to(next(network.parameters())).expand(-1, -1, -1, -1, 2)
     result = inferer(strategy="top_k", sw_batch_size=1)(x, network)
     assert not torch.equal(result[..., 0], result[..., 1])
 
 
-def test_under_autocast_the_layers_work_in_its_precision() -> None:
+def test_layers_run_in_the_precision_of_autocast() -> None:
     network = started(tiny_miar()).float().eval()
     chosen, lr = inferer(lookahead_tokens=0), torch.rand(2, 1, TILE, TILE)
     for turn in range(3):
@@ -411,7 +412,7 @@ def test_under_autocast_the_layers_work_in_its_precision() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lookahead_tokens", [0, 2])
-def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precision: torch.dtype) -> None:
+def test_a_recording_agrees_with_the_network(lookahead_tokens: int, precision: torch.dtype) -> None:
     network = started(tiny_miar()).float().cuda().eval()
     chosen = inferer(lookahead_tokens=lookahead_tokens, sw_batch_size=2)
     for turn in range(6):  # launched three times, recorded, replayed
@@ -428,7 +429,7 @@ def test_a_recording_gives_what_the_network_gives(lookahead_tokens: int, precisi
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_one_recording_is_for_every_blur() -> None:
+def test_one_recording_is_used_for_all_blurs() -> None:
     network = started(tiny_miar()).float().cuda().eval()
     chosen = inferer(lookahead_tokens=0)
     for blur in (None, 0.5, 0.0, 1.1, 0.5, 1.2):  # launched three times, recorded, replayed
@@ -443,7 +444,7 @@ def test_one_recording_is_for_every_blur() -> None:
 
 
 @pytest.mark.parametrize("side", [TILE, TILE + 3])
-def test_nothing_is_computed_in_float64_which_mps_does_not_know(side: int) -> None:
+def test_inference_uses_no_float64_which_mps_does_not_support(side: int) -> None:
     seen = set()
 
     class Precisions(TorchDispatchMode):
@@ -462,7 +463,7 @@ def test_nothing_is_computed_in_float64_which_mps_does_not_know(side: int) -> No
     assert torch.float64 not in seen
 
 
-def test_replaced_weights_and_buffers_lie_elsewhere() -> None:
+def test_addresses_of_replaced_weights_and_buffers_change() -> None:
     network = tiny_miar()
     before = tensor_addresses(network)
     assert set(before) == {x.data_ptr() for x in (*network.parameters(), *network.buffers())}
@@ -474,7 +475,7 @@ def test_replaced_weights_and_buffers_lie_elsewhere() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_other_weights_other_precision_and_other_settings_are_recorded_anew() -> None:
+def test_other_weights_precisions_and_settings_need_new_recordings() -> None:
     chosen, lr, seen = inferer(), torch.rand(1, 1, TILE, TILE), []
     networks = [started(tiny_miar()).float().cuda().eval() for _ in range(2)]
     for network, enabled in ((networks[0], False), (networks[1], False), (networks[1], True)):

@@ -16,13 +16,13 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 @given(st.lists(st.tuples(st.floats(-40, 40), st.floats(-40, 40)), min_size=1, max_size=9))
-def test_rotation_keeps_norms(positions: list[tuple[float, float]]) -> None:
+def test_rotation_preserves_norms(positions: list[tuple[float, float]]) -> None:
     x = normal(2, len(positions), 3, HEAD)
     turned = rotate(x, rotary_table(torch.tensor(positions), HEAD))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
 
 
-def test_equal_places_on_two_scales_get_equal_angles() -> None:
+def test_equal_positions_on_two_scales_have_equal_angles() -> None:
     schedule = ScaleSchedule((1, 3, 9))  # the center of a cell of side 3 is the center of a cell of side 9
     tables = schedule.split(rotary_table(schedule.positions(), HEAD), dim=1)
     torch.testing.assert_close(tables[0], tables[1].unflatten(1, (3, 3))[:, 1, 1][:, None])
@@ -38,7 +38,7 @@ def test_angles_follow_the_rotary_formula() -> None:
 
 
 @given(st.floats(-20, 20), st.floats(-20, 20))
-def test_scores_depend_on_offsets_only(rows: float, columns: float) -> None:
+def test_scores_depend_only_on_offsets(rows: float, columns: float) -> None:
     positions = torch.rand(6, 2, dtype=torch.float64) * 32
     q, k = normal(1, 6, 2, HEAD), normal(1, 6, 2, HEAD)
 
@@ -51,7 +51,7 @@ def test_scores_depend_on_offsets_only(rows: float, columns: float) -> None:
     assert not torch.allclose(scores(positions * 1.5), shifted, atol=1e-2)
 
 
-def test_rows_and_columns_turn_different_pairs() -> None:
+def test_rows_and_columns_rotate_different_pairs() -> None:
     rows, columns, nowhere = rotary_table(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), HEAD)[:, :, 0].unbind(1)
     assert torch.equal(rows[:, : HEAD // 2], columns[:, HEAD // 2 :])
     assert torch.equal(rows[:, HEAD // 2 :], nowhere[:, HEAD // 2 :])
@@ -70,11 +70,11 @@ def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), masked, rtol=0, atol=1e-12)
 
 
-def test_attention_is_a_weighted_mean_of_values_by_the_sharpness_of_the_temperature() -> None:
+def test_attention_is_a_mean_of_values_weighted_by_scaled_cosines() -> None:
     attention = SelfAttention(16, num_heads=2).double()
     x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
     out, own = attention(x, attention.rotation(table))
-    q = attention.turn(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD)), table)
+    q = attention.rotary(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD)), table)
     weights = torch.einsum("bqhd,bkhd->bhqk", q, own.key).softmax(dim=-1)
     expected = torch.einsum("bhqk,bkhd->bqhd", weights, own.value)
     torch.testing.assert_close(out, attention.out(expected.flatten(2)))
@@ -100,7 +100,7 @@ def test_cross_attention_depends_on_offsets_between_tokens_and_features() -> Non
     torch.testing.assert_close(attention(x, rotary_table(here, HEAD), shuffled), attend(0.0))
 
 
-def test_candidates_share_what_their_sample_has_seen() -> None:
+def test_candidates_share_the_cache_and_context_of_their_sample() -> None:
     layer, cross = SelfAttention(16, num_heads=2).double(), CrossAttention(16, num_heads=2, context_dim=5).double()
     seen, x, features = normal(2, 3, 16), normal(6, 4, 16), normal(2, 7, 5)
     table, places = rotary_table(torch.rand(7, 2) * 5, HEAD), rotary_table(torch.rand(7, 2) * 5, HEAD)
@@ -116,7 +116,7 @@ def test_candidates_share_what_their_sample_has_seen() -> None:
     torch.testing.assert_close(crossed, repeated)
 
 
-def test_cache_operations_make_new_caches() -> None:
+def test_cache_operations_leave_the_original_unchanged() -> None:
     cache = KeyValue(normal(2, 3, 2, 4), normal(2, 3, 2, 4))
     kept = KeyValue(cache.key.clone(), cache.value.clone())
     candidates = KeyValue(normal(6, 1, 2, 4), normal(6, 1, 2, 4))
@@ -132,7 +132,7 @@ def test_cache_operations_make_new_caches() -> None:
     assert torch.equal(cache.value, kept.value)
 
 
-def test_a_cache_holds_keys_and_values_in_one_precision() -> None:
+def test_keys_and_values_of_a_cache_have_the_same_precision() -> None:
     attention = SelfAttention(16, num_heads=2)
     x, rotation = normal(1, 5, 16).float(), attention.rotation(rotary_table(torch.rand(5, 2) * 5, HEAD))
     with torch.autocast("cpu", torch.bfloat16):

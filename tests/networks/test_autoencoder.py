@@ -29,7 +29,7 @@ def silent(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
-def test_cosine_patches_are_orthonormal_and_grow_in_frequency() -> None:
+def test_cosine_patches_are_orthonormal_and_sorted_by_frequency() -> None:
     patches = cosine_patches(16, 4)
     torch.testing.assert_close(patches.flatten(1) @ patches.flatten(1).T, torch.eye(16))
     torch.testing.assert_close(patches[0], torch.full((4, 4), 0.25))
@@ -72,7 +72,7 @@ def test_cosine_encoder_averages_the_channels_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_all_frequencies_are_the_image(patch_size: int) -> None:
+def test_all_frequencies_reconstruct_the_image(patch_size: int) -> None:
     stride = 4 * patch_size
     encoder = CosineEncoder(1, stride**2, stride).double()
     decoder = Decoder(1, stride**2, CHANNELS, 1, patch_size).double()
@@ -97,28 +97,28 @@ def test_before_training_a_decoder_is_the_inverse_cosine_transform_times_its_gai
     assert not torch.allclose(started(decoder)(f)[:, 0], expected, rtol=0, atol=1e-2)
 
 
-def test_attention_does_not_know_where_a_position_is() -> None:
+def test_attention_is_equivariant_to_permutations() -> None:
     block, x = AttentionBlock(8).double(), images(2, 8, 5, 3)
     order = torch.randperm(15)
     shuffled = block(x.flatten(2)[..., order].unflatten(2, (5, 3)))
     torch.testing.assert_close(shuffled.flatten(2), block(x).flatten(2)[..., order])
 
 
-def test_attention_sees_every_position() -> None:
+def test_attention_depends_on_every_position() -> None:
     block = AttentionBlock(8).double()
     jacobian = torch.autograd.functional.jacobian(lambda x: block(x)[0, :, 0, 0], images(1, 8, 3, 5))
     assert (jacobian.abs().amax(dim=(0, 1, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("out_channels", [8, 16])
-def test_residual_block_is_its_shortcut_where_its_last_layer_is_zero(out_channels: int) -> None:
+def test_residual_block_with_a_zero_last_layer_is_its_shortcut(out_channels: int) -> None:
     block, x = ResidualBlock(8, out_channels).double(), images(2, 8, 7, 5)
     assert not torch.allclose(block(x), block.shortcut(x))
     block.conv2 = zero_conv(out_channels, out_channels).double()
     assert torch.equal(block(x), block.shortcut(x))
 
 
-def test_encoder_and_decoder_mirror_their_grids_and_every_parameter_learns() -> None:
+def test_encoder_and_decoder_have_mirrored_grids_and_all_parameters_get_gradients() -> None:
     encoder = started(Encoder(1, 4, CHANNELS, 1)).double()
     decoder = started(Decoder(2, 4, CHANNELS, 1, 2, (4, 8, 0))).double()
     x = images(2, 1, 24, 40)  # not square
@@ -133,7 +133,7 @@ def test_encoder_and_decoder_mirror_their_grids_and_every_parameter_learns() -> 
     assert not silent(decoder)
 
 
-def test_new_skips_change_nothing_until_they_have_learned() -> None:
+def test_untrained_skips_do_not_change_the_output() -> None:
     plain, skipping = started(Decoder(1, 4, CHANNELS, 1)).double(), Decoder(1, 4, CHANNELS, 1, 2, (1, 0, 5)).double()
     missing, unexpected = skipping.load_state_dict(plain.state_dict(), strict=False)
     assert all(name.startswith("skips") for name in missing)
@@ -146,19 +146,19 @@ def test_new_skips_change_nothing_until_they_have_learned() -> None:
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
-def test_patches_make_the_stride_and_come_back_as_pixels(patch_size: int) -> None:
+def test_patch_size_scales_the_stride_and_the_output_has_the_input_size(patch_size: int) -> None:
     encoder, decoder = Encoder(1, 4, CHANNELS, 1, patch_size), Decoder(1, 4, CHANNELS, 1, patch_size)
     x = torch.randn(1, 1, 4 * patch_size * 3, 4 * patch_size * 5)
     assert encoder(x).shape == (1, 4, 3, 5)
     assert decoder(encoder(x)).shape == x.shape
 
 
-def test_samples_of_a_batch_do_not_mix() -> None:
+def test_samples_of_a_batch_are_independent() -> None:
     encoder, x = started(Encoder(1, 4, CHANNELS, 1)).double(), images(3, 1, 8, 16)
     torch.testing.assert_close(encoder(x)[1:2], encoder(x[1:2]))
 
 
-def test_tokenizer_lr_encoder_is_the_tokenizer_s_encoder_on_the_linear_estimate() -> None:
+def test_tokenizer_lr_encoder_applies_the_tokenizers_encoder_to_the_linear_estimate() -> None:
     encoder = started(Encoder(1, 4, (8, 16, 16), 1)).double()
     linear = images(2, 1, 24, 40)
     f_lr, skip = TokenizerLREncoder(encoder, skip_level=1)(linear, torch.randn(2, 2, 1, 1))
@@ -167,7 +167,7 @@ def test_tokenizer_lr_encoder_is_the_tokenizer_s_encoder_on_the_linear_estimate(
     assert skip.shape[2:] == (6, 10)
 
 
-def test_every_parameter_of_the_light_encoder_learns_once_its_blocks_have_started() -> None:
+def test_all_parameters_of_the_light_encoder_get_gradients() -> None:
     encoder = started(LightLREncoder(4, channels=(8, 16), num_blocks=2)).double()
     f_lr, skip = encoder(images(2, 1, 24, 40), torch.randn(2, 2, 1, 1))
     assert f_lr.shape == (2, 4, 3, 5)

@@ -98,7 +98,7 @@ def test_batched_lookahead_is_algorithm_1(
         assert not torch.equal(found, decode(networks, features()).tokens)
 
 
-def test_greedy_takes_the_most_probable_code_at_every_step(networks: NETWORKS) -> None:
+def test_greedy_decoding_takes_the_most_probable_code_at_every_position(networks: NETWORKS) -> None:
     found = decode(networks, features(2)).tokens
     for tokens, f_lr in zip(found, features(2), strict=True):
         maps = [tokens_k[0] for tokens_k in networks[1].split(tokens[None])]
@@ -116,7 +116,7 @@ def test_greedy_takes_the_most_probable_code_at_every_step(networks: NETWORKS) -
         {"strategy": "greedy", "lookahead_tokens": 3, "temperature": 7.0, "seed": 5},
     ],
 )
-def test_limits_are_greedy(networks: NETWORKS, settings: dict[str, Any]) -> None:
+def test_limiting_cases_are_greedy_decoding(networks: NETWORKS, settings: dict[str, Any]) -> None:
     greedy, limit = decode(networks, features()), decode(networks, features(), **settings)
     assert torch.equal(limit.tokens, greedy.tokens)
     torch.testing.assert_close(limit.f_hat, greedy.f_hat)
@@ -127,7 +127,7 @@ def test_limits_are_greedy(networks: NETWORKS, settings: dict[str, Any]) -> None
     "settings",
     [{}, {"strategy": "beam", "lookahead_tokens": 2}, {"strategy": "top_p"}, {"strategy": "top_k", "top_k": 5}],
 )
-def test_score_and_latents_are_those_of_the_tokens(networks: NETWORKS, settings: dict[str, Any]) -> None:
+def test_score_and_latents_match_the_tokens(networks: NETWORKS, settings: dict[str, Any]) -> None:
     transformer, quantizer = networks
     found = decode(networks, features(), **settings)
     torch.testing.assert_close(found.f_hat, quantizer.decode(found.tokens))
@@ -139,7 +139,7 @@ def test_score_and_latents_are_those_of_the_tokens(networks: NETWORKS, settings:
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam"])
-def test_neighbors_in_the_batch_change_nothing(networks: NETWORKS, strategy: str) -> None:
+def test_samples_of_a_batch_are_independent(networks: NETWORKS, strategy: str) -> None:
     together = decode(networks, features(5), strategy=strategy, lookahead_tokens=2)
     for i in range(5):
         alone = decode(networks, features(5)[i : i + 1], strategy=strategy, lookahead_tokens=2)
@@ -147,7 +147,7 @@ def test_neighbors_in_the_batch_change_nothing(networks: NETWORKS, strategy: str
         torch.testing.assert_close(alone.f_hat[0], together.f_hat[i], rtol=0, atol=1e-12)
 
 
-def test_sampling_follows_its_seed_and_leaves_the_global_one(networks: NETWORKS) -> None:
+def test_sampling_depends_on_its_seed_and_leaves_the_global_random_state(networks: NETWORKS) -> None:
     state = torch.get_rng_state()
     first, again, other = (decode(networks, features(), strategy="top_k", seed=seed).tokens for seed in (3, 3, 4))
     assert torch.equal(first, again)
@@ -156,7 +156,7 @@ def test_sampling_follows_its_seed_and_leaves_the_global_one(networks: NETWORKS)
 
 
 @pytest.mark.parametrize(("lookahead_tokens", "scales"), [(0, 0), (1, 0), (3, 0), (8, 0), (3, 1), (3, 9)])
-def test_every_scale_goes_through_the_network_once(
+def test_each_scale_takes_one_step_of_the_network(
     networks: NETWORKS, monkeypatch: pytest.MonkeyPatch, lookahead_tokens: int, scales: int
 ) -> None:
     calls, step = [], networks[0].step
@@ -177,7 +177,7 @@ def test_every_scale_goes_through_the_network_once(
 
 
 @given(st.integers(1, 6), st.integers(0, 4), st.sampled_from(["uncertain", "literal"]))
-def test_candidates_are_all_ways_to_take_second_choices(n: int, count: int, selection: str) -> None:
+def test_candidates_are_all_combinations_of_second_choices(n: int, count: int, selection: str) -> None:
     logits = (30 * torch.randn(2, n, 5)).log_softmax(dim=-1)  # many second choices underflow as probabilities
     two = top_two(logits)
     maps, scores = candidate_maps(*two, Decoding("beam", lookahead_tokens=count, selection=selection))
@@ -191,7 +191,7 @@ def test_candidates_are_all_ways_to_take_second_choices(n: int, count: int, sele
         assert second.any(dim=0).sum() == min(n, count)
 
 
-def test_margin_counts_by_its_weight() -> None:
+def test_alpha_weights_the_margin() -> None:
     p = torch.tensor([[[0.5, 0.49], [0.4, 0.1]]])  # the first is likelier, but hardly ahead of its second choice
     assert uncertain_positions(p, 1, alpha=0.0, selection="uncertain").item() == 1
     assert uncertain_positions(p, 1, alpha=1.0, selection="uncertain").item() == 0
@@ -209,7 +209,7 @@ def test_margin_counts_by_its_weight() -> None:
         ({"strategy": "top_k", "temperature": 0.5}, [0.04, 0.16, 0.01, 0.09]),
     ],
 )
-def test_samples_have_the_frequencies_of_what_is_allowed(settings: dict[str, Any], expected: list[float]) -> None:
+def test_samples_have_the_probabilities_of_the_allowed_codes(settings: dict[str, Any], expected: list[float]) -> None:
     logits = torch.tensor([0.2, 0.4, 0.1, 0.3]).log().expand(2, 4000, 4)
     tokens = sample_tokens(logits, Decoding(**settings), torch.Generator().manual_seed(0))
     share = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
@@ -234,13 +234,13 @@ def test_samples_have_the_frequencies_of_what_is_allowed(settings: dict[str, Any
         ({"temperature": 0.0}, "temperature is 0.0, but it must lie between 1e-06 and inf; correct the setting."),
     ],
 )
-def test_wrong_settings_are_named(settings: dict[str, Any], text: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Decoding(**settings)
     assert str(caught.value) == text
 
 
 @pytest.mark.parametrize("name", ["lookahead_tokens", "lookahead_scales", "top_k", "seed"])
-def test_counts_are_whole_numbers(name: str) -> None:
+def test_counts_must_be_whole_numbers(name: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"{name} is 1\.5, but it must be a whole number; correct"):
         Decoding(**{name: 1.5})  # type: ignore[arg-type]

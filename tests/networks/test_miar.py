@@ -37,7 +37,7 @@ def corrected(network: MIAR, latents: Tensor, lr: Tensor, operator: SeparableOpe
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
-def test_forward_is_greedy_decoding_put_together_by_hand(lr_encoder: str) -> None:
+def test_forward_is_greedy_decoding_step_by_step(lr_encoder: str) -> None:
     network, lr = trained(lr_encoder), lr_images()
     with torch.no_grad():
         operator = network.degradation.for_lr(lr)
@@ -76,7 +76,7 @@ def test_fidelity_mixes_the_two_maps() -> None:
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
-def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: str) -> None:
+def test_with_a_newly_loaded_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: str) -> None:
     tokenizer = started(tiny_tokenizer(encoder="cosine" if lr_encoder == "light" else "learned")).eval()
     network, lr = tiny_miar(lr_encoder=lr_encoder).eval(), lr_images().float()
     network.load_tokenizer(tokenizer)
@@ -95,7 +95,7 @@ def test_with_a_fresh_tokenizer_both_maps_are_the_linear_estimate(lr_encoder: st
         torch.testing.assert_close(network.features(linear, torch.zeros(3, 2, 1, 1)).f_lr, tokenizer.encoder(linear))
 
 
-def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
+def test_damping_increases_with_the_noise() -> None:
     network, generator = tiny_miar(noise_model=NoiseModel(signal_std=0.2)).eval(), torch.Generator().manual_seed(0)
     hr = torch.rand(2, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
     exact = network.degradation(hr)
@@ -117,7 +117,7 @@ def test_the_noisier_an_image_the_more_its_inverse_is_damped() -> None:
 
 
 @pytest.mark.usefixtures("unbounded")
-def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() -> None:
+def test_noise_above_that_of_the_training_moves_the_result_to_the_linear_estimate() -> None:
     network = started(tiny_miar(noise_model=NoiseModel(max_training_noise=0.001))).eval()
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand(3, 1, 5, 5, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -135,7 +135,7 @@ def test_what_the_weights_do_not_know_moves_the_result_to_the_linear_estimate() 
     assert not torch.allclose(linear, alone, atol=0.01)
 
 
-def test_features_of_another_degradation_are_told_by_image() -> None:
+def test_each_image_of_a_batch_has_its_own_degradation() -> None:
     network, hr = trained(), tiny_slices(3).double()
     kinds, index = (network.degradation, Degradation(sigma=0.0)), torch.tensor([1, 0, 1])
     mixed = operators(kinds, (40, 40), (10, 10), hr).select(index)
@@ -150,7 +150,7 @@ def test_features_of_another_degradation_are_told_by_image() -> None:
         assert not torch.allclose(together[one], wrong, atol=1e-3)
 
 
-def test_the_network_hears_of_the_noise_and_the_blur() -> None:
+def test_features_depend_on_noise_and_blur() -> None:
     encoder, linear = trained().lr_encoder, tiny_slices(1).double()
     said = [encoder(linear, torch.tensor(c).double().view(1, 2, 1, 1)) for c in ([-1, 0], [0, 0], [-1, -1])]
     for one, other in ((said[0], said[1]), (said[0], said[2])):
@@ -158,16 +158,16 @@ def test_the_network_hears_of_the_noise_and_the_blur() -> None:
 
 
 @pytest.mark.parametrize("lr_encoder", ["initialized", "shared"])
-def test_an_encoder_that_is_not_learned_cannot_be_taken_over(lr_encoder: str) -> None:
+def test_a_tokenizer_without_a_learned_encoder_is_refused(lr_encoder: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         tiny_miar(lr_encoder=lr_encoder).load_tokenizer(tiny_tokenizer(encoder="cosine"))
     assert str(caught.value) == (
-        "lr_encoder takes over the tokenizer's encoder, but this tokenizer has none that is learned; set lr_encoder to"
+        "lr_encoder needs a tokenizer with a learned encoder, but this tokenizer has a fixed one; set lr_encoder to"
         " 'light', or train a tokenizer with encoder 'learned'."
     )
 
 
-def test_loading_copies_and_leaves_the_tokenizer_alone() -> None:
+def test_loading_a_tokenizer_copies_its_weights() -> None:
     tokenizer, network = tiny_tokenizer(), tiny_miar(lr_encoder="initialized")
     before = copy.deepcopy(tokenizer.state_dict())
     network.load_tokenizer(tokenizer)
@@ -178,14 +178,14 @@ def test_loading_copies_and_leaves_the_tokenizer_alone() -> None:
 
 
 @pytest.mark.parametrize(("lr_encoder", "learns"), [("initialized", True), ("shared", False), ("light", True)])
-def test_what_learns_depends_on_the_encoder(lr_encoder: str, learns: bool) -> None:
+def test_trainable_parts_depend_on_the_encoder(lr_encoder: str, learns: bool) -> None:
     network = tiny_miar(lr_encoder=lr_encoder)
     assert all(p.requires_grad == learns for p in network.lr_encoder.parameters())
     assert all(p.requires_grad for part in (network.transformer, network.decoder) for p in part.parameters())
     assert not any(p.requires_grad for p in network.quantizer.parameters())
 
 
-def test_unknown_encoder_is_named() -> None:
+def test_unknown_encoder_is_refused() -> None:
     with pytest.raises(ConfigurationError) as caught:
         tiny_miar(lr_encoder="heavy")
     assert str(caught.value) == (
@@ -196,13 +196,13 @@ def test_unknown_encoder_is_named() -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 10, 9), (2, 2, 10, 10), (1, 10, 10)])
 def test_another_size_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"are \(.*\) on the HR grid, but it takes \(1, 40, 40\); call it .*Infer"
+        ConfigurationError, match=r"have shape \(.*\) on the HR grid, but the network needs \(1, 40, 40\); use .*Infer"
     ):
         tiny_miar()(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("lr_encoder", MODES)
-def test_copies_and_state_dicts_are_the_same_network(lr_encoder: str) -> None:
+def test_copies_and_state_dicts_give_the_same_network(lr_encoder: str) -> None:
     network, lr = trained(lr_encoder), lr_images(2)
     fresh = tiny_miar(lr_encoder=lr_encoder).double().eval()
     assert not torch.allclose(fresh(lr), network(lr))
@@ -211,7 +211,7 @@ def test_copies_and_state_dicts_are_the_same_network(lr_encoder: str) -> None:
         assert torch.equal(twin(lr), network(lr))
 
 
-def test_nothing_is_kept_between_calls() -> None:
+def test_calls_do_not_change_the_network() -> None:
     network, lr = trained(), lr_images()
     before = pickle.dumps(network)
     first = network(lr)
@@ -227,7 +227,7 @@ def test_a_slice_does_not_depend_on_its_batch() -> None:
         torch.testing.assert_close(network(lr[i : i + 1])[0], together[i], rtol=0, atol=1e-10)
 
 
-def test_training_mode_does_not_train_when_only_used() -> None:
+def test_inference_in_training_mode_does_not_change_the_network() -> None:
     network, lr = trained().train(), lr_images()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     sr = network(lr)
@@ -237,7 +237,7 @@ def test_training_mode_does_not_train_when_only_used() -> None:
 
 
 @pytest.mark.parametrize("degradation", [Degradation(), Degradation(sigma=0.0), Degradation(sigma=3.0, blur_on="hr")])
-def test_both_maps_explain_the_lr_images_whatever_the_networks_say(degradation: Degradation) -> None:
+def test_both_maps_are_consistent_with_the_lr_images_for_any_latents(degradation: Degradation) -> None:
     network = started(tiny_miar(degradation=degradation, noise_model=NoiseModel(1e-6, 1e9, 1e9))).double()
     lr = degradation(tiny_slices(3).double())
     maps = corrected(network, torch.randn(3, 6, 5, 5, dtype=torch.float64), lr)
@@ -245,10 +245,12 @@ def test_both_maps_explain_the_lr_images_whatever_the_networks_say(degradation: 
     assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1  # they say different things
 
 
-def test_a_patch_size_without_a_level_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="lr_patch_size is 3, but it must be patch_size = 2 times a power of"):
+def test_a_patch_size_without_a_matching_level_is_refused() -> None:
+    with pytest.raises(
+        ConfigurationError, match="lr_patch_size is 3, but it must be patch_size \\(2\\) times a power of"
+    ):
         tiny_miar(lr_patch_size=3)
-    with pytest.raises(ConfigurationError, match="lr_patch_size is 16, but 3 levels of channels reach 8 at most"):
+    with pytest.raises(ConfigurationError, match="lr_patch_size is 16, but it can be 8 at most with 3 levels"):
         tiny_miar(lr_patch_size=16)
 
 
@@ -256,7 +258,7 @@ SCALES = [(4, 4), (2, 2), (8, 8), (1, 5), (4, 1), (2.5, 1.6)]
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_same_network_serves_every_factor(scale: tuple[float, float]) -> None:
+def test_one_network_works_for_any_scale_factor(scale: tuple[float, float]) -> None:
     network, hr = trained(), tiny_slices(2).double()
     operator = Degradation(scale=scale, sigma=0.5).for_hr(hr)
     lr = operator.A(hr)
@@ -279,7 +281,7 @@ def paper(**options: Any) -> MIAR:
     )
 
 
-def test_the_papers_own_system_is_a_choice_of_components() -> None:
+def test_the_system_of_the_paper_is_a_choice_of_components() -> None:
     tokenizer = started(tiny_tokenizer(encoder="learned")).eval()
     network, lr = paper().eval(), lr_images().float()
     network.load_tokenizer(tokenizer)
@@ -299,7 +301,7 @@ def test_the_papers_own_system_is_a_choice_of_components() -> None:
     assert torch.equal(again.eval()(lr), network(lr))
 
 
-def test_each_component_can_be_left_out_alone() -> None:
+def test_each_component_can_be_replaced_independently() -> None:
     lr = lr_images()
     full = trained()
     without = started(tiny_miar(decoder_inputs=("linear",))).double().eval()
@@ -314,6 +316,6 @@ def test_each_component_can_be_left_out_alone() -> None:
     assert not torch.allclose(observed.operator.A(image), lr, atol=0.02)
 
 
-def test_unknown_decoder_inputs_are_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"^decoder_inputs has lr, but there are only linear and features;"):
+def test_unknown_decoder_inputs_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^decoder_inputs has lr, but only linear and features are possible;"):
         tiny_miar(decoder_inputs=("lr",))

@@ -19,7 +19,7 @@ def test_decoding_the_tokens_gives_the_reconstruction(encoder: str) -> None:
     assert output.reconstruction.shape == images.shape
 
 
-def test_prefixes_end_in_the_whole_and_ignore_later_tokens() -> None:
+def test_prefixes_ignore_later_tokens() -> None:
     tokenizer = started(tiny_tokenizer()).double().eval()
     tokens = tokenizer.encode(tiny_slices().double())
     torch.testing.assert_close(tokenizer.decode(tokens, len(SCALES)), tokenizer.decode(tokens))
@@ -30,14 +30,14 @@ def test_prefixes_end_in_the_whole_and_ignore_later_tokens() -> None:
         assert not torch.allclose(tokenizer.decode(other), tokenizer.decode(tokens))
 
 
-def test_reading_tokens_in_training_mode_changes_nothing() -> None:
+def test_encoding_in_training_mode_changes_no_buffer() -> None:
     tokenizer = tiny_tokenizer().train()
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
     tokenizer.encode(tiny_slices())
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
 
 
-def test_bypass_leaves_the_quantizer_out() -> None:
+def test_unquantized_reconstruction_does_not_use_the_codebook() -> None:
     tokenizer, images = started(tiny_tokenizer()).eval(), tiny_slices()
     before = tokenizer.reconstruct_unquantized(images)
     tokenizer.quantizer.codebook.zero_()
@@ -45,7 +45,7 @@ def test_bypass_leaves_the_quantizer_out() -> None:
     assert torch.equal(before, tokenizer.decoder(tokenizer.encoder(images)))
 
 
-def test_a_learned_encoder_starts_as_the_cosine_transform_which_has_nothing_to_learn() -> None:
+def test_a_learned_encoder_is_initialized_as_the_cosine_transform_which_has_no_parameters() -> None:
     learned, cosine = (tiny_tokenizer(encoder=encoder).encoder for encoder in ENCODERS)
     images = tiny_slices()
     assert torch.equal(learned(images), cosine(images))
@@ -55,14 +55,14 @@ def test_a_learned_encoder_starts_as_the_cosine_transform_which_has_nothing_to_l
     assert not cosine(images).requires_grad
 
 
-def test_unknown_encoder_is_named() -> None:
+def test_unknown_encoder_is_refused() -> None:
     with pytest.raises(ConfigurationError) as caught:
         tiny_tokenizer(encoder="fixed")
     assert str(caught.value) == "encoder is 'fixed', but it must be 'learned' or 'cosine'; correct the setting."
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_parameter_learns(encoder: str) -> None:
+def test_all_parameters_get_gradients(encoder: str) -> None:
     tokenizer = started(tiny_tokenizer(encoder=encoder)).train()
     output = tokenizer(tiny_slices())
     ((output.reconstruction * torch.randn(4, 1, 40, 40)).sum() + output.quantizer_loss).backward()

@@ -13,7 +13,8 @@ from helpers.tiny import CHANNELS, CODES, SCALES, started, tiny_quantizer
 from torch import Tensor
 
 from miar_monai.errors import ConfigurationError
-from miar_monai.networks.quantizer import MultiScaleQuantizer, nearest_tick
+from miar_monai.networks.phi import nearest_tick
+from miar_monai.networks.quantizer import MultiScaleQuantizer
 
 
 def latents(batch_size: int = 3) -> Tensor:
@@ -24,7 +25,7 @@ def snapshot(quantizer: MultiScaleQuantizer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in quantizer.state_dict().items()}
 
 
-def test_decoding_the_tokens_gives_what_forward_and_the_last_step_give() -> None:
+def test_decoding_agrees_with_forward_and_the_last_step() -> None:
     quantizer, f = tiny_quantizer().eval(), latents()
     output, tokens = quantizer(f), quantizer.encode(f)
     steps = list(quantizer.residual_steps(f))
@@ -35,7 +36,7 @@ def test_decoding_the_tokens_gives_what_forward_and_the_last_step_give() -> None
     assert len(steps) == len(SCALES)
 
 
-def test_each_scale_quantizes_what_the_coarser_ones_left() -> None:
+def test_each_scale_quantizes_the_residual_of_the_coarser_scales() -> None:
     quantizer, f = tiny_quantizer(), latents(2)
     f_hat = torch.zeros_like(f)
     for k, step in enumerate(quantizer.residual_steps(f)):
@@ -50,7 +51,7 @@ def test_each_scale_quantizes_what_the_coarser_ones_left() -> None:
         torch.testing.assert_close(step.f_hat, f_hat, rtol=0, atol=1e-5)
 
 
-def test_a_grid_made_of_codes_alone_is_explained_by_its_last_scale() -> None:
+def test_the_nearest_code_of_a_code_is_itself() -> None:
     quantizer = tiny_quantizer()
     tokens = torch.randint(CODES, (2, SCALES[-1] ** 2))
     exact = quantizer.codebook[tokens]
@@ -58,7 +59,7 @@ def test_a_grid_made_of_codes_alone_is_explained_by_its_last_scale() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_reading_tokens_changes_nothing(training: bool) -> None:
+def test_encoding_changes_neither_buffers_nor_the_random_state(training: bool) -> None:
     quantizer, f = tiny_quantizer(dropout=1.0).train(training), latents()
     before, random_state = snapshot(quantizer), torch.get_rng_state()
     quantizer.decode(quantizer.encode(f))
@@ -66,7 +67,7 @@ def test_reading_tokens_changes_nothing(training: bool) -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_evaluation_learns_nothing_and_training_does() -> None:
+def test_the_codebook_is_updated_in_training_only() -> None:
     quantizer, f = tiny_quantizer(), latents()
     before = snapshot(quantizer)
     quantizer.eval()(f)
@@ -76,7 +77,7 @@ def test_evaluation_learns_nothing_and_training_does() -> None:
     assert quantizer.num_updates == 1
 
 
-def test_phi_of_each_scale_is_at_the_nearest_of_var_s_ticks() -> None:
+def test_each_scale_uses_the_phi_of_the_nearest_tick_as_in_var() -> None:
     ticks = np.linspace(1 / 12, 11 / 12, 4)
     for scales in ((1, 2, 3, 4, 6, 9, 13, 18, 24, 32), (1, 2, 3, 5, 8, 13, 20, 32), SCALES, (4,)):
         quantizer = MultiScaleQuantizer(scales, num_codes=8, latent_channels=4)
@@ -87,13 +88,13 @@ def test_phi_of_each_scale_is_at_the_nearest_of_var_s_ticks() -> None:
     assert [nearest_tick(k, 4, 1) for k in range(4)] == [0, 0, 0, 0]
 
 
-def test_phi_starts_as_the_identity() -> None:
+def test_phi_is_initialized_as_the_identity() -> None:
     quantizer, h = MultiScaleQuantizer(SCALES, CODES, CHANNELS), latents().float()
     assert all(torch.equal(phi(h), h) for phi in quantizer.phis)
     assert not any(torch.allclose(phi(h), h, atol=0.1) for phi in started(quantizer).phis)
 
 
-def test_gradient_goes_straight_through_and_reaches_the_convolutions() -> None:
+def test_gradient_is_straight_through_and_reaches_the_convolutions() -> None:
     quantizer = tiny_quantizer(dropout=0.0, commitment=0.25)
     f = latents().requires_grad_()
     output = quantizer(f)
@@ -103,7 +104,7 @@ def test_gradient_goes_straight_through_and_reaches_the_convolutions() -> None:
     assert all(gradient.abs().sum() > 0 for gradient in phis)
 
 
-def test_commitment_pulls_latents_to_every_prefix() -> None:
+def test_commitment_gradient_points_to_every_prefix() -> None:
     quantizer = tiny_quantizer(commitment=0.25).eval()
     f = latents().requires_grad_()
     steps = [step.f_hat.detach() for step in quantizer.residual_steps(f.detach())]
@@ -149,7 +150,7 @@ def test_loss_is_the_mean_over_the_kept_scales() -> None:
     torch.testing.assert_close(output.loss, summed / kept.sum())
 
 
-def test_codebook_moves_to_the_means_of_its_vectors() -> None:
+def test_codes_are_moving_averages_of_their_vectors() -> None:
     quantizer, f = tiny_quantizer(restart_below=0.0, dropout=1.0, dropout_start=1), latents(4)
     steps = list(quantizer.residual_steps(f))
     z = torch.cat([step.residual for step in steps], dim=1).flatten(0, 1)
@@ -164,7 +165,7 @@ def test_codebook_moves_to_the_means_of_its_vectors() -> None:
         torch.testing.assert_close(quantizer.ema_count[code].item(), count, rtol=0, atol=1e-6)
 
 
-def test_moving_averages_warm_up_to_their_decay() -> None:
+def test_decay_of_the_moving_averages_is_warmed_up() -> None:
     quantizer = tiny_quantizer(restart_below=0.0, decay=0.5)
     for step in range(1, 13):
         before, f = quantizer.ema_count.clone(), latents(1)
@@ -174,7 +175,7 @@ def test_moving_averages_warm_up_to_their_decay() -> None:
         torch.testing.assert_close(quantizer.ema_count, decay * before + (1 - decay) * uses)
 
 
-def test_unused_codes_restart_from_residuals_of_the_batch() -> None:
+def test_unused_codes_are_reset_to_residuals_of_the_batch() -> None:
     quantizer, f = tiny_quantizer(restart_below=0.5, decay=0.3), latents()
     quantizer.codebook[3:7] = 1e3  # nothing lies there
     quantizer.ema_sum[3:7] = 1e3
@@ -185,7 +186,7 @@ def test_unused_codes_restart_from_residuals_of_the_batch() -> None:
         assert quantizer.ema_count[code] == 1
 
 
-def test_codebook_starts_from_the_data() -> None:
+def test_codebook_is_initialized_from_the_data() -> None:
     quantizer, f = tiny_quantizer().eval(), 40 + 5 * latents(6)
 
     def error() -> float:
@@ -200,7 +201,7 @@ def test_codebook_starts_from_the_data() -> None:
     assert (quantizer.codebook[0] - means).abs().amax(dim=1).min() < 1e-4
 
 
-def test_neighbors_are_the_others_by_distance() -> None:
+def test_neighbors_are_sorted_by_distance() -> None:
     quantizer = tiny_quantizer()
     for count in (1, 5, CODES, 100):
         (neighbors,) = quantizer.neighbors(count)
@@ -210,7 +211,7 @@ def test_neighbors_are_the_others_by_distance() -> None:
             assert near.tolist() == others[: min(count, CODES - 1)]
 
 
-def test_mixed_precision_does_not_reach_the_quantizer() -> None:
+def test_autocast_does_not_change_the_quantizer() -> None:
     quantizer, f = tiny_quantizer().float().eval(), latents(8).float()
     with torch.autocast("cpu", torch.bfloat16):
         output, tokens = quantizer(f), quantizer.encode(f)
@@ -231,7 +232,7 @@ def _update_on(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_learn_the_codebook_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_learn_the_same_codebook_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     f = latents(4)
     plain = tiny_quantizer(restart_below=0.0, dropout=0.0)
@@ -248,7 +249,7 @@ def test_two_processes_learn_the_codebook_of_one(tmp_path: Path, monkeypatch: py
     torch.testing.assert_close(torch.load(tmp_path / "plain_0.pt")["codebook"], whole.codebook, rtol=0, atol=1e-12)
 
 
-def test_codebooks_share_the_channels() -> None:
+def test_codebooks_encode_interleaved_channels() -> None:
     """Several codebooks are one quantizer each on their channels, as far as convolutions and averages leave them."""
     quantizer = tiny_quantizer(num_codebooks=3).eval()
     z = torch.randn(2, 7, CHANNELS, dtype=torch.float64)
@@ -265,7 +266,7 @@ def test_codebooks_share_the_channels() -> None:
     torch.testing.assert_close(quantizer(f).f_hat, quantizer.decode(quantizer.encode(f)))
 
 
-def test_several_codebooks_learn_like_separate_ones() -> None:
+def test_several_codebooks_are_updated_independently() -> None:
     quantizer, f = tiny_quantizer(restart_below=0.0, dropout=0.0, num_codebooks=2), latents(4)
     steps = list(quantizer.residual_steps(f))
     z = torch.cat([step.residual for step in steps], dim=1).flatten(0, 1)
@@ -280,7 +281,7 @@ def test_several_codebooks_learn_like_separate_ones() -> None:
             torch.testing.assert_close(quantizer.codes()[book, code], expected, rtol=0, atol=1e-6)
 
 
-def test_more_codebooks_explain_more() -> None:
+def test_more_codebooks_reduce_the_quantization_error() -> None:
     f = latents(32)
     errors = []
     for books in (1, 2, 6):
@@ -302,6 +303,6 @@ def test_usage_counts_codes_by_scale_and_codebook() -> None:
             assert torch.equal(usage[k, book], tokens_k[:, book::2].flatten().bincount(minlength=CODES))
 
 
-def test_codebooks_that_cannot_share_the_channels_are_refused() -> None:
+def test_channels_that_are_not_a_multiple_of_the_codebooks_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="num_codebooks is 4, but it must divide the 6 latent_channels"):
         tiny_quantizer(num_codebooks=4)

@@ -13,7 +13,7 @@ schedules = st.sets(st.integers(1, 11), min_size=1, max_size=5).map(lambda sides
 
 
 @given(schedules)
-def test_bounds_levels_and_split_cut_the_row_at_the_same_places(schedule: ScaleSchedule) -> None:
+def test_bounds_levels_and_split_agree(schedule: ScaleSchedule) -> None:
     row = torch.arange(schedule.num_tokens)
     parts = schedule.split(row, dim=0)
     assert torch.equal(torch.cat(parts), row)
@@ -24,7 +24,7 @@ def test_bounds_levels_and_split_cut_the_row_at_the_same_places(schedule: ScaleS
 
 
 @given(schedules)
-def test_a_token_stands_at_the_mean_of_what_it_describes(schedule: ScaleSchedule) -> None:
+def test_the_position_of_a_token_is_the_center_of_its_cell(schedule: ScaleSchedule) -> None:
     side = schedule.latent_side
     line = torch.arange(side, dtype=torch.float64)
     for p, positions in zip(schedule.sides, schedule.split(schedule.positions(), dim=0), strict=True):
@@ -37,17 +37,17 @@ def test_a_token_stands_at_the_mean_of_what_it_describes(schedule: ScaleSchedule
         torch.testing.assert_close(grid.mean(dim=(0, 1)), torch.full((2,), (side - 1) / 2, dtype=torch.float64))
 
 
-def test_positions_of_the_last_scale_are_the_grid_itself() -> None:
+def test_positions_of_the_last_scale_are_the_latent_grid() -> None:
     last = ScaleSchedule((1, 3, 5)).split(ScaleSchedule((1, 3, 5)).positions(), dim=0)[-1]
     assert torch.equal(last, torch.cartesian_prod(*[torch.arange(5, dtype=torch.float64)] * 2))
 
 
 @pytest.mark.parametrize("sides", [(), (0, 1), (2, 2), (3, 1), (-1,)])
-def test_sides_that_do_not_grow_are_refused(sides: tuple[int, ...]) -> None:
+def test_sides_that_do_not_increase_are_refused(sides: tuple[int, ...]) -> None:
     with pytest.raises(ConfigurationError, match="the sides must be positive and strictly increasing"):
         ScaleSchedule(sides)
 
 
-def test_lists_from_a_configuration_file_make_the_same_schedule() -> None:
+def test_lists_and_tuples_give_equal_schedules() -> None:
     assert ScaleSchedule([1, 2, 4]) == ScaleSchedule((1, 2, 4))
     assert hash(ScaleSchedule([1, 2, 4])) == hash(ScaleSchedule((1, 2, 4)))

@@ -36,7 +36,7 @@ def test_cached_steps_equal_the_masked_forward(positions: str) -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), masked, rtol=0, atol=1e-10)
 
 
-def test_no_scale_sees_a_later_one() -> None:
+def test_scales_do_not_depend_on_finer_scales() -> None:
     scales = (1, 2, 3)
     transformer, schedule = tiny_transformer(scales), ScaleSchedule(scales)
     inputs, f_lr = normal(1, schedule.num_tokens - 1, CHANNELS), normal(1, CONTEXT, 3, 3)
@@ -49,7 +49,7 @@ def test_no_scale_sees_a_later_one() -> None:
     assert (influence[~later] > 0).all()
 
 
-def test_every_scale_sees_the_whole_lr_image_and_no_other_sample() -> None:
+def test_every_scale_depends_on_the_whole_lr_image_and_no_other_sample() -> None:
     transformer, inputs = tiny_transformer((1, 2, 3)), normal(2, 13, CHANNELS)
 
     def logits(f_lr: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def test_every_scale_sees_the_whole_lr_image_and_no_other_sample() -> None:
 
 
 @POSITIONS
-def test_every_parameter_learns(positions: str) -> None:
+def test_all_parameters_get_gradients(positions: str) -> None:
     transformer = tiny_transformer(positions=positions)
     logits = transformer(normal(2, TOKENS - 1, CHANNELS), transformer.context(features()))
     (logits * torch.randn_like(logits)).sum().backward()
@@ -70,14 +70,14 @@ def test_every_parameter_learns(positions: str) -> None:
 
 
 @POSITIONS
-def test_places_are_told_apart(positions: str) -> None:
+def test_positions_are_distinguished(positions: str) -> None:
     transformer, f_lr = tiny_transformer(positions=positions), features(1)
     inputs = normal(1, 1, CHANNELS).expand(1, TOKENS - 1, CHANNELS)  # the same everywhere
     last = transformer(inputs, transformer.context(f_lr))[0, transformer.levels == len(SCALES) - 1]
     assert torch.cdist(last, last).fill_diagonal_(1).min() > 1e-6
 
 
-def test_without_rotation_or_vectors_places_would_be_alike() -> None:
+def test_without_rotation_and_embeddings_positions_are_not_distinguished() -> None:
     transformer, f_lr = tiny_transformer(positions="learned"), features(1)
     assert (transformer.table[0] == 1).all()
     assert (transformer.table[1] == 0).all()
@@ -94,7 +94,7 @@ def test_unknown_positions_are_refused() -> None:
         tiny_transformer(positions="x")
 
 
-def test_levels_are_told_apart() -> None:
+def test_scales_are_distinguished_by_their_embedding() -> None:
     transformer, inputs = tiny_transformer(), normal(1, TOKENS - 1, CHANNELS)
     context = transformer.context(features(1))
     before = transformer(inputs, context)
@@ -115,7 +115,7 @@ def test_context_of_another_grid_is_refused() -> None:
         tiny_transformer().context(normal(1, CONTEXT, 3, 3))
 
 
-def test_a_context_is_cut_to_its_first_samples() -> None:
+def test_a_context_can_be_limited_to_its_first_samples() -> None:
     transformer, f_lr = tiny_transformer(), features(3)
     first, wanted = transformer.context(f_lr).first(2), transformer.context(f_lr[:2])
     torch.testing.assert_close(first.start, wanted.start)

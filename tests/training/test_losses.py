@@ -40,7 +40,7 @@ def test_reconstruction_loss_is_its_weighted_parts() -> None:
 
 @pytest.mark.filterwarnings("ignore:The parameter 'pretrained':UserWarning")
 @pytest.mark.filterwarnings("ignore:Arguments other than a weight enum:UserWarning")
-def test_missing_weights_of_the_perceptual_loss_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_of_the_perceptual_loss_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lpips", reason="the extra `train` is not installed")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
@@ -49,11 +49,11 @@ def test_missing_weights_of_the_perceptual_loss_are_named(tmp_path: Path, monkey
         ReconstructionLoss(perceptual=1.0, network="alex")
     assert str(caught.value) == (
         f"the weights of the perceptual loss 'alex' are not in {tmp_path}/hub/checkpoints and could not be downloaded;"
-        " put the file there (TORCH_HOME moves the folder), or train with --perceptual_weight 0."
+        " put the file there (or set TORCH_HOME), or train with --perceptual_weight 0."
     )
 
 
-def test_corruption_has_the_rate_that_was_asked_and_stays_near() -> None:
+def test_tokens_are_replaced_by_neighbors_at_the_given_rate() -> None:
     neighbors = torch.stack([(torch.arange(CODES) + shift) % CODES for shift in (1, 3)], dim=1)[None]  # (1, V, 2)
     tokens = torch.randint(CODES, (4000, 20))
     corrupted = corrupt_tokens(tokens, neighbors, max_rate=0.4)
@@ -96,7 +96,7 @@ def lr_slices(count: int = 4) -> Tensor:
     return Degradation()(tiny_slices(count))
 
 
-def clean_teaching(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
+def targets_by_hand(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
     """Make tokens and inputs step by step, as decoding does."""
     quantizer = loss.network.quantizer
     tokens = loss.tokenizer.encode(hr)
@@ -107,21 +107,21 @@ def clean_teaching(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, torch.cat(inputs, dim=1)
 
 
-def test_teaching_without_corruption_is_what_decoding_sees() -> None:
+def test_targets_without_corruption_agree_with_decoding() -> None:
     for loss in (objective(self_correction=0.0).train(), objective(self_correction=0.3).eval()):
-        tokens, inputs, latents = loss.teach(tiny_slices())
-        expected_tokens, expected_inputs = clean_teaching(loss, tiny_slices())
+        tokens, inputs, latents = loss.teacher_targets(tiny_slices())
+        expected_tokens, expected_inputs = targets_by_hand(loss, tiny_slices())
         assert torch.equal(tokens, expected_tokens)
         torch.testing.assert_close(inputs, expected_inputs)
         torch.testing.assert_close(latents, loss.tokenizer.quantizer.decode(tokens))
         assert len(inputs[0]) == sum(side**2 for side in SCALES[1:])
 
 
-def test_targets_repair_the_damage() -> None:
+def test_targets_correct_replaced_tokens() -> None:
     loss = objective(self_correction=1.0).train()
     quantizer, hr = loss.network.quantizer, tiny_slices()
-    tokens, inputs, _ = loss.teach(hr)
-    clean_tokens, clean_inputs = clean_teaching(loss, hr)
+    tokens, inputs, _ = loss.teacher_targets(hr)
+    clean_tokens, clean_inputs = targets_by_hand(loss, hr)
     f = loss.tokenizer.encoder(hr)
     schedule = quantizer.schedule
     assert torch.equal(tokens[:, :1], clean_tokens[:, :1])  # nothing is damaged before the first scale
@@ -138,7 +138,7 @@ def test_losses_are_named_and_add_up() -> None:
     loss = objective(self_correction=0.0, image_weight=3.0).eval()
     network, lr, hr = loss.network, lr_slices(), tiny_slices()
     parts = loss(lr, hr)
-    tokens, inputs = clean_teaching(loss, hr)
+    tokens, inputs = targets_by_hand(loss, hr)
     observed = network.observe(lr)
     features = network.features(observed.linear, observed.condition)
     logits = network.transformer(inputs, network.transformer.context(features.f_lr))
@@ -164,7 +164,7 @@ def test_each_image_has_its_own_degradation() -> None:
 
 
 @pytest.mark.usefixtures("unbounded")
-def test_with_teacher_forcing_only_the_perceptual_map_sees_tokens_of_the_truth() -> None:
+def test_with_teacher_forcing_only_the_perceptual_map_is_trained_on_target_tokens() -> None:
     loss = objective(self_correction=0.0, teacher_forcing=1.0).train()
     network, lr, hr = loss.network, lr_slices(), tiny_slices()
     parts, observed = loss(lr, hr), network.observe(lr)
@@ -179,14 +179,14 @@ def test_with_teacher_forcing_only_the_perceptual_map_sees_tokens_of_the_truth()
     torch.testing.assert_close(free["faithful_loss"], (faithful - hr).abs().mean())
 
 
-def test_early_scales_weigh_more_by_the_power() -> None:
+def test_scale_weight_power_increases_the_weights_of_coarse_scales() -> None:
     weight = objective(scale_weight_power=0.5).scale_weight
     expected = [5.0] * 1 + [5 / 2] * 4 + [5 / 3] * 9 + [1.0] * 25
     torch.testing.assert_close(weight, torch.tensor(expected))
     assert (objective().scale_weight == 1).all()
 
 
-def test_network_learns_and_tokenizer_and_codebook_do_not() -> None:
+def test_only_the_network_gets_gradients_not_tokenizer_and_codebook() -> None:
     loss = objective().train()
     assert loss.network.training
     assert not any(module.training for part in (loss.tokenizer, loss.network.quantizer) for module in part.modules())
@@ -201,11 +201,11 @@ def test_network_learns_and_tokenizer_and_codebook_do_not() -> None:
     assert not loss.network.training
 
 
-def test_evaluation_is_repeatable_and_training_is_corrupted() -> None:
+def test_tokens_are_replaced_in_training_only() -> None:
     loss = objective(self_correction=1.0)
     hr = tiny_slices()
-    assert torch.equal(loss.eval().teach(hr)[1], loss.teach(hr)[1])
-    assert not torch.equal(loss.train().teach(hr)[1], loss.teach(hr)[1])
+    assert torch.equal(loss.eval().teacher_targets(hr)[1], loss.teacher_targets(hr)[1])
+    assert not torch.equal(loss.train().teacher_targets(hr)[1], loss.teacher_targets(hr)[1])
 
 
 def test_a_perceptual_loss_stays_in_evaluation_mode() -> None:

@@ -170,7 +170,7 @@ def test_a_blob_stays_where_it_is_in_millimeters() -> None:
 
 
 def test_low_resolution_of_odd_sizes_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="an image side of 37 voxels cannot be degraded by 4"):
+    with pytest.raises(ConfigurationError, match="an image side of 37 voxels cannot be downsampled by 4"):
         T.SimulateLowResolution()(volume())
 
 
