@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from miar_monai.acceleration.layers import top_two
 from miar_monai.errors import SettingError, check_range, check_whole
-
-if TYPE_CHECKING:  # the networks import this module
-    from miar_monai.networks.attention import KeyValue
-    from miar_monai.networks.quantizer import MultiScaleQuantizer
-    from miar_monai.networks.transformer import Context, MIARTransformer
+from miar_monai.networks.attention import KeyValue
+from miar_monai.networks.quantizer import MultiScaleQuantizer
+from miar_monai.networks.transformer import Context, MIARTransformer
 
 __all__ = [
     "Decoded",
@@ -58,7 +56,7 @@ class Decoding:
         seed: random seed of sampling.
 
     Raises:
-        ConfigurationError: if a setting is unknown or out of range.
+        SettingError: if a setting is unknown or out of range.
 
     Example:
         >>> Decoding("beam", lookahead_tokens=2).num_branching
