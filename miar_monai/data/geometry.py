@@ -15,14 +15,7 @@ from scipy.linalg import polar
 
 from miar_monai.errors import GeometryError
 
-__all__ = [
-    "axial_axis",
-    "corner_distance",
-    "fov_corners",
-    "is_singular",
-    "nearest_rotation",
-    "upscaled_affine",
-]
+__all__ = ["axial_axis", "corner_distance", "fov_corners", "is_singular", "nearest_rotation"]
 
 
 def is_singular(affine: np.ndarray) -> bool:
@@ -42,36 +35,6 @@ def is_singular(affine: np.ndarray) -> bool:
         return True
     axes = np.asarray(affine, dtype=np.float64)[:3, :3]
     return bool(abs(np.linalg.det(axes)) <= 1e-6 * voxel_sizes(affine).prod())
-
-
-def upscaled_affine(affine: np.ndarray, factors: Sequence[float]) -> np.ndarray:
-    """Return the affine of an image resampled to ``factors`` times as many voxels over the same field of view.
-
-    Voxel 0 moves by ``(1 / factor - 1) / 2`` voxels, so that the outer corners stay.
-
-    Args:
-        affine: voxel indices to millimeters, (4, 4); may include shear and rotation.
-        factors: ratio of the numbers of voxels along each axis, (3,), greater than 0; 1 keeps an axis.
-
-    Returns:
-        The new affine, (4, 4), float64.
-
-    Raises:
-        GeometryError: if ``affine`` is singular or a factor is not positive.
-
-    Example:
-        >>> upscaled_affine(np.diag([2.0, 2, 2, 1]), (4, 4, 1))[:3, 3]
-        array([-0.75, -0.75,  0.  ])
-    """
-    steps = 1 / np.asarray(factors, dtype=np.float64)
-    if is_singular(affine) or not (np.isfinite(steps) & (steps > 0)).all():
-        raise GeometryError(
-            f"cannot scale the affine {np.asarray(affine).tolist()} by {tuple(factors)}: "
-            "an invertible affine and factors greater than 0 are needed; correct the image header or the factors."
-        )
-    scaling = np.diag([*steps, 1.0])
-    scaling[:3, 3] = (steps - 1) / 2
-    return np.asarray(affine, dtype=np.float64) @ scaling
 
 
 def fov_corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:

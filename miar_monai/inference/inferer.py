@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.transforms.utils import scale_affine
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from miar_monai import acceleration
 from miar_monai.acceleration.cuda_graphs import tensor_addresses
-from miar_monai.data.geometry import upscaled_affine
 from miar_monai.degradation import Degradation
 from miar_monai.degradation.blur_estimation import MAX_BLUR, infer_degradation, without_overshoot
 from miar_monai.errors import ConfigurationError, SettingError, check_range, check_whole
@@ -94,7 +94,7 @@ class BeamSearchInferer(Inferer):
             (`miar_monai.transforms.intensity_range.IntensityRange`). None for no limits.
 
     Raises:
-        ConfigurationError: if a setting is out of range, or ``uncertainty`` has no ``error_model``.
+        SettingError: if a setting is out of range, or ``uncertainty`` is on without an ``error_model``.
 
     Reference:
         Paper Sec. 3.3; tiles by `monai.inferers.sliding_window_inference`.
@@ -318,8 +318,7 @@ class BeamSearchInferer(Inferer):
     def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:
         """Give the result the input's metadata and the affine of the finer grid."""
         output = MetaTensor(result).copy_meta_from(inputs)
-        scale = result.shape[2] / inputs.shape[2]
-        affine = torch.as_tensor(inputs.affine, dtype=torch.float64)
-        finer = [torch.from_numpy(upscaled_affine(a.numpy(), (scale, scale, 1))) for a in affine.view(-1, 4, 4).cpu()]
-        output.affine = torch.stack(finer).view(affine.shape)
+        sizes, finer_sizes = ([*image.shape[2:], 1][:3] for image in (inputs, result))
+        scaling = torch.from_numpy(scale_affine(sizes, finer_sizes))
+        output.affine = torch.as_tensor(inputs.affine, dtype=torch.float64).cpu() @ scaling  # (4, 4) or (B, 4, 4)
         return output

@@ -22,10 +22,10 @@ from helpers.bundle_runs import (
     tiny_checkpoint,
     workflow,
 )
+from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.bundle import ConfigParser, ReferenceResolver, download, load
 from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
-from helpers.phantoms import write_brats_folder, write_nifti_phantom
 
 from miar_monai import __version__
 from miar_monai.cli.build_bundles import build, build_zip, bundle_files
@@ -36,13 +36,7 @@ from miar_monai.errors import CheckpointError, ConfigurationError, OutputError, 
 from miar_monai.inference.bundle import ALIASES, check_command_line, check_switches, find_bundle, metadata
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
-# raised inside MONAI, ITK and PyTorch
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-    pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised inside PyTorch
 WORKFLOWS = ("train", "train_stage1", "inference", "evaluate")
 PEERS = BUNDLES.parent / "benchmarks" / "peers"
 CONFIGS: list[tuple[str, Path | None]] = [
@@ -223,7 +217,10 @@ RUN = ["/lib/monai/bundle/__main__.py", "run", "training"]
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--fidelty", "1"], "inference\\.json has no setting 'fidelty': the closest is 'fidelity'; correct the command"),
+        (
+            ["--fidelty", "1"],
+            "inference\\.json has no setting 'fidelty': the closest is 'fidelity'; correct the command",
+        ),
         (["--fidelty=1"], "inference\\.json has no setting 'fidelty': the closest is 'fidelity'"),
         (["--inferrer#overlap", "0"], "inference\\.json has no setting 'inferrer': the closest is 'inferer'"),
         (["--zzz", "0"], "inference\\.json has no setting 'zzz': its settings are alpha, amp, "),

@@ -58,9 +58,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return build(folder / "code", folder / "code_dist"), build(folder / "weights", folder / "weights_dist")
 
 
-def test_bundles_are_found_in_the_documented_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundles_are_found_in_the_documented_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def put(folder: Path) -> Path:
         (folder / "configs").mkdir(parents=True)
         (folder / "configs" / "inference.json").touch()

@@ -19,11 +19,6 @@ from miar_monai import super_resolve
 from miar_monai.cli.build_bundles import build_zip, render
 from miar_monai.inference.bundle import find_bundle, models
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-    pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
-]
-
 SCALING = {"_target_": "miar_monai.transforms.ScaleIntensityRobustd", "keys": "image"}
 CONTRAST = {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.5, "gamma": [0.8, 1.2]}
 SOURCE: dict[str, dict[str, Any]] = {

@@ -11,23 +11,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import NAMES, arguments, command, quick_command, tiny_checkpoint, tiny_tokenizer_file, workflow
 from click.testing import CliRunner
+from helpers.affines import upscaled_affine
+from helpers.bundle_runs import NAMES, arguments, command, quick_command, tiny_checkpoint, tiny_tokenizer_file, workflow
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 
 from miar_monai.cli.main import main
-from miar_monai.data.geometry import fov_corners, upscaled_affine
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.transforms import ScaleIntensityRobust
 
+
 # raised inside MONAI and ITK
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-]
-
-
 def write_dataset(name: str, folder: Path) -> Path:
     if name == "miar_brats":
         return write_brats_folder(folder, 4, (40, 36, 6), contrasts=("t2",))

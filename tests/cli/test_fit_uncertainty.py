@@ -17,10 +17,7 @@ from miar_monai.cli.main import main
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.error_model import ErrorModel
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-    pytest.mark.usefixtures("elsewhere"),
-]
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 MODEL = ErrorModel(offset=-0.5, disagreement=0.6, edges=0.3, entropy=1.5, noise=0.1)
 

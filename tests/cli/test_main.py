@@ -32,11 +32,7 @@ from miar_monai.inference.bundle import weights_sha256
 from miar_monai.inference.report import data_consistency_rms
 from miar_monai.inference.resolver import super_resolve
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-    pytest.mark.usefixtures("elsewhere"),
-]
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 SHAPE = (19, 13, 3)
 
@@ -259,8 +255,8 @@ def test_the_report_lists_auxiliary_outputs(bundle: Path, scan: Path) -> None:
 
 def test_the_residual_is_zero_for_what_degrades_to_the_input() -> None:
     import torch
+    from helpers.affines import upscaled_affine
 
-    from miar_monai.data.geometry import upscaled_affine
     from miar_monai.data.io import Volume
     from miar_monai.degradation import Degradation
 

@@ -15,8 +15,6 @@ from miar_monai.data.io import read_volume
 from miar_monai.degradation import Degradation
 from miar_monai.transforms import ScaleIntensityRobust
 
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
-
 
 def test_the_range_is_that_of_degraded_training_volumes(tmp_path: Path) -> None:
     data = write_brats_folder(tmp_path / "data", 3, (41, 36, 4), ("t2",))

@@ -27,9 +27,6 @@ from miar_monai.data.datasets import (
 from miar_monai.errors import DatasetError, ImageError
 from miar_monai.transforms import CentralSlicesd, LoadVolumed, ScaleIntensityRobustd
 
-# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-
 SECTIONS = ("training", "validation", "test")
 SHAPE = (17, 13, 9)
 

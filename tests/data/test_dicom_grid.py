@@ -13,8 +13,6 @@ from miar_monai.data.dicom_grid import check_gaps, fit_grid, in_plane_axes
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError
 
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-
 HERE = Path("here")
 OBLIQUE = (0.36, 0.48, 0.8)
 

@@ -24,8 +24,6 @@ from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.io import read_volume
 from miar_monai.errors import ImageError, MiarError
 
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-
 SHAPE = (11, 9, 4)
 DIRECTORY = "1.2.840.10008.1.3.10"
 OTHERS = {

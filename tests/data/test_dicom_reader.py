@@ -27,8 +27,6 @@ from pydicom.uid import (
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, ImageError, MiarError
 
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-
 SHAPE = (37, 31, 5)
 STORED = np.round(24 + 2000 * head(SHAPE))
 HU = STORED - 1024

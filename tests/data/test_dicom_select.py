@@ -20,8 +20,6 @@ from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, SettingError
 
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-
 SHAPE = (11, 9, 4)
 Edit = Callable[[Dataset, int, int], None]
 

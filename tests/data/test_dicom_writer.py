@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner, Result
+from helpers.affines import upscaled_affine
 from helpers.phantoms import set_raw, write_dicom_object, write_dicom_series, write_nifti_phantom
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, validate_file_meta
@@ -28,15 +29,9 @@ import miar_monai
 from miar_monai.cli.main import main
 from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.dicom_writer import is_miar_result, write_series
-from miar_monai.data.geometry import fov_corners, upscaled_affine
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError
-
-# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-]
 
 SHAPE = (11, 9, 4)
 

@@ -19,11 +19,6 @@ from miar_monai.cli.main import main
 from miar_monai.data.cases import find_cases, unpacked
 from miar_monai.errors import DatasetError, ImageError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-]
-
 SHAPE = (11, 9, 2)
 
 

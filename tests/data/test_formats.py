@@ -16,9 +16,6 @@ from miar_monai.data.io import is_volume_file, read_volume, volume_stem, write_v
 from miar_monai.data.volume import Volume
 from miar_monai.errors import ImageError
 
-# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
-
 SHAPE = (19, 13, 5)
 VOXELS = (1000 * head(SHAPE)).astype(np.int16)
 AFFINE = np.array([[-1.7, 0.3, 0, 40], [0.3, 1.7, 0, -50], [0, 0, 5, -20], [0, 0, 0, 1.0]])

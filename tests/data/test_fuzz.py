@@ -127,7 +127,8 @@ def command_on_scan(folder: Path, originals: Path, kind: str, rng: Rng) -> list[
     damage(files[rng.integers(len(files))], rng)
     (source,) = (folder / "in").iterdir()
     options = ["--out-format", "dicom"] if kind == "dicom" and rng.random() < 0.5 else []
-    options += ["--uncertainty"] * bool(rng.random() < 0.3)
+    if rng.random() < 0.3:
+        options.append("--uncertainty")
     return ["sr", str(source), "--model", str(originals / "bundle"), *options]
 
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.affines import upscaled_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms.utils import scale_affine
 
-from miar_monai.data.geometry import axial_axis, fov_corners, is_singular, upscaled_affine
+from miar_monai.data.geometry import axial_axis, fov_corners, is_singular
 from miar_monai.errors import GeometryError
 
 
@@ -24,19 +25,13 @@ def affines(draw: st.DrawFn) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(affines(), st.tuples(*[st.integers(1, 40)] * 3), st.tuples(*[st.sampled_from([1, 2, 3, 4])] * 3))
-def test_the_field_of_view_stays(affine: np.ndarray, shape: tuple[int, ...], factors: tuple[int, ...]) -> None:
-    upscaled = upscaled_affine(affine, factors)
-    np.testing.assert_allclose(
-        fov_corners(upscaled, np.multiply(shape, factors)), fov_corners(affine, shape), atol=1e-9
-    )
-    np.testing.assert_allclose(upscaled_affine(upscaled, np.divide(1, factors)), affine, atol=1e-9)
-
-
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(affines())
-def test_the_affine_equals_that_of_monai(affine: np.ndarray) -> None:
-    scaling = scale_affine((8, 12, 5), (32, 48, 5), centered=True)
-    np.testing.assert_allclose(upscaled_affine(affine, (4, 4, 1)), affine @ scaling, atol=1e-9)
+def test_scaling_by_monai_preserves_the_field_of_view(
+    affine: np.ndarray, shape: tuple[int, ...], factors: tuple[int, ...]
+) -> None:
+    finer = np.multiply(shape, factors)
+    scaling = scale_affine(shape, finer.tolist())
+    np.testing.assert_allclose(fov_corners(affine @ scaling, finer), fov_corners(affine, shape), atol=1e-9)
+    np.testing.assert_allclose(affine @ scaling, upscaled_affine(affine, factors), atol=1e-9)
 
 
 def test_corners_of_one_voxel() -> None:
@@ -60,14 +55,7 @@ def test_singular_affines_are_refused(affine: np.ndarray) -> None:
     assert is_singular(affine)
     with pytest.raises(GeometryError, match=r"^the affine .* is singular, so no axis .*: correct the image header\.$"):
         axial_axis(affine)
-    with pytest.raises(GeometryError, match=r"^cannot scale the affine .* by .* invertible affine and factors"):
-        upscaled_affine(affine, (4, 4, 1))
 
 
 def test_small_voxels_are_not_singular() -> None:
     assert not is_singular(np.diag([1e-3, 1e-3, 1e-3, 1]))
-
-
-def test_factors_must_be_positive() -> None:
-    with pytest.raises(GeometryError, match=r"by \(4, -4, 1\)"):
-        upscaled_affine(np.eye(4), (4, -4, 1))

@@ -9,15 +9,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from helpers.affines import upscaled_affine
 from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.data.dicom_headers import dicom_files, header_text
-from miar_monai.data.geometry import fov_corners, upscaled_affine
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume, result_description, volume_stem, write_nifti, write_volume
 from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError
-
-# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 
 SHAPE = (37, 31, 7)
 

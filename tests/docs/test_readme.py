@@ -51,11 +51,6 @@ NOT_RUN = {
 }
 NOT_RUN_PYTHON = {"slicer.util.loadVolume": "the Python of 3D Slicer; tests/label sends the same request"}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-]
-
 
 def blocks(language: str, text: str = ALL) -> list[str]:
     """Return the blocks in a language, also those that are part of a list."""

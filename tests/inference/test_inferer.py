@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.affines import upscaled_affine
 from helpers.tiny import started, tiny_miar
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed, tensor_addresses
-from miar_monai.data.geometry import fov_corners, upscaled_affine
+from miar_monai.data.geometry import fov_corners
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError
 from miar_monai.inference.error_model import ErrorModel

@@ -28,10 +28,6 @@ from miar_monai.errors import CheckpointError, ConfigurationError, GeometryError
 from miar_monai.inference.report import derivation
 from miar_monai.transforms import LoadVolume
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-]
-
 SHAPE = (19, 13, 3)
 SAGITTAL = np.array([[0.0, 0, 2, 0], [1.5, 0, 0, 3], [0, -1.25, 0, 7], [0, 0, 0, 1]])
 

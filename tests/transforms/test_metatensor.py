@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.affines import upscaled_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 
-from miar_monai.data.geometry import fov_corners, upscaled_affine
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.volume import Volume
 from miar_monai.transforms.metatensor import metatensor_to_volume, resampled, volume_to_metatensor
 from tests.data.test_geometry import affines

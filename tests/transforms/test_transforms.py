@@ -8,18 +8,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.affines import upscaled_affine
 from helpers.phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Flip, Invertd, Orientationd, Transform
 
 import miar_monai.transforms as T
-from miar_monai.data.geometry import axial_axis, fov_corners, upscaled_affine
+from miar_monai.data.geometry import axial_axis, fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.degradation import Degradation, with_blurs
 from miar_monai.errors import ConfigurationError, ImageError, OutputError, find_miar_error
-
-# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 
 SHAPE = (37, 31, 7)
 SAGITTAL = np.array([[0.0, 0.2, 2, 5], [-0.9, 0, 0, 7], [0, -0.8, 0.1, 9], [0, 0, 0, 1]])
