@@ -1,4 +1,4 @@
-"""Checks of an input against the training data of a bundle, and for whatever else makes its result doubtful."""
+"""Checks of an input against the training data of a bundle, and for other properties that make its result doubtful."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from miar_monai.data.io import Volume
 from miar_monai.degradation.blur_estimation import MIN_PATCH
 from miar_monai.errors import ConfigurationError
 
-__all__ = ["TrainingDomain", "clipped", "input_warnings", "oddities"]
+__all__ = ["TrainingDomain", "clipping_warnings", "input_warnings", "volume_warnings"]
 
 Interval = tuple[float, float]
 _MAX_AIR = -500.0  # HU, upper limit of lung and gas
@@ -122,7 +122,7 @@ def input_warnings(
     sides: Sequence[int],
     limits: tuple[float, float] | None = None,
 ) -> list[str]:
-    """Return sentences on whatever makes the result of a volume doubtful, as far as it is known before inference.
+    """Return sentences on all properties of a volume that make its result doubtful, known before inference.
 
     Args:
         lr: the input.
@@ -131,7 +131,7 @@ def input_warnings(
         sides: sides of the axial slices in voxels.
         limits: intensities beyond which the result is interpolated, in units of the input, or None.
     """
-    sentences = [*oddities(lr), *clipped(lr, limits), *domain.warnings(lr)]
+    sentences = [*volume_warnings(lr), *clipping_warnings(lr, limits), *domain.warnings(lr)]
     if blur == "auto" and min(sides) < MIN_PATCH:
         sentences.append(
             f"the axial slices have {' x '.join(map(str, sides))} voxels, but at least {MIN_PATCH} x {MIN_PATCH} are"
@@ -140,13 +140,13 @@ def input_warnings(
     return sentences
 
 
-def oddities(lr: Volume) -> list[str]:
+def volume_warnings(lr: Volume) -> list[str]:
     """Return sentences on properties of a volume that make its result doubtful with any model.
 
     Example:
         >>> from pathlib import Path
         >>> sagittal = Volume(np.zeros((4, 9, 9)), np.diag([5.0, 1, 1, 1]), np.dtype("int16"), Path("x"))
-        >>> oddities(sagittal)[0].split(":")[0]
+        >>> volume_warnings(sagittal)[0].split(":")[0]
         'the slices are sagittal, 5 mm apart'
     """
     sentences = list(lr.remarks)
@@ -168,13 +168,13 @@ def oddities(lr: Volume) -> list[str]:
     return sentences
 
 
-def clipped(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
+def clipping_warnings(lr: Volume, limits: tuple[float, float] | None) -> list[str]:
     """Return a sentence on the voxels above the intensities that are super-resolved, if there are any.
 
     Example:
         >>> from pathlib import Path
         >>> metal = Volume(np.array([[[-1024.0, 40, 14000]]]), np.eye(4), np.dtype("int16"), Path("x"))
-        >>> print(*clipped(metal, (-1024, 3072)))
+        >>> print(*clipping_warnings(metal, (-1024, 3072)))
         1 voxel is above 3072 (up to 14000), as in metal: the excess is interpolated, not super-resolved.
     """
     if limits is None:

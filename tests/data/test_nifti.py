@@ -10,19 +10,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.affines import upscaled_affine
 from helpers.phantoms import head
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from scipy.spatial.transform import Rotation
 
-from miar_monai.data.geometry import fov_corners, upscaled_affine
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import Volume, read_volume, uncertainty_of, write_volume
 from miar_monai.data.nifti import volume_to_nifti
 from miar_monai.errors import GeometryError, ImageError
-from miar_monai.inference.input_checks import oddities
+from miar_monai.inference.input_checks import volume_warnings
 from miar_monai.transforms import LoadVolume, SaveVolume
-
-# SWIG warns while the modules of ITK load; as an error, that is a segmentation fault
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 
 SHAPE = (23, 19, 5)
 VOXELS = (1000 * head(SHAPE)).astype(np.int16)
@@ -168,7 +166,7 @@ def test_a_disagreement_is_reported_with_the_distance(
     sform: Any, s: int, qform: Any, q: int, sentence: str, tmp_path: Path
 ) -> None:
     volume = read_volume(write(tmp_path / "in.nii", sform, s, qform, q))
-    remarks = [text for text in oddities(volume) if "form" in text and "qform_code and sform_code" not in text]
+    remarks = [text for text in volume_warnings(volume) if "form" in text and "qform_code and sform_code" not in text]
     assert len(remarks) == bool(sentence)
     assert not sentence or re.search(sentence, remarks[0])
     takes_qform = "the qform is used" in sentence or not s

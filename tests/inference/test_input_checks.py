@@ -18,12 +18,7 @@ from miar_monai.cli.main import main
 from miar_monai.data.io import Volume, read_volume, result_description
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import metadata
-from miar_monai.inference.input_checks import TrainingDomain, oddities
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
-]
+from miar_monai.inference.input_checks import TrainingDomain, volume_warnings
 
 CHEST = TrainingDomain("CT", (2.5, 3.0), (0.0, 0.02), (0.9, 1.4))
 BRAIN = TrainingDomain("MR", (4.0, 4.0), (0.0, 0.0), (1.0, 1.8))
@@ -117,18 +112,18 @@ def test_real_scans_are_recognized(real_data: Path) -> None:
 
 def test_doubtful_inputs_cause_a_warning() -> None:
     axial = volume(mr())._replace(affine=np.diag([-1.0, 1, 5, 1]))
-    assert oddities(axial) == []
-    assert oddities(axial._replace(affine=np.diag([1.4, 1, 1, 1]))) == []  # as good as isotropic
-    assert [sentence.split(",")[0] for sentence in oddities(axial._replace(affine=np.diag([5.0, 1, 1, 1])))] == [
+    assert volume_warnings(axial) == []
+    assert volume_warnings(axial._replace(affine=np.diag([1.4, 1, 1, 1]))) == []  # as good as isotropic
+    assert [sentence.split(",")[0] for sentence in volume_warnings(axial._replace(affine=np.diag([5.0, 1, 1, 1])))] == [
         "the slices are sagittal"
     ]
     coronal = np.array([[1.0, 0, 0, 0], [0, 0, 4, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
-    assert oddities(axial._replace(affine=coronal)) == [
+    assert volume_warnings(axial._replace(affine=coronal)) == [
         "the slices are coronal, 4 mm apart: only the axial plane becomes finer, which crosses them; give an axial"
         " series."
     ]
-    assert "qform_code and sform_code are 0" in oddities(axial._replace(space=0))[0]
-    assert "already a super-resolved image" in oddities(axial._replace(description=result_description()))[0]
+    assert "qform_code and sform_code are 0" in volume_warnings(axial._replace(space=0))[0]
+    assert "already a super-resolved image" in volume_warnings(axial._replace(description=result_description()))[0]
 
 
 def test_only_described_properties_are_compared() -> None:
