@@ -111,7 +111,7 @@ def _ordered(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_setting(config: dict[str, Any], key: str) -> bool:
-    """Tell values that users set from components: plain values, and expressions of other settings."""
+    """Return whether a key is a setting for users: a plain value, or an expression of other settings."""
     from monai.bundle import ReferenceResolver
 
     value = config.get(key, {})  # a nested key belongs to a component

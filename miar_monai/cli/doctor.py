@@ -41,7 +41,8 @@ def check_device(name: str) -> str:
     """Run a convolution on a device and return a description of the device.
 
     Raises:
-        ConfigurationError: if there is no such device, or the result is wrong.
+        SettingError: if there is no such device.
+        ConfigurationError: if the result is wrong.
     """
     import torch
 
@@ -58,7 +59,7 @@ def check_weights(model: str) -> str:
     """Return path and SHA-256 of the weights of a model.
 
     Raises:
-        ConfigurationError: if there is no such bundle.
+        SettingError: if there is no such bundle.
         CheckpointError: if the weights are missing, do not fit the network or are not finite, or if their SHA-256
             differs from ``weights_sha256`` in the bundle's ``metadata.json`` (checked where it has this key).
     """

@@ -112,7 +112,7 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
 
 
 def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[str, Path]:
-    """Return the files that are written besides a result, by their kind.
+    """Return the files that are written in addition to a result, by their kind.
 
     Example:
         >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), preview=True, uncertainty=False)["preview"].as_posix()

@@ -97,7 +97,7 @@ class CaseRunner:
         Args:
             numbered: the jobs, numbered from 0.
             count: number of jobs of all processes.
-            raise_errors: raise the error of a case instead of printing it and going on with the next one.
+            raise_errors: raise the error of a case instead of printing it and continuing with the next one.
         """
         reports = {}
         for number, (case, target) in numbered:

@@ -197,8 +197,9 @@ def _only_volume(source: Path, folder: Path) -> Path:
             raise ImageError(case.problem)
     if len(found) != 1:
         names = ", ".join(case.source.relative_to(folder).as_posix() for case in found[:5])
+        listed = f" ({names})" if names else ""
         raise ImageError(
-            f"{source} contains {len(found)} volumes{names and f' ({names})'}: one NIfTI file or one DICOM series is "
+            f"{source} contains {len(found)} volumes{listed}: one NIfTI file or one DICOM series is "
             "needed; extract it and give the folder."
         )
     return found[0].source

@@ -100,10 +100,11 @@ def _check_place(header: Dataset, name: str, count: int) -> None:
     found = np.array(numbers(header, name))
     size = name in ("PixelSpacing", "SliceThickness")
     if len(found) != count or not np.isfinite(found).all() or (size and found.min() <= 0):
-        what = "1 number is" if count == 1 else f"{count} numbers are"
+        wanted = "1 number is" if count == 1 else f"{count} numbers are"
+        limit = ", greater than 0" if size else ""
         raise GeometryError(
             f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no position in millimeters: "
-            f"{what} needed{', greater than 0' * size}; export the series again."
+            f"{wanted} needed{limit}; export the series again."
         )
 
 

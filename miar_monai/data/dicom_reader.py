@@ -147,9 +147,9 @@ def _series_headers(folder: Path, uid: str, select: Sequence[str]) -> tuple[list
     series = found.series
     if not (series or found.unreadable):
         others = ", ".join(f"{count} {name}" for name, count in sorted(found.others.items()))
+        only = f", only other objects ({others})" if others else ""
         raise ImageError(
-            f"{folder} contains no DICOM series{others and f', only other objects ({others})'}: give a folder "
-            "with the slices of one series, or a NIfTI file."
+            f"{folder} contains no DICOM series{only}: give a folder with the slices of one series, or a NIfTI file."
         )
     _check_unread(folder, found.unreadable)
     is_ambiguous = uid not in series if uid else len(series) > 1
@@ -159,7 +159,7 @@ def _series_headers(folder: Path, uid: str, select: Sequence[str]) -> tuple[list
             f"{len(headers)} files)"
             for name, headers in sorted(series.items())
         )
-        which = f"{len(series)} DICOM series{uid and f', but not {uid}'}"
+        which = f"{len(series)} DICOM series" + (f", but not {uid}" if uid else "")
         raise GeometryError(
             f"{folder} contains {which}: {listed}; one is needed: choose it (--series UID, or series of"
             " miar_monai.data.io.read_volume), or move each into its own folder."

@@ -248,11 +248,11 @@ def _shortest(text: str, others: Sequence[str]) -> str:
 def _named(headers: Sequence[Dataset], most: int, condition: Condition) -> str:
     """Return how volumes differ, such as ``2 echoes (EchoTime 10 and 80 ms)``."""
     name = condition.keyword
-    what, unit = DISTINGUISHING_ELEMENTS.get(name, ("instances", ""))
+    plural, unit = DISTINGUISHING_ELEMENTS.get(name, ("instances", ""))
     if condition.rank:
-        return f"{most} {what} ({name}, whose values differ between positions)"
+        return f"{most} {plural} ({name}, whose values differ between positions)"
     present = sorted({_values(header, name) for header in headers} - {""}, key=_order)
-    return f"{len(present)} {what} ({name} {_listed(present)}{unit and f' {unit}'})"
+    return f"{len(present)} {plural} ({name} {' '.join(filter(None, (_listed(present), unit)))})"
 
 
 def _listed(texts: Sequence[str]) -> str:
