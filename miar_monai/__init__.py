@@ -1,4 +1,4 @@
-"""MIAR: fourfold super-resolution of MRI and CT slices by next-scale prediction, for MONAI."""
+"""MIAR: super-resolution of MRI and CT slices by next-scale prediction, for MONAI."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SuperResolver", "__version__", "super_resolve"]
 
-__path__ = [*__path__, f"{__path__[0]}/_renamed"]  # configs and code that were written before the shelves go on working
+__path__ = [*__path__, f"{__path__[0]}/_renamed"]  # former module names stay valid
 
 
 def __getattr__(name: str) -> Any:
-    """Load PyTorch and MONAI when they are needed: ``miar info`` answers without them."""
+    """Import PyTorch and MONAI only when they are needed, so that ``miar info`` is fast."""
     if name in ("SuperResolver", "super_resolve"):
         from miar_monai.inference import resolver
 

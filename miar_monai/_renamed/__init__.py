@@ -1,1 +1,1 @@
-"""Modules under their former names, before the sub-packages: configs and code that use them go on working."""
+"""Former module names, from before the sub-packages, which stay valid for configs and code."""

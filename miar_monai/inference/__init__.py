@@ -1,1 +1,1 @@
-"""From an image to its super-resolved image: the inferer, the call, the report, the bundles."""
+"""Inference: `SuperResolver`, the inferer, the error model, input checks, reports and bundles."""

@@ -157,7 +157,7 @@ def check_switches(**switches: object) -> None:
         switches: values by name.
 
     Raises:
-        ConfigurationError: if one is neither True nor False.
+        SettingError: if one is neither True nor False.
 
     Example:
         >>> check_switches(resume=True, amp=False)

@@ -1,4 +1,4 @@
-"""Images in memory, as users have them, and volumes."""
+"""Conversion between images in memory and volumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from miar_monai.transforms.metatensor import with_affine
 __all__ = ["Image", "image_like", "image_volume"]
 
 Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
-"""What can be super-resolved."""
+"""Types of images that can be super-resolved."""
 
 _IN_MEMORY = Path("the image")  # the name of an image without a file in messages
 

@@ -58,7 +58,7 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
     Raises:
         ImageError: if the image cannot be read, is constant, has NaN voxels or the wrong number of axes.
         GeometryError: if the positions of the voxels are not defined.
-        ConfigurationError: if there is no such bundle, device or setting.
+        SettingError: if there is no such bundle, device or setting, or a setting is out of range.
         CheckpointError: if the bundle has no weights, or they are damaged.
 
     Example:
@@ -76,7 +76,7 @@ class Prepared(NamedTuple):
         image: the input of the inferer, (1, X, Y, Z), after the bundle's preprocessing.
         assumed: the degradation that is assumed for the volume.
         limits: intensities beyond which the result is interpolated, in units of the volume, or None.
-        warnings: sentences on whatever makes the result doubtful, such as an input that differs from the training data.
+        warnings: sentences on properties that make the result doubtful, such as differences from the training data.
     """
 
     image: MetaTensor
@@ -94,7 +94,7 @@ class SuperResolver:
         **settings: as in `super_resolve`.
 
     Raises:
-        ConfigurationError: if there is no such bundle, device or setting.
+        SettingError: if there is no such bundle, device or setting, or a setting is out of range.
         CheckpointError: if the bundle has no weights, or they are damaged.
 
     Attributes:

@@ -23,7 +23,7 @@ class NoiseModel:
             the linear estimate, because networks mistake such noise for detail.
 
     Raises:
-        ConfigurationError: if a setting is not a positive number.
+        SettingError: if a setting is not a positive number.
     """
 
     def __init__(self, min_damping: float = 1e-3, signal_std: float = 0.2, max_training_noise: float = 0.02) -> None:

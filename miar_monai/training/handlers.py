@@ -130,8 +130,8 @@ class TimeBudget:
         validator: the evaluator that validates between epochs.
 
     Raises:
-        ConfigurationError: if the minutes are not positive, or if several processes train together, since their clocks
-            would not agree on the last step.
+        SettingError: if the minutes are not positive.
+        ConfigurationError: if several processes train together, since their clocks would not agree on the last step.
     """
 
     def __init__(self, minutes: float | None = None, free_iterations: int = 0, validator: Engine | None = None) -> None:
