@@ -1,4 +1,4 @@
-"""Inference and the limits of the hardware: operations and bytes, measured ceilings, time by kind of kernel.
+"""Inference and the limits of the hardware: operations and bytes, measured ceilings, and time by kind of kernel.
 
     python -m benchmarks.bench_floor [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,64] \
         [--lookaheads 0,3] [--lookahead_scales 0,8] [--output_dir bench_output]

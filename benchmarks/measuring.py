@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from miar_monai.cli.demo import template
+from miar_monai.evaluation.metrics import psnr
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
@@ -78,6 +79,12 @@ def product_ceiling(device: torch.device, side: int) -> float:
     """Return the floating-point operations per second of a product of square matrices in bfloat16."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2e3 * side**3 / median_ms(partial(torch.mm, a, b), device, 10, 3)
+
+
+def agreement_db(images: Tensor, reference: Tensor) -> float:
+    """Return the PSNR of images relative to a reference, over all voxels together, in dB; at most 120."""
+    x, y = (part.float().reshape(1, 1, 1, -1) for part in (images, reference))
+    return float(psnr(x, y).clamp(max=120))
 
 
 class PeakMemory:

@@ -78,7 +78,7 @@ def test_sizes_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("size", [(17, 22), (64, 64)])
-def test_regressors_quadruple_any_size_and_leave_the_input_alone(size: tuple[int, int]) -> None:
+def test_regression_networks_upscale_any_size_by_4_and_keep_their_input(size: tuple[int, int]) -> None:
     lr = torch.rand(2, 1, *size)
     before = lr.clone()
     for network in (swinir(**SWINIR), rcan(**RCAN)):

@@ -93,7 +93,7 @@ def test_the_ratio_is_the_geometric_mean_over_patients() -> None:
 def test_the_bootstrap_agrees_with_theory_where_there_are_many_patients(rng: np.random.Generator) -> None:
     patients = [np.stack([rng.normal(rng.normal(1, 1), 2, 20), np.zeros(20)], axis=1) for _ in range(100)]
     result = paired(patients)
-    # patients and slices are both drawn anew, so the noise of the slices' mean, 2² / 20, counts twice
+    # patients and slices are both redrawn, so the noise of the slices' mean, 2² / 20, counts twice
     variance = np.var([values[:, 0].mean() for values in patients]) + np.mean([v[:, 0].var() / 20 for v in patients])
     width = 2 * stats.norm.ppf(0.975) * np.sqrt(variance / 100)
     assert result.bootstrap[1] - result.bootstrap[0] == pytest.approx(width, rel=0.06)
