@@ -1,4 +1,4 @@
-"""What every test gets: one thread, one seed, no network, and properties tested on the same examples each run."""
+"""Set-up of all tests: one thread, one seed, no network, and the same examples of properties in each run."""
 
 from __future__ import annotations
 

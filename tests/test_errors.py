@@ -41,15 +41,15 @@ def test_an_existing_file_is_named_with_the_option_of_the_caller() -> None:
     assert sentence_for_user(error, "--overwrite True").endswith("(--overwrite True).")
 
 
-def test_ours_is_found_wherever_it_is_in_the_chain() -> None:
-    ours, wrapped, outermost = errors.ImageError("ours"), ValueError("wrapped"), RuntimeError("outermost")
-    wrapped.__cause__ = ours
+def test_an_error_of_this_package_is_found_anywhere_in_the_chain() -> None:
+    known, wrapped, outermost = errors.ImageError("known"), ValueError("wrapped"), RuntimeError("outermost")
+    wrapped.__cause__ = known
     outermost.__context__ = wrapped
-    assert find_miar_error(outermost) is ours
-    assert find_miar_error(ours) is ours
+    assert find_miar_error(outermost) is known
+    assert find_miar_error(known) is known
 
 
-def test_a_chain_without_ours_ends_even_if_it_is_a_circle() -> None:
+def test_a_circular_chain_without_an_error_of_this_package_ends() -> None:
     one, two = ValueError("one"), ValueError("two")
     one.__cause__, two.__cause__ = two, one
     assert find_miar_error(one) is None

@@ -181,6 +181,7 @@ def test_the_bundle_reports_what_the_command_reports(name: str, tmp_path: Path) 
         assert any("air in a CT has -1000 HU" in line for line in messages(done.stderr))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train_stage1", "train"])
 def test_two_runs_of_one_seed_give_the_same_weights(kind: str, tmp_path: Path) -> None:
     data = write_dataset("miar_brats", tmp_path / "data")

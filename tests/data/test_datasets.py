@@ -148,7 +148,7 @@ def items_of(patients: int) -> list[dict[str, str]]:
 
 
 @given(st.integers(3, 60), st.integers(0, 5))
-def test_sections_part_the_patients(patients: int, seed: int) -> None:
+def test_sections_are_disjoint_and_cover_all_patients(patients: int, seed: int) -> None:
     items = items_of(patients)
     sections = [split_by_patient(items, section, seed=seed) for section in SECTIONS]
     assert sorted(chain(*sections), key=items.index) == items
@@ -252,7 +252,7 @@ def transform() -> Compose:
 def test_slices_are_those_of_the_volumes(items: list[dict[str, str]], transform: Compose) -> None:
     dataset = SliceDataset(items, transform)
     expected = [s for item in items for s in transform(item)["image"].as_tensor().unbind(-1) if s.max() > s.min()]
-    assert 0 < len(dataset) == len(expected) < 27, "above and below the head there is nothing"
+    assert 0 < len(dataset) == len(expected) < 27, "the slices above and below the head are empty"
     for i, slice_ in enumerate(expected):
         image = dataset[i]["image"]
         assert type(image) is torch.Tensor

@@ -98,9 +98,9 @@ def test_one_wide_gap_is_reported_as_a_missing_slice() -> None:
 
 def test_uneven_slices_are_refused() -> None:
     assert "the slices are 4.500 to 6.000 mm apart" in refusal(along([0, 5, 9.5, 15.5, 20.5]))
-    beside = along(5.0 * np.arange(9))
-    beside[4, 0] += 1.5
-    assert "slices are up to 1.33" in refusal(beside)
+    shifted = along(5.0 * np.arange(9))
+    shifted[4, 0] += 1.5
+    assert "slices are up to 1.33" in refusal(shifted)
     check_gaps(HERE, along([0, 60]))  # two slices are always even
 
 

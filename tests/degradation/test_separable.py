@@ -326,7 +326,7 @@ def test_operators_are_cached() -> None:
 
 
 def test_the_suppressed_fraction_is_that_of_white_noise(degradation: Degradation) -> None:
-    """What the damped inverse, and the degradation after it, leave of white noise as an LR image."""
+    """White noise as an LR image, after the damped inverse and after the degradation that follows it."""
     damping = torch.tensor([1e-3, 0.05, 0.5], dtype=torch.float64)[:, None, None]
     white = torch.randn(3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
     operator = degradation.for_lr(white)

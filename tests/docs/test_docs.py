@@ -28,7 +28,7 @@ def build(docs: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     docs, site = tmp_path / "docs", tmp_path / "site"
-    # a copy, since the pages of the reference are written beside the sources
+    # a copy, since the pages of the reference are written next to the sources
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("_build", "generated"))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "bundles"):
         (tmp_path / name).symlink_to(ROOT / name)

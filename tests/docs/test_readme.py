@@ -75,7 +75,7 @@ def test_every_command_is_tested_or_says_why_not() -> None:
     assert [test for test in TESTED.values() if test not in globals()] == []
 
 
-def test_no_block_hides_in_another_language() -> None:
+def test_all_code_blocks_are_in_known_languages() -> None:
     languages = set(re.findall(r"^ *```(\S+)$", ALL, flags=re.MULTILINE))
     assert {each for each in languages if not each.startswith("{")} == {"sh", "python", "py"}
     assert len(re.findall(r"^ *```", ALL, flags=re.MULTILINE)) % 2 == 0
@@ -191,7 +191,7 @@ def test_the_python_examples_print_what_they_say(
 
 
 @pytest.mark.parametrize("document", TEXTS)
-def test_links_lead_somewhere(document: str) -> None:
+def test_links_have_targets(document: str) -> None:
     named = re.findall(r"\]\((.*?)\)", TEXTS[document])
     targets = [target.split("#")[0] for target in named if not target.startswith("http")]
     assert [target for target in targets if not ((ROOT / document).parent / target).exists()] == []

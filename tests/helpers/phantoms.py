@@ -87,7 +87,7 @@ def write_dicom_series(
         modality: Modality.
         prefix: beginning of the file names.
         seed: seed of the head.
-        slope: RescaleSlope; other than 1, the voxels are no HU anymore.
+        slope: RescaleSlope; other than 1, the voxels are not in HU.
     """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -124,7 +124,7 @@ def write_dicom_series(
 
 
 def write_dicom_object(path: str | Path, sop_class: str, **elements: object) -> Path:
-    """Write a DICOM object that is no image, such as a structured report, in the study of no one."""
+    """Write a DICOM object that is not an image, such as a structured report, in a study of its own."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -132,7 +132,7 @@ def write_dicom_object(path: str | Path, sop_class: str, **elements: object) -> 
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, generate_uid(entropy_srcs=[str(path)])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     item = FileDataset(str(path), {}, preamble=bytes(128), file_meta=meta, is_implicit_VR=False)
-    if sop_class != "1.2.840.10008.1.3.10":  # a DICOMDIR says what it is in its meta information only
+    if sop_class != "1.2.840.10008.1.3.10":  # a DICOMDIR has its SOP class in its meta information only
         item.SOPClassUID, item.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
         item.SeriesInstanceUID = generate_uid(entropy_srcs=[str(path), "series"])
     for name, value in elements.items():

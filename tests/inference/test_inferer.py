@@ -1,4 +1,4 @@
-"""The inferer: slices, volumes, tiles, geometry, and nothing that depends on how the work is cut up."""
+"""The inferer: slices, volumes, tiles and geometry, independently of the division into tiles and batches."""
 
 from __future__ import annotations
 
@@ -265,12 +265,12 @@ def test_weights_of_tiles_vanish_at_inner_borders() -> None:
 def test_the_blur_setting_determines_the_degradation() -> None:
     network = started(tiny_miar()).eval()
     lr = Degradation(sigma=0.0)(torch.rand(2, 1, 4 * TILE, 4 * TILE))
-    plain, told = inferer()(lr, network), inferer(blur=0.0)(lr, network)
+    default, assumed = inferer()(lr, network), inferer(blur=0.0)(lr, network)
     operator = Degradation(sigma=0.0).for_lr(lr)
-    torch.testing.assert_close(told, network.super_resolve(lr, Decoding("beam"), 0.25, operator).image)
-    assert torch.equal(plain, inferer(blur=1.0)(lr, network))
-    assert not torch.allclose(plain, told, atol=0.01)
-    assert torch.equal(plain, inferer(blur="auto")(lr, network))  # too small to be measured
+    torch.testing.assert_close(assumed, network.super_resolve(lr, Decoding("beam"), 0.25, operator).image)
+    assert torch.equal(default, inferer(blur=1.0)(lr, network))
+    assert not torch.allclose(default, assumed, atol=0.01)
+    assert torch.equal(default, inferer(blur="auto")(lr, network))  # too small to be measured
 
 
 def test_the_blur_is_estimated_from_all_slices_of_a_call() -> None:
@@ -384,7 +384,7 @@ def test_progress_counts_tiles(size: tuple[int, int], capsys: pytest.CaptureFixt
     inferer(progress=True, sw_batch_size=1)(x, Counting())
     assert sum(seen) == 3 * tiles
     assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
-    inferer(progress=True, sw_batch_size=2)(x, Limited(most=1))  # which starts batches anew
+    inferer(progress=True, sw_batch_size=2)(x, Limited(most=1))  # which restarts batches
     assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
 
 

@@ -152,8 +152,8 @@ def test_each_image_of_a_batch_has_its_own_degradation() -> None:
 
 def test_features_depend_on_noise_and_blur() -> None:
     encoder, linear = trained().lr_encoder, tiny_slices(1).double()
-    said = [encoder(linear, torch.tensor(c).double().view(1, 2, 1, 1)) for c in ([-1, 0], [0, 0], [-1, -1])]
-    for one, other in ((said[0], said[1]), (said[0], said[2])):
+    outputs = [encoder(linear, torch.tensor(c).double().view(1, 2, 1, 1)) for c in ([-1, 0], [0, 0], [-1, -1])]
+    for one, other in ((outputs[0], outputs[1]), (outputs[0], outputs[2])):
         assert all(not torch.allclose(a, b) for a, b in zip(one, other, strict=True))
 
 
