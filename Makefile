@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all of the set-up themselves: virtual environment, one pip resolution, then the work.
+# `make demo` and `make test` create the virtual environment and install everything before they run.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,8 +14,8 @@ LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 LABEL_INSTALLED := $(LABEL_VENV)/.installed
 LABEL_DIR := runs/label
-# The largest packages are the same in both: hard links to those of .venv take no disk. Only a Python of the same version
-# finds them; pip replaces what it wants in another version, and installs all where there is no .venv, or no GNU cp.
+# The largest packages are the same in both, so hard links to those of .venv save disk space, for the same version of
+# Python. pip replaces packages of other versions, and installs everything if there is no .venv or no GNU cp.
 SHARE = (cd $(VENV)/lib && test -e ../../$(INSTALLED) && cp -al --parents \
 	$(addprefix python3*/site-packages/,torch* functorch triton* nvidia* itk*) ../../$(LABEL_VENV)/lib/) 2>/dev/null || true
 PORT ?= 8000
@@ -56,7 +56,7 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4
 
-# The pages of the reference are generated from scratch: one of a removed module would be a warning, and warnings are errors.
+# The pages of the reference are generated from scratch: a page of a removed module would cause a warning, an error here.
 docs: export OMP_NUM_THREADS = 1
 docs: $(INSTALLED)
 	@rm -rf docs/_build docs/reference/generated
@@ -81,7 +81,7 @@ figures: $(INSTALLED)
 		--split_file "$(SPLIT)" --overwrite True $(if $(PEERS),--peers_dir "$(PEERS)") $(ARGS)
 
 $(LABEL_INSTALLED): setup.cfg pyproject.toml constraints-label.txt
-	@echo "Installing MONAI Label into $(LABEL_VENV): up to five minutes and 8 GB (2 GB beside $(VENV)), only this once."
+	@echo "Installing MONAI Label into $(LABEL_VENV): up to five minutes and 8 GB (2 GB in addition to $(VENV)), only this once."
 	@test -x $(LABEL_BIN)/python || { $(PYTHON) -m venv $(LABEL_VENV) && $(SHARE); }
 	@SAM2_BUILD_CUDA=0 $(LABEL_BIN)/python -m pip install --disable-pip-version-check -qq --editable ".[label,demo,test]" \
 		--constraint constraints-label.txt
