@@ -75,9 +75,9 @@ def result_description(is_error: bool = False) -> str:
 
     Example:
         >>> result_description().split(": ")[1]
-        '4x super-resolution, detail may be invented'
+        'super-resolved, detail may be invented'
     """
-    image, error = "4x super-resolution, detail may be invented", "expected absolute error of a 4x super-resolution"
+    image, error = "super-resolved, detail may be invented", "expected absolute error of a super-resolved image"
     return f"{SOFTWARE} {__version__}: {error if is_error else image}"
 
 

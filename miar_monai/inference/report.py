@@ -187,7 +187,7 @@ def derivation(resolver: SuperResolver) -> str:
     about = resolver.about
     settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
     return (
-        f"MIAR fourfold super-resolution in the axial plane, {SOFTWARE} {__version__}, "
+        f"MIAR super-resolution in the axial plane, {SOFTWARE} {__version__}, "
         f"bundle {about.get('name')} {about.get('version')}, {settings}. For research: detail may be invented."
     )
 

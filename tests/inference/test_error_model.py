@@ -1,4 +1,4 @@
-"""The expected error beside an image: what it grows with, its units, and that it changes nothing else."""
+"""The expected error of an image: its predictors and units; the image itself does not change."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ def test_a_dicom_map_is_a_separate_series(bundles: dict[str, Path], tmp_path: Pa
     assert other.SeriesInstanceUID != first.SeriesInstanceUID
     assert (first.SeriesNumber, other.SeriesNumber) == (1001, 2001)
     assert other.SeriesDescription == "SR 4x expected error"
-    assert other.DerivationDescription.startswith("expected error of MIAR fourfold super-resolution")
+    assert other.DerivationDescription.startswith("expected error of MIAR super-resolution")
     assert float(other.WindowWidth) == pytest.approx(expected.max(), rel=1e-3)
     assert other.StudyInstanceUID == first.StudyInstanceUID
 
