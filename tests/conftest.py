@@ -122,3 +122,18 @@ def phantom(rng: np.random.Generator) -> torch.Tensor:
     body = (x / 0.8) ** 2 + (y / 0.7) ** 2 + z**2 < 1
     texture = 0.6 + 0.2 * np.sin(9 * x + 4 * z) * np.cos(7 * y) + 0.02 * rng.standard_normal(x.shape)
     return torch.as_tensor(np.clip(body * texture, 0, 1), dtype=torch.float32)[None]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that collects all saved figures."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def savefig(self: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures

@@ -17,6 +17,7 @@ import miar_monai
 from miar_monai._version import __version__
 from miar_monai.cli import options
 from miar_monai.cli.dataset_commands import evaluate, fit_uncertainty, training_range
+from miar_monai.cli.degrade import degrade
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices
 from miar_monai.cli.super_resolve import sr
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
@@ -56,7 +57,7 @@ def main() -> None:
     """
 
 
-for _command in (sr, evaluate, fit_uncertainty, training_range):
+for _command in (sr, degrade, evaluate, fit_uncertainty, training_range):
     main.add_command(_command)
 
 

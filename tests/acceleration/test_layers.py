@@ -1,4 +1,4 @@
-"""The fused layers: their Triton kernels against what they are in PyTorch, in Triton's interpreter and on a GPU."""
+"""Triton kernels of the fused layers compared with PyTorch, in Triton's interpreter and on a GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Join(nn.Module):
 
 
 def layers() -> list[tuple[nn.Module, tuple[Tensor, ...]]]:
-    """Return layers with weights of their own, and what they get: odd sizes, one token, slices of larger tensors."""
+    """Return layers with random weights, and their inputs: odd sizes, single tokens, slices of larger tensors."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -70,7 +70,7 @@ def call(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def compare_with_kernels() -> None:
-    """Compare all layers with their kernels on the CPU, which takes ``TRITON_INTERPRET=1``, set before Triton loads."""
+    """Compare all layers with their kernels on the CPU; set ``TRITON_INTERPRET=1`` before importing Triton."""
     expected = [call(*case) for case in layers()]
     fused_layers._use_kernels = lambda x: True
     for case, wanted in zip(layers(), expected, strict=True):
@@ -92,16 +92,19 @@ def test_kernels_agree_with_pytorch_in_the_interpreter() -> None:
 @pytest.mark.parametrize("case", range(len(layers())))
 def test_kernels_agree_with_pytorch_on_a_gpu(case: int, dtype: torch.dtype) -> None:
     layer, inputs = layers()[case]
-    layer, inputs = layer.to(dtype).float(), tuple(x.to(dtype).float() for x in inputs)  # both see rounded numbers
+    layer, inputs = (
+        layer.to(dtype).float(),
+        tuple(x.to(dtype).float() for x in inputs),
+    )  # the same rounded numbers for both
     expected = call(layer, inputs)
     on_gpu = tuple(x.to("cuda", dtype) for x in inputs)
     assert not fused_layers._use_kernels(on_gpu[0])
     with torch.no_grad():
         assert fused_layers._use_kernels(on_gpu[0])
-    for found, wanted in zip(call(layer.to("cuda", dtype), on_gpu), expected, strict=True):
-        assert found.dtype == (wanted.dtype if isinstance(layer, TopTwo) else dtype)
+    for result, wanted in zip(call(layer.to("cuda", dtype), on_gpu), expected, strict=True):
+        assert result.dtype == (wanted.dtype if isinstance(layer, TopTwo) else dtype)
         tolerance = 1e-4 if dtype == torch.float32 else 0.02
-        torch.testing.assert_close(found.cpu().to(wanted.dtype), wanted, rtol=tolerance, atol=3 * tolerance)
+        torch.testing.assert_close(result.cpu().to(wanted.dtype), wanted, rtol=tolerance, atol=3 * tolerance)
 
 
 @pytest.mark.gpu
@@ -121,9 +124,9 @@ def test_float64_is_computed_in_float64_on_a_gpu() -> None:
     for layer, inputs in layers():
         layer, inputs = layer.double(), tuple(x.double() for x in inputs)
         expected = call(layer, inputs)
-        for found, wanted in zip(call(layer.cuda(), tuple(x.cuda() for x in inputs)), expected, strict=True):
-            if not isinstance(layer, TopTwo):  # which gives float32
-                torch.testing.assert_close(found.cpu(), wanted)
+        for result, wanted in zip(call(layer.cuda(), tuple(x.cuda() for x in inputs)), expected, strict=True):
+            if not isinstance(layer, TopTwo):  # its result is float32
+                torch.testing.assert_close(result.cpu(), wanted)
 
 
 def test_a_missing_compiler_causes_one_warning(

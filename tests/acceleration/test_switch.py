@@ -1,4 +1,4 @@
-"""The switch of acceleration."""
+"""The environment variable that selects the accelerations."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.drawings import shown_images
 from helpers.phantoms import head
 from scipy import ndimage
 
@@ -13,25 +14,6 @@ from miar_monai.errors import OutputError
 from miar_monai.visualize.drawing import displayed
 
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that collects all saved figures."""
-    from matplotlib.figure import Figure
-
-    figures, save = [], Figure.savefig
-
-    def savefig(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
-
-
-def shown_images(figure: Any) -> list[np.ndarray]:
-    return [np.asarray(image.get_array()) for ax in figure.axes for image in ax.get_images()]
 
 
 def test_reconstructions_and_truth_are_drawn_above_the_curves_of_the_tokenizers(

@@ -9,11 +9,11 @@ from miar_monai.degradation import Degradation
 from miar_monai.degradation.blur_estimation import estimate_blur, infer_degradation, without_overshoot
 
 
-def natural(count: int = 6, shape: tuple[int, int] = (192, 256), fall: float = 2.4, seed: int = 0) -> Tensor:
-    """Return images whose power falls with a power of the frequency, without a blur: (count, 1, *shape)."""
+def natural(count: int = 6, shape: tuple[int, int] = (192, 256), slope: float = 2.4, seed: int = 0) -> Tensor:
+    """Return sharp images with a power-law spectrum: (count, 1, *shape)."""
     noise = np.random.default_rng(seed).standard_normal((count, *shape))
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])).clip(min=1 / 256)
-    images = np.fft.ifft2(np.fft.fft2(noise) * frequency ** (-fall / 2)).real
+    images = np.fft.ifft2(np.fft.fft2(noise) * frequency ** (-slope / 2)).real
     images = (images - images.min()) / np.ptp(images)
     return torch.from_numpy(images)[:, None]
 
@@ -27,9 +27,9 @@ def test_blur_is_estimated_from_rounded_images(sigma: float, levels: int | None)
     assert estimate_blur(lr) == pytest.approx(sigma, abs=0.06)
 
 
-@pytest.mark.parametrize("fall", [2.0, 3.0])
-def test_blur_is_estimated_with_noise_for_any_spectral_slope_and_unit(fall: float) -> None:
-    lr = Degradation()(natural(fall=fall))
+@pytest.mark.parametrize("slope", [2.0, 3.0])
+def test_blur_is_estimated_with_noise_for_any_spectral_slope_and_unit(slope: float) -> None:
+    lr = Degradation()(natural(slope=slope))
     noisy = lr + 0.001 * torch.randn(lr.shape, dtype=lr.dtype, generator=torch.Generator().manual_seed(0))
     assert estimate_blur(noisy) == pytest.approx(1.0, abs=0.1)
     assert estimate_blur(4000 * noisy - 1024) == pytest.approx(estimate_blur(noisy), abs=1e-6)
@@ -43,8 +43,8 @@ def test_sharp_images_are_recognized() -> None:
 @pytest.mark.parametrize("lr", [torch.zeros(3, 1, 64, 64), torch.rand(3, 1, 64, 31), torch.rand(3, 1, 5, 5)])
 def test_blur_of_the_training_is_assumed_for_small_and_empty_slices(lr: Tensor) -> None:
     assert estimate_blur(lr) is None
-    own = Degradation(sigma=4.0, blur_on="hr")
-    assert infer_degradation(lr, own) is own
+    training = Degradation(sigma=4.0, blur_on="hr")
+    assert infer_degradation(lr, training) is training
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_sharp_edged_phantoms_are_not_assumed_to_be_blurred(shape: str, size: tu
 
 def test_overshoot_of_blurred_slices_and_single_bright_voxels_is_tolerated() -> None:
     lr = Degradation()(natural())
-    lr[2, 0, 20, 20] = 20  # the others stay
-    own = Degradation()
-    assert without_overshoot(lr, own, linear) is own
-    assert without_overshoot(torch.zeros(3, 1, 8, 8), own, linear) is own
+    lr[2, 0, 20, 20] = 20  # in one of six slices
+    training = Degradation()
+    assert without_overshoot(lr, training, linear) is training
+    assert without_overshoot(torch.zeros(3, 1, 8, 8), training, linear) is training

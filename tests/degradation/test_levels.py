@@ -1,4 +1,4 @@
-"""The level of real scans at their own resolution, with the shipped weights; test_degradation has the closed forms."""
+"""Mean intensities of real scans at native resolution, with the shipped weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def brain_mri() -> SuperResolver:
 
 
 def squares(noise: float) -> Volume:
-    """Return squares of 500 and 800 in 0, with noise in percent of 800, as a scanner leaves it."""
+    """Return squares of 500 and 800 on a background of 0, with noise in percent of 800, clipped and rounded."""
     array = np.zeros((48, 48, 1), np.float32)
     array[8:40, 8:40] = 500
     array[16:24, 16:24] = 800
@@ -47,19 +47,21 @@ def test_homogeneous_regions_keep_their_mean(noise: float, fidelity: float, brai
 def test_scans_keep_their_mean_intensity(scan: str, brain_mri: SuperResolver, real_data: Path) -> None:
     volume = read_volume(real_data / SCANS[scan])
     x, y, z = (size // 2 for size in volume.array.shape)
-    found = levels(brain_mri, volume._replace(array=volume.array[x - 64 : x + 64, y - 64 : y + 64, z : z + 1]))
-    assert found.block < 0.1
-    assert abs(found.flat_tissue) < 0.1
+    result = levels(brain_mri, volume._replace(array=volume.array[x - 64 : x + 64, y - 64 : y + 64, z : z + 1]))
+    assert result.block < 0.1
+    assert abs(result.flat_tissue) < 0.1
 
 
-@pytest.mark.parametrize(("size", "share"), [((40, 48), 0.01), ((20, 24), 0.05)])  # the blur of the latter is not known
-def test_noiseless_edges_do_not_ring(size: tuple[int, int], share: float, brain_mri: SuperResolver) -> None:
+@pytest.mark.parametrize(
+    ("size", "fraction"), [((40, 48), 0.01), ((20, 24), 0.05)]
+)  # the latter is too small to estimate the blur
+def test_noiseless_edges_do_not_ring(size: tuple[int, int], fraction: float, brain_mri: SuperResolver) -> None:
     x, y = (np.linspace(-1, 1, side) for side in size)
     ellipse = 500 * (np.hypot(x[:, None], y) < 0.8).astype(np.float32)
     result = brain_mri(ellipse)
     assert 450 < result.max() < 1000
     assert result.min() == 0
-    assert result.mean() == pytest.approx(ellipse.mean(), rel=share)
+    assert result.mean() == pytest.approx(ellipse.mean(), rel=fraction)
 
 
 def test_the_benchmark_writes_a_row_for_each_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

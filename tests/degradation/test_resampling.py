@@ -37,7 +37,7 @@ def test_the_same_size_is_the_identity(mode: str, antialias: bool, size: int) ->
 @modes
 @given(sizes, sizes)
 def test_the_grid_is_symmetric(mode: str, antialias: bool, in_size: int, out_size: int) -> None:
-    """Cell-centered grids have no preferred end; nearest has one where a center lies between two voxels."""
+    """Cell-centered grids are symmetric, except for nearest if a center lies between two voxels."""
     assume(mode != "nearest-exact" or (in_size % 2 == 1 and out_size % 2 == 1))
     matrix = interpolation_matrix(in_size, out_size, mode, antialias)
     torch.testing.assert_close(matrix.flip(0, 1), matrix)
@@ -50,9 +50,9 @@ def test_downsampling_keeps_a_ramp_in_place(mode: str, factor: int, size: int) -
     assume(size >= 7 or mode == "area")
     ramp = torch.arange(factor * size, dtype=torch.float64)
     shrunk = interpolation_matrix(factor * size, size, mode, antialias=mode != "area") @ ramp
-    wanted = factor * torch.arange(size) + (factor - 1) / 2
+    expected = factor * torch.arange(size) + (factor - 1) / 2
     inner = slice(None) if mode == "area" else slice(size // 2, size // 2 + 1)
-    torch.testing.assert_close(shrunk[inner], wanted.double()[inner])
+    torch.testing.assert_close(shrunk[inner], expected.double()[inner])
 
 
 @modes
@@ -61,8 +61,8 @@ def test_resampling_by_matrices_agrees_with_torch(mode: str, antialias: bool) ->
     options = {} if mode in ("area", "nearest-exact") else {"align_corners": False, "antialias": antialias}
     for height, width in ((9, 8), (80, 62), (37, 10)):
         matrices = (interpolation_matrix(i, o, mode, antialias) for i, o in ((37, height), (31, width)))
-        wanted = F.interpolate(images, size=(height, width), mode=mode, **options)
-        torch.testing.assert_close(resample(images, *matrices), wanted)
+        expected = F.interpolate(images, size=(height, width), mode=mode, **options)
+        torch.testing.assert_close(resample(images, *matrices), expected)
 
 
 def test_resample_and_its_transpose_are_adjoint() -> None:

@@ -157,26 +157,28 @@ def test_prox_is_the_tikhonov_solution_with_a_frequency_dependent_prior(sigma: f
 @given(
     sigma=st.floats(0, 1.25),
     noise=st.floats(0, 0.02),
-    levels=st.tuples(st.floats(-0.6, 0), st.floats(-0.15, 0)),  # of networks that were trained with the correction
+    levels=st.tuples(st.floats(-0.6, 0), st.floats(-0.15, 0)),  # offsets of networks trained with the correction
     seed=st.integers(0, 99),
 )
 @example(sigma=0.0, noise=0.02, levels=(-0.6, -0.13), seed=0)
 def test_local_means_are_preserved_for_any_noise_blur_and_estimate(
     sigma: float, noise: float, levels: tuple[float, float], seed: int
 ) -> None:
-    """The mean over any 8 × 8 LR voxels, a thousandth of the range allowed and what noise makes of such a mean."""
+    """The mean over any 8 × 8 LR voxels, with a tolerance of 0.1 % of the range and of the noise of such a mean."""
     degradation, generator = Degradation(sigma=sigma), torch.Generator().manual_seed(seed)
     hr = torch.from_numpy(head((160, 128, 1), seed=seed)[..., 0])
     lr = degradation(hr)
     lr = lr + noise * torch.randn(lr.shape, dtype=lr.dtype, generator=generator)
     inside, outside = levels
-    floating = torch.where(hr > 0.1, 0.5 * hr + inside, torch.full_like(hr, outside))  # as a network's maps float
+    uncorrected = torch.where(
+        hr > 0.1, 0.5 * hr + inside, torch.full_like(hr, outside)
+    )  # as uncorrected maps of a network
     damping = max(noise / 0.2, 1e-3)
     operator = degradation.for_lr(lr)
-    for estimate in (operator.prox(floating, lr, damping), operator.restore(lr, damping)):
+    for estimate in (operator.prox(uncorrected, lr, damping), operator.restore(lr, damping)):
         blocks = torch.nn.functional.avg_pool2d((degradation(estimate) - lr)[None], 8, stride=1)
         assert blocks.abs().max() < 1e-3 * float(lr.max() - lr.min()) + 4 * noise / 8
-    darker, inner = estimate + inside, (slice(32, -32), slice(32, -32))  # without the border, which cuts columns off
+    darker, inner = estimate + inside, (slice(32, -32), slice(32, -32))  # without the border
     corrected = operator.prox(darker, degradation(estimate), damping)
     torch.testing.assert_close(corrected[inner], estimate[inner], atol=1e-3, rtol=0)
 
@@ -299,18 +301,18 @@ def test_select_gives_each_image_the_operator_of_its_index(size: tuple[int, int]
     lr = mixed.A(hr)
     damping = torch.linspace(0.01, 0.1, 5, dtype=torch.float64).view(5, 1, 1, 1)
     for i, kind in enumerate(index.tolist()):
-        own, one = KINDS[kind].for_hr(hr), slice(i, i + 1)
-        torch.testing.assert_close(lr[one], own.A(hr[one]))
-        torch.testing.assert_close(mixed.A_adjoint(lr)[one], own.A_adjoint(lr[one]))
-        torch.testing.assert_close(mixed.noise_level(lr)[one], own.noise_level(lr[one]))
-        torch.testing.assert_close(mixed.restore(lr, damping)[one], own.restore(lr[one], damping[one]))
-        torch.testing.assert_close(mixed.prox(hr, lr, damping)[one], own.prox(hr[one], lr[one], damping[one]))
-        torch.testing.assert_close(mixed.bounded(hr, 0.1)[one], own.bounded(hr[one], 0.1))
+        single, row = KINDS[kind].for_hr(hr), slice(i, i + 1)
+        torch.testing.assert_close(lr[row], single.A(hr[row]))
+        torch.testing.assert_close(mixed.A_adjoint(lr)[row], single.A_adjoint(lr[row]))
+        torch.testing.assert_close(mixed.noise_level(lr)[row], single.noise_level(lr[row]))
+        torch.testing.assert_close(mixed.restore(lr, damping)[row], single.restore(lr[row], damping[row]))
+        torch.testing.assert_close(mixed.prox(hr, lr, damping)[row], single.prox(hr[row], lr[row], damping[row]))
+        torch.testing.assert_close(mixed.bounded(hr, 0.1)[row], single.bounded(hr[row], 0.1))
         assert mixed.sigma[i].item() == pytest.approx(KINDS[kind].lr_sigma)
 
 
 def test_an_operator_can_be_rebuilt_from_its_tensors(degradation: Degradation, hr: torch.Tensor) -> None:
-    """A CUDA graph has them as its inputs."""
+    """The tensors are inputs of a CUDA graph."""
     operator, lr = degradation.for_hr(hr), degradation(hr)
     again = SeparableOperator.from_tensors([x.clone() for x in operator.tensors])
     assert torch.equal(again.restore(lr, 1e-2), operator.restore(lr, 1e-2))
@@ -326,15 +328,15 @@ def test_operators_are_cached() -> None:
 
 
 def test_the_suppressed_fraction_is_that_of_white_noise(degradation: Degradation) -> None:
-    """White noise as an LR image, after the damped inverse and after the degradation that follows it."""
+    """Measured by applying the damped inverse and the degradation to white noise."""
     damping = torch.tensor([1e-3, 0.05, 0.5], dtype=torch.float64)[:, None, None]
     white = torch.randn(3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
     operator = degradation.for_lr(white)
     kept = operator.A(operator.A_dagger(white, damping))
     lost = ((white - kept) * white).mean(dim=(1, 2)) / white.square().mean(dim=(1, 2))
-    share = operator.suppressed_fraction(damping).flatten()
-    torch.testing.assert_close(share, lost, atol=0.03, rtol=0)
-    assert share.tolist() == sorted(share.tolist())
+    fraction = operator.suppressed_fraction(damping).flatten()
+    torch.testing.assert_close(fraction, lost, atol=0.03, rtol=0)
+    assert fraction.tolist() == sorted(fraction.tolist())
 
 
 def test_lr_sigma_is_in_lr_voxels() -> None:

@@ -103,7 +103,15 @@ def _user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 MADE = {
     "README.md": ["scan_sr.nii.gz"],
     "docs/getting_started.md": ["my_scan_sr.nii.gz", "my_ct_sr.nii.gz", "my_ct_sr.png"],
-    "docs/command_line.md": ["my_scan_sr.nii.gz", "result.nii.gz", "result.png", "results/1/t2_sr.nii.gz", "run.json"],
+    "docs/command_line.md": [
+        "my_scan_sr.nii.gz",
+        "result.nii.gz",
+        "result.png",
+        "results/1/t2_sr.nii.gz",
+        "run.json",
+        "my_scan_lr.nii.gz",
+        "thick.nii.gz",
+    ],
     "docs/dicom.md": ["dicom_series_sr.nii.gz", "results/dicom_series_sr"],
     "docs/many_volumes.md": ["results/1_sr.nii.gz", "run.json", "reports/7.json"],
     "docs/uncertainty.md": ["certain.nii.gz", "certain_uncertainty.nii.gz"],

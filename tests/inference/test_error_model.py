@@ -1,4 +1,4 @@
-"""The expected error of an image: its predictors and units; the image itself does not change."""
+"""The expected error: its predictors, its units, its files, and that it leaves the image unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_NOISE = torch.zeros(1, 1, 1, 1)
 
 
 def estimate(sr: Tensor, estimates: Tensor, weight: Tensor | None = None) -> Estimate:
-    """Return an estimate whose network has all of the weight, as for a slice of the training."""
+    """Return an estimate with a network weight of 1 by default."""
     return Estimate(sr, *estimates.split(1, dim=1), torch.ones(1, 1, 1, 1) if weight is None else weight)
 
 
@@ -61,8 +61,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_token_entropy_follows_its_definition() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25, 0], [1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]])
-    found = token_entropy(p.log().clamp(min=-99)[None], 2)  # two positions, two codebooks
-    torch.testing.assert_close(found, torch.tensor([[(0.75 + 0) / 2, (1 + 0.5) / 2]]))
+    result = token_entropy(p.log().clamp(min=-99)[None], 2)  # two positions, two codebooks
+    torch.testing.assert_close(result, torch.tensor([[(0.75 + 0) / 2, (1 + 0.5) / 2]]))
 
 
 def test_requesting_the_entropy_does_not_change_the_tokens(network: MIAR) -> None:
@@ -70,13 +70,15 @@ def test_requesting_the_entropy_does_not_change_the_tokens(network: MIAR) -> Non
     context = network.transformer.context(network.features(observed.linear, observed.condition).f_lr)
     for decoding in (Decoding(), Decoding("beam", 2), Decoding("top_p", seed=3)):
         parts = network.transformer, network.quantizer, context, decoding
-        plain, asked = decode_tokens(*parts), decode_tokens(*parts, with_entropy=True)
+        plain, requested = decode_tokens(*parts), decode_tokens(*parts, with_entropy=True)
         assert plain.entropy is None
-        assert torch.equal(plain.tokens, asked.tokens)
-        assert torch.equal(plain.f_hat, asked.f_hat)
-        assert asked.entropy is not None
-        assert asked.entropy.shape == (2, 1, 5, 5)
-        assert -0.1 < asked.entropy.min() <= asked.entropy.max() < 1.1  # bicubic, so a little beyond [0, 1]
+        assert torch.equal(plain.tokens, requested.tokens)
+        assert torch.equal(plain.f_hat, requested.f_hat)
+        assert requested.entropy is not None
+        assert requested.entropy.shape == (2, 1, 5, 5)
+        assert (
+            -0.1 < requested.entropy.min() <= requested.entropy.max() < 1.1
+        )  # bicubic interpolation overshoots [0, 1]
 
 
 def test_entropy_of_certain_and_uniform_predictions_is_0_and_1(network: MIAR) -> None:
@@ -92,23 +94,23 @@ def test_entropy_of_certain_and_uniform_predictions_is_0_and_1(network: MIAR) ->
     torch.testing.assert_close(entropy, torch.ones_like(entropy))
 
 
-# Model of the error
+# Error model
 
 
 @pytest.mark.parametrize("name", ["disagreement", "edges", "entropy"])
 def test_the_expected_error_increases_with_each_predictor(name: str) -> None:
     sr, entropy = torch.full((1, 1, 33, 29), 0.5), torch.zeros(1, 1, 33, 29)
     estimates = sr.expand(-1, 2, -1, -1).clone()
-    here = (..., slice(10, 14), slice(8, 12))
+    region = (..., slice(10, 14), slice(8, 12))
     if name == "disagreement":
-        estimates[:, :1][here] += 0.2
+        estimates[:, :1][region] += 0.2
     elif name == "edges":
-        sr[here] += 0.2
+        sr[region] += 0.2
     else:
-        entropy[here] += 0.5
+        entropy[region] += 0.5
     weights = {"disagreement": 0.0, "edges": 0.0, "entropy": 0.0, name: 0.7}
     error = ErrorModel(offset=-2.0, **weights)(estimate(sr, estimates), entropy, NO_NOISE)
-    assert error[here].min() > 1.2 * error[..., 25:, 20:].max()
+    assert error[region].min() > 1.2 * error[..., 25:, 20:].max()
     assert error.min() > 0
     assert torch.isfinite(error).all()
     constant = ErrorModel(-2.0, 0.0, 0.0, 0.0)(estimate(sr, estimates), entropy, NO_NOISE)
@@ -135,11 +137,11 @@ def test_the_network_weight_does_not_change_the_disagreement() -> None:
 
 def test_the_expected_error_increases_with_the_noise(network: MIAR) -> None:
     lr = network.degradation(torch.rand(2, 1, 4 * TILE, 4 * TILE))
-    asking = inferer(uncertainty=True, error_model=MODEL, strategy="greedy")
+    with_error = inferer(uncertainty=True, error_model=MODEL, strategy="greedy")
     means = []
-    for level in (0.0, 0.01, 0.03):  # from 0.02 on less and less of what was learned is in the result
+    for level in (0.0, 0.01, 0.03):  # from 0.02 on, the network weight decreases
         noisy = lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0), dtype=lr.dtype)
-        means.append(asking(noisy, network)["error"].mean())
+        means.append(with_error(noisy, network)["error"].mean())
     assert means[0] < min(means[1:])
 
 
@@ -170,15 +172,15 @@ def test_the_expected_error_of_one_tile_is_that_of_its_estimates(network: MIAR) 
     lowest = torch.full_like(observed.damping, network.noise_model.min_damping)
     noise = observed.operator.suppressed_fraction(observed.damping) - observed.operator.suppressed_fraction(lowest)
     assert prediction.entropy is not None
-    wanted = MODEL(image, prediction.entropy, noise)
-    torch.testing.assert_close(both["error"], wanted)
+    expected = MODEL(image, prediction.entropy, noise)
+    torch.testing.assert_close(both["error"], expected)
 
 
 def test_the_error_does_not_depend_on_the_batch_and_is_0_in_constant_slices(network: MIAR) -> None:
     x = torch.rand(1, 1, 13, 11, 5)
     x[..., 2] = 0.25
     one, many = (inferer(uncertainty=True, error_model=MODEL, sw_batch_size=n)(x, network) for n in (1, 7))
-    torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-5)  # products of another size are rounded otherwise
+    torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-5)  # batch sizes differ in rounding
     assert (many["image"][..., 2] == 0.25).all()
     assert (many["error"][..., 2] == 0).all()
 
@@ -203,19 +205,19 @@ def test_uncertainty_without_an_error_model_or_a_miar_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recording_has_the_expected_error_if_requested() -> None:
     on_gpu, x = started(tiny_miar()).float().cuda().eval(), torch.rand(1, 1, 13, 11, 2)
-    asking = inferer(uncertainty=True, error_model=MODEL, lookahead_tokens=1)
+    with_error = inferer(uncertainty=True, error_model=MODEL, lookahead_tokens=1)
     plain = inferer(lookahead_tokens=1)
-    wanted = asking(x, on_gpu.cpu())
+    expected = with_error(x, on_gpu.cpu())
     on_gpu.cuda()
     for _ in range(5):  # launched three times, recorded, replayed
-        both = asking(x, on_gpu)
-        torch.testing.assert_close(both, wanted, rtol=1e-2, atol=1e-3)
+        both = with_error(x, on_gpu)
+        torch.testing.assert_close(both, expected, rtol=1e-2, atol=1e-3)
         torch.testing.assert_close(both["image"], plain(x, on_gpu), rtol=1e-3, atol=1e-4)
-    asking.uncertainty = False
-    assert isinstance(asking(x, on_gpu), Tensor)
+    with_error.uncertainty = False
+    assert isinstance(with_error(x, on_gpu), Tensor)
 
 
-# Units and places
+# Units and geometry
 
 
 def volume(array: np.ndarray, affine: np.ndarray = LPS_AFFINE) -> Volume:
@@ -225,12 +227,12 @@ def volume(array: np.ndarray, affine: np.ndarray = LPS_AFFINE) -> Volume:
 def test_the_expected_error_is_in_the_units_of_the_input(bundles: dict[str, Path]) -> None:
     array = 800 * head(SHAPE)
     resolver = SuperResolver(bundles["miar_brats"], "cpu", uncertainty=True)
-    one, ten, moved = (resolver.volume(volume(x)).uncertainty for x in (array, 10 * array, array + 5))
+    one, ten, shifted = (resolver.volume(volume(x)).uncertainty for x in (array, 10 * array, array + 5))
     assert one is not None
     assert ten is not None
-    assert moved is not None
+    assert shifted is not None
     np.testing.assert_allclose(ten, 10 * one, rtol=1e-3)
-    np.testing.assert_allclose(moved, one, rtol=1e-2, atol=1)  # an offset is no error
+    np.testing.assert_allclose(shifted, one, rtol=1e-2, atol=1)  # an offset does not change the error
 
 
 def test_errors_in_hounsfield_units_have_no_offset(bundles: dict[str, Path]) -> None:
@@ -313,7 +315,7 @@ def test_maps_in_the_input_folder_are_not_cases(bundles: dict[str, Path], tmp_pa
         assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
         results = [f"{name}_sr{end}.nii.gz" for name in "ab" for end in ("", "_uncertainty")]
         assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted([*results, "a.nii.gz", "b.nii.gz"])
-    scans[0].with_name("a_sr.nii.gz").unlink()  # as a killed run leaves it: a map without a result
+    scans[0].with_name("a_sr.nii.gz").unlink()  # a map without a result, as left by an interrupted run
     assert miar("sr", tmp_path / "in", "-o", tmp_path / "in", *options).exit_code == 0
     assert scans[0].with_name("a_sr.nii.gz").is_file()
 

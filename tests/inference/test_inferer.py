@@ -1,4 +1,4 @@
-"""The inferer: slices, volumes, tiles and geometry, independently of the division into tiles and batches."""
+"""The inferer: slices, volumes, tiles, geometry, settings, and recordings on a GPU."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ TILE = 10  # of the tiny network
 
 
 class Nearest(nn.Module):
-    """A network whose result is known: every voxel four times as large along both axes."""
+    """Nearest-neighbor upsampling by 4."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=4, mode="nearest")
 
 
 class Linear(nn.Module):
-    """Bilinear upsampling, which depends on a voxel's neighborhood."""
+    """Bilinear upsampling by 4."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=4, mode="bilinear")
@@ -52,8 +52,8 @@ def inferer(**options: object) -> BeamSearchInferer:
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
 def test_tiles_of_a_nearest_neighbor_network_are_joined_exactly(shape: tuple[int, ...], overlap: float) -> None:
     x = torch.rand(shape)
-    wanted = x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    torch.testing.assert_close(inferer(overlap=overlap)(x, Nearest()), wanted)
+    expected = x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    torch.testing.assert_close(inferer(overlap=overlap)(x, Nearest()), expected)
 
 
 @pytest.mark.parametrize("network", [Linear(), started(tiny_miar()).eval()])
@@ -148,7 +148,7 @@ def test_tiled_results_are_consistent_with_the_input_up_to_the_border(size: tupl
     lr = network.degradation(hr)
     sr = inferer()(lr, network)
     torch.testing.assert_close(network.degradation(sr), lr, rtol=0, atol=1e-3)
-    assert (sr - network.observe(lr).linear).abs().max() > 0.1  # the networks add to it
+    assert (sr - network.observe(lr).linear).abs().max() > 0.1  # the networks add detail
 
 
 @pytest.mark.parametrize("size", [(10, 10), (17, 23)])
@@ -184,7 +184,7 @@ def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
     for result in inferer(intensity_range=(0, 2))(metal, network).unbind(-1):
         torch.testing.assert_close(result, clipped[..., 0] + beyond)
         assert result.min() >= 0.02
-    assert inferer()(metal, network).max() > 1.2 * 7.3  # as it would be without
+    assert inferer()(metal, network).max() > 1.2 * 7.3  # without a limit
     both = inferer(intensity_range=(0, 2), uncertainty=True, error_model=ErrorModel(0, 0, 0, 0))(padded, network)
     assert (both["error"][:, 0, :8] == 0).all()
     assert (both["error"][:, 0, 8:, :-4] == 1).all()
@@ -193,7 +193,7 @@ def test_padding_keeps_its_value_and_metal_does_not_ring() -> None:
 def test_padding_just_below_the_range_is_recognized_by_its_single_value() -> None:
     network, lr = started(tiny_miar()).eval(), torch.full((1, 1, 17, 13, 1), 0.02)
     lr[:, :, 4:12, 3:9] = 0.5
-    lr[:, :, :2] = -0.1  # as of a CT cut off at -1200 HU, its corners too
+    lr[:, :, :2] = -0.1  # as padding of a CT
     lr[:, :, 14, 5:7] = -0.05  # noise
     result = inferer(intensity_range=(0, 2))(lr, network)
     assert (result[:, :, :8] == -0.1).all()
@@ -210,16 +210,16 @@ def test_an_intensity_range_needs_a_lower_and_a_higher_limit(limits: tuple[float
 
 
 class Limited(Nearest):
-    """A network whose device holds so many tiles."""
+    """A network that runs out of memory with too many tiles."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_tiles: int) -> None:
         super().__init__()
-        self.most = most
+        self.max_tiles = max_tiles
         self.sizes: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.sizes.append(len(x))
-        if len(x) > self.most:
+        if len(x) > self.max_tiles:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().forward(x)
 
@@ -228,18 +228,18 @@ class Limited(Nearest):
 def test_running_out_of_memory_halves_the_batch_with_a_warning(
     shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    x, network = torch.rand(shape), Limited(most=1)
+    x, network = torch.rand(shape), Limited(max_tiles=1)
     torch.testing.assert_close(inferer(sw_batch_size=4)(x, network), inferer(sw_batch_size=1)(x, Nearest()))
     assert caplog.messages == [
         "out of GPU memory: continuing with batches of 2 instead of 4.",
         "out of GPU memory: continuing with batches of 1 instead of 2.",
     ]
-    assert set(network.sizes[2:]) == {1}  # no other attempt
+    assert set(network.sizes[2:]) == {1}  # larger batches are not tried again
 
 
 def test_running_out_of_memory_for_one_slice_is_an_error() -> None:
     with pytest.raises(ImageError, match=r"^the GPU is out of memory for a single slice of this size"):
-        inferer()(torch.rand(1, 1, 10, 10), Limited(most=0))
+        inferer()(torch.rand(1, 1, 10, 10), Limited(max_tiles=0))
 
 
 def test_small_slices_are_padded_before_the_linear_inverse() -> None:
@@ -259,18 +259,18 @@ def test_weights_of_tiles_vanish_at_inner_borders() -> None:
 
     seams = inferer(overlap=0.5)(torch.rand(1, 1, 30, 30), Marked())
     assert seams[..., 10:-10, 10:-10].max() < 2e-3
-    assert seams[..., 0, :].min() == 1  # at the border of the slice no other can
+    assert seams[..., 0, :].min() == 1  # borders of the slice belong to one tile only
 
 
 def test_the_blur_setting_determines_the_degradation() -> None:
     network = started(tiny_miar()).eval()
     lr = Degradation(sigma=0.0)(torch.rand(2, 1, 4 * TILE, 4 * TILE))
-    default, assumed = inferer()(lr, network), inferer(blur=0.0)(lr, network)
+    plain, sharp = inferer()(lr, network), inferer(blur=0.0)(lr, network)
     operator = Degradation(sigma=0.0).for_lr(lr)
-    torch.testing.assert_close(assumed, network.super_resolve(lr, Decoding("beam"), 0.25, operator).image)
-    assert torch.equal(default, inferer(blur=1.0)(lr, network))
-    assert not torch.allclose(default, assumed, atol=0.01)
-    assert torch.equal(default, inferer(blur="auto")(lr, network))  # too small to be measured
+    torch.testing.assert_close(sharp, network.super_resolve(lr, Decoding("beam"), 0.25, operator).image)
+    assert torch.equal(plain, inferer(blur=1.0)(lr, network))
+    assert not torch.allclose(plain, sharp, atol=0.01)
+    assert torch.equal(plain, inferer(blur="auto")(lr, network))  # too small for an estimate
 
 
 def test_the_blur_is_estimated_from_all_slices_of_a_call() -> None:
@@ -323,9 +323,9 @@ def test_the_field_of_view_is_preserved(entries: list[float]) -> None:
     for batch in (x[None], torch.stack([x, x])):
         result = inferer()(batch, Nearest())
         assert isinstance(result, MetaTensor)
-        for found in torch.as_tensor(result.affine).view(-1, 4, 4).numpy():
+        for affine_of_result in torch.as_tensor(result.affine).view(-1, 4, 4).numpy():
             np.testing.assert_allclose(
-                fov_corners(found, result.shape[2:]), fov_corners(affine, x.shape[1:]), rtol=0, atol=1e-9
+                fov_corners(affine_of_result, result.shape[2:]), fov_corners(affine, x.shape[1:]), rtol=0, atol=1e-9
             )
     np.testing.assert_array_equal(x.affine.numpy(), affine)
 
@@ -372,19 +372,19 @@ def test_progress_is_shown_on_stderr_if_enabled(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("size", [(10, 10), (25, 10), (37, 26)])
 def test_progress_counts_tiles(size: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[int] = []
+    batch_sizes: list[int] = []
 
     class Counting(Nearest):
         def forward(self, x: Tensor) -> Tensor:
-            seen.append(len(x))
+            batch_sizes.append(len(x))
             return super().forward(x)
 
     x = torch.rand(1, 1, *size, 3)
     tiles = inferer().num_tiles(*size, Nearest())
     inferer(progress=True, sw_batch_size=1)(x, Counting())
-    assert sum(seen) == 3 * tiles
+    assert sum(batch_sizes) == 3 * tiles
     assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
-    inferer(progress=True, sw_batch_size=2)(x, Limited(most=1))  # which restarts batches
+    inferer(progress=True, sw_batch_size=2)(x, Limited(max_tiles=1))  # which repeats batches
     assert f"{3 * tiles}/{3 * tiles}" in capsys.readouterr().err
 
 
@@ -397,15 +397,15 @@ def test_each_batch_of_tiles_is_sampled_with_another_seed() -> None:
 
 def test_layers_run_in_the_precision_of_autocast() -> None:
     network = started(tiny_miar()).float().eval()
-    chosen, lr = inferer(lookahead_tokens=0), torch.rand(2, 1, TILE, TILE)
+    resolve, lr = inferer(lookahead_tokens=0), torch.rand(2, 1, TILE, TILE)
     for turn in range(3):
         if turn == 2:  # weights that change in place
             network.load_state_dict({name: 0.9 * value for name, value in network.state_dict().items()})
         with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(turn % 2 == 0):
-            found = chosen(lr, network)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, network.cast(torch.bfloat16).super_resolve(lr).image)
-        assert (found - network.super_resolve(lr).image).abs().max() > 1e-4
+            result = resolve(lr, network)
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, network.cast(torch.bfloat16).super_resolve(lr).image)
+        assert (result - network.super_resolve(lr).image).abs().max() > 1e-4
         assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
@@ -415,60 +415,60 @@ def test_layers_run_in_the_precision_of_autocast() -> None:
 @pytest.mark.parametrize("lookahead_tokens", [0, 2])
 def test_a_recording_agrees_with_the_network(lookahead_tokens: int, precision: torch.dtype) -> None:
     network = started(tiny_miar()).float().cuda().eval()
-    chosen = inferer(lookahead_tokens=lookahead_tokens, sw_batch_size=2)
+    resolve = inferer(lookahead_tokens=lookahead_tokens, sw_batch_size=2)
     for turn in range(6):  # launched three times, recorded, replayed
         if turn == 5:
             network.load_state_dict({name: 0.9 * value for name, value in network.state_dict().items()})
         lr = torch.rand(2, 1, TILE, TILE, device="cuda")
         with torch.autocast("cuda", precision, enabled=precision != torch.float32), torch.inference_mode(turn % 2 == 0):
-            found = chosen(lr, network)
+            result = resolve(lr, network)
         plain = network if precision == torch.float32 else network.cast(precision)
-        wanted = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).image
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
-    assert chosen._graphs is not None
+        expected = plain.super_resolve(lr, Decoding("beam", lookahead_tokens)).image
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
+    assert resolve._graphs is not None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_one_recording_is_used_for_all_blurs() -> None:
     network = started(tiny_miar()).float().cuda().eval()
-    chosen = inferer(lookahead_tokens=0)
+    resolve = inferer(lookahead_tokens=0)
     for blur in (None, 0.5, 0.0, 1.1, 0.5, 1.2):  # launched three times, recorded, replayed
-        chosen.blur, lr = blur, torch.rand(1, 1, TILE, TILE, device="cuda")
+        resolve.blur, lr = blur, torch.rand(1, 1, TILE, TILE, device="cuda")
         operator = (Degradation() if blur is None else Degradation(sigma=blur)).for_lr(lr)
-        found = chosen(lr, network)
-        torch.testing.assert_close(found, network.super_resolve(lr, operator=operator).image, rtol=1e-3, atol=1e-4)
-    assert chosen._graphs is not None
-    of_slices = chosen._graphs[1].of_slices
+        result = resolve(lr, network)
+        torch.testing.assert_close(result, network.super_resolve(lr, operator=operator).image, rtol=1e-3, atol=1e-4)
+    assert resolve._graphs is not None
+    of_slices = resolve._graphs[1].of_slices
     assert isinstance(of_slices, CUDAGraphed)
     assert len(of_slices._recordings) == 1
 
 
 @pytest.mark.parametrize("side", [TILE, TILE + 3])
 def test_inference_uses_no_float64_which_mps_does_not_support(side: int) -> None:
-    seen = set()
+    dtypes = set()
 
     class Precisions(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
+            dtypes.update(x.dtype for x in tree_leaves(result) if isinstance(x, Tensor))
             return result
 
     network, lr = started(tiny_miar()).float().eval(), torch.rand(1, 1, side, side)
     model = ErrorModel(offset=0.0, disagreement=1.0, edges=0.0, entropy=0.0)
-    chosen = inferer(lookahead_tokens=1, uncertainty=True, error_model=model)
-    chosen(lr, network)  # makes the matrices, on the CPU
+    resolve = inferer(lookahead_tokens=1, uncertainty=True, error_model=model)
+    resolve(lr, network)  # caches the operators
     with torch.no_grad(), Precisions():
-        chosen(lr, network)
-    assert torch.float32 in seen
-    assert torch.float64 not in seen
+        resolve(lr, network)
+    assert torch.float32 in dtypes
+    assert torch.float64 not in dtypes
 
 
 def test_addresses_of_replaced_weights_and_buffers_change() -> None:
     network = tiny_miar()
     before = tensor_addresses(network)
     assert set(before) == {x.data_ptr() for x in (*network.parameters(), *network.buffers())}
-    network.load_state_dict(network.state_dict())  # in place, which a recording follows
+    network.load_state_dict(network.state_dict())  # in place
     assert tensor_addresses(network) == before
     network.decoder = deepcopy(network.decoder)
     assert tensor_addresses(network) != before
@@ -477,16 +477,16 @@ def test_addresses_of_replaced_weights_and_buffers_change() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_other_weights_precisions_and_settings_need_new_recordings() -> None:
-    chosen, lr, seen = inferer(), torch.rand(1, 1, TILE, TILE), []
+    resolve, lr, recordings = inferer(), torch.rand(1, 1, TILE, TILE), []
     networks = [started(tiny_miar()).float().cuda().eval() for _ in range(2)]
     for network, enabled in ((networks[0], False), (networks[1], False), (networks[1], True)):
         with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
-            chosen(lr, network)
-            chosen(lr, network)
-        assert chosen._graphs is not None
-        seen.append(chosen._graphs[1])
-    chosen.decoding = Decoding("greedy")
-    chosen(lr, networks[1])
-    seen.append(chosen._graphs[1])
-    assert len(set(map(id, seen))) == 4
-    inferer(strategy="top_k")(lr, networks[1])  # which cannot be recorded
+            resolve(lr, network)
+            resolve(lr, network)
+        assert resolve._graphs is not None
+        recordings.append(resolve._graphs[1])
+    resolve.decoding = Decoding("greedy")
+    resolve(lr, networks[1])
+    recordings.append(resolve._graphs[1])
+    assert len(set(map(id, recordings))) == 4
+    inferer(strategy="top_k")(lr, networks[1])  # without a recording

@@ -42,8 +42,8 @@ def test_scores_depend_only_on_offsets(rows: float, columns: float) -> None:
     positions = torch.rand(6, 2, dtype=torch.float64) * 32
     q, k = normal(1, 6, 2, HEAD), normal(1, 6, 2, HEAD)
 
-    def scores(places: torch.Tensor) -> torch.Tensor:
-        table = rotary_table(places, HEAD)
+    def scores(at: torch.Tensor) -> torch.Tensor:
+        table = rotary_table(at, HEAD)
         return torch.einsum("bqhd,bkhd->bhqk", rotate(q, table), rotate(k, table))
 
     shifted = scores(positions + torch.tensor([rows, columns], dtype=torch.float64))
@@ -73,63 +73,66 @@ def test_cached_attention_equals_attention_under_a_causal_mask() -> None:
 def test_attention_is_a_mean_of_values_weighted_by_scaled_cosines() -> None:
     attention = SelfAttention(16, num_heads=2).double()
     x, table = normal(1, 5, 16), rotary_table(torch.rand(5, 2) * 5, HEAD)
-    out, own = attention(x, attention.rotation(table))
+    out, cache = attention(x, attention.rotation(table))
     q = attention.rotary(attention.query_key(x)[..., :16].unflatten(-1, (2, HEAD)), table)
-    weights = torch.einsum("bqhd,bkhd->bhqk", q, own.key).softmax(dim=-1)
-    expected = torch.einsum("bhqk,bkhd->bqhd", weights, own.value)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, cache.key).softmax(dim=-1)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weights, cache.value)
     torch.testing.assert_close(out, attention.out(expected.flatten(2)))
-    largest = q.norm(dim=-1) * own.key.norm(dim=-1)  # of a query and a key that point the same way
-    torch.testing.assert_close(largest, torch.full((1, 5, 2), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
+    maximum = q.norm(dim=-1) * cache.key.norm(dim=-1)  # for parallel queries and keys
+    torch.testing.assert_close(maximum, torch.full((1, 5, 2), 4.0, dtype=torch.float64), rtol=1e-4, atol=0)
     attention.log_temperature.data.fill_(9.0)
-    _, own = attention(x, attention.rotation(table))
-    assert (q.norm(dim=-1) * own.key.norm(dim=-1)).max() <= 100.01
+    _, cache = attention(x, attention.rotation(table))
+    assert (q.norm(dim=-1) * cache.key.norm(dim=-1)).max() <= 100.01
 
 
 def test_cross_attention_depends_on_offsets_between_tokens_and_features() -> None:
     attention = CrossAttention(16, num_heads=2, context_dim=5).double()
     x, features = normal(2, 4, 16), normal(2, 9, 5)
-    here, there = torch.rand(4, 2, dtype=torch.float64) * 9, torch.rand(9, 2, dtype=torch.float64) * 9
+    token_positions, feature_positions = (
+        torch.rand(4, 2, dtype=torch.float64) * 9,
+        torch.rand(9, 2, dtype=torch.float64) * 9,
+    )
 
     def attend(shift: float) -> torch.Tensor:
-        context = attention.context(features, rotary_table(there + shift, HEAD))
-        return attention(x, rotary_table(here + shift, HEAD), context)
+        context = attention.context(features, rotary_table(feature_positions + shift, HEAD))
+        return attention(x, rotary_table(token_positions + shift, HEAD), context)
 
     torch.testing.assert_close(attend(3.5), attend(0.0), rtol=0, atol=1e-5)
     order = torch.randperm(9)
-    shuffled = attention.context(features[:, order], rotary_table(there[order], HEAD))
-    torch.testing.assert_close(attention(x, rotary_table(here, HEAD), shuffled), attend(0.0))
+    shuffled = attention.context(features[:, order], rotary_table(feature_positions[order], HEAD))
+    torch.testing.assert_close(attention(x, rotary_table(token_positions, HEAD), shuffled), attend(0.0))
 
 
 def test_candidates_share_the_cache_and_context_of_their_sample() -> None:
     layer, cross = SelfAttention(16, num_heads=2).double(), CrossAttention(16, num_heads=2, context_dim=5).double()
-    seen, x, features = normal(2, 3, 16), normal(6, 4, 16), normal(2, 7, 5)
-    table, places = rotary_table(torch.rand(7, 2) * 5, HEAD), rotary_table(torch.rand(7, 2) * 5, HEAD)
+    earlier, x, features = normal(2, 3, 16), normal(6, 4, 16), normal(2, 7, 5)
+    table, feature_table = rotary_table(torch.rand(7, 2) * 5, HEAD), rotary_table(torch.rand(7, 2) * 5, HEAD)
     first, rest = layer.rotation(table).split([3, 4], dim=1)
-    _, cache = layer(seen, first)
-    _, copies = layer(seen.repeat_interleave(3, dim=0), first)
-    shared, longer = layer(x, rest, cache=cache)
-    alone, wanted = layer(x, rest, cache=copies)
-    torch.testing.assert_close(shared, alone)
-    torch.testing.assert_close(tuple(longer), tuple(wanted))
-    crossed = cross(x, table[:, 3:], cross.context(features, places))
-    repeated = cross(x, table[:, 3:], cross.context(features.repeat_interleave(3, dim=0), places))
-    torch.testing.assert_close(crossed, repeated)
+    _, cache = layer(earlier, first)
+    _, copies = layer(earlier.repeat_interleave(3, dim=0), first)
+    shared, extended = layer(x, rest, cache=cache)
+    repeated_output, expected = layer(x, rest, cache=copies)
+    torch.testing.assert_close(shared, repeated_output)
+    torch.testing.assert_close(tuple(extended), tuple(expected))
+    shared_output = cross(x, table[:, 3:], cross.context(features, feature_table))
+    repeated = cross(x, table[:, 3:], cross.context(features.repeat_interleave(3, dim=0), feature_table))
+    torch.testing.assert_close(shared_output, repeated)
 
 
 def test_cache_operations_leave_the_original_unchanged() -> None:
     cache = KeyValue(normal(2, 3, 2, 4), normal(2, 3, 2, 4))
-    kept = KeyValue(cache.key.clone(), cache.value.clone())
+    original = KeyValue(cache.key.clone(), cache.value.clone())
     candidates = KeyValue(normal(6, 1, 2, 4), normal(6, 1, 2, 4))
-    for picked, samples in ((cache, [0, 1]), (cache.select(torch.tensor([1, 0, 1])), [1, 0, 1])):
-        again = picked.select(torch.tensor([1, 0]))
-        for selected, order in ((picked, samples), (again, [samples[1], samples[0]])):
-            longer = selected.append(candidates)
-            each = 6 // len(order)
+    for first, samples in ((cache, [0, 1]), (cache.select(torch.tensor([1, 0, 1])), [1, 0, 1])):
+        twice = first.select(torch.tensor([1, 0]))
+        for selected, order in ((first, samples), (twice, [samples[1], samples[0]])):
+            extended = selected.append(candidates)
+            per_sample = 6 // len(order)
             for i in range(6):
-                for old, new, both in zip(cache[:2], candidates[:2], longer[:2], strict=True):
-                    assert torch.equal(both[i], torch.cat([old[order[i // each]], new[i]]))
-    assert torch.equal(cache.key, kept.key)
-    assert torch.equal(cache.value, kept.value)
+                for old, new, joined in zip(cache[:2], candidates[:2], extended[:2], strict=True):
+                    assert torch.equal(joined[i], torch.cat([old[order[i // per_sample]], new[i]]))
+    assert torch.equal(cache.key, original.key)
+    assert torch.equal(cache.value, original.value)
 
 
 def test_keys_and_values_of_a_cache_have_the_same_precision() -> None:

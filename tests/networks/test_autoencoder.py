@@ -24,8 +24,8 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def silent(module: nn.Module) -> list[str]:
-    """Return the parameters that got no gradient."""
+def without_gradient(module: nn.Module) -> list[str]:
+    """Return the names of the parameters without a gradient."""
     return [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
@@ -49,7 +49,7 @@ def test_before_training_encoder_and_decoder_are_a_cosine_transform_and_its_inve
 
 
 def lowest(stride: int) -> list[tuple[int, int]]:
-    """Return the frequencies of a patch by their distance from zero, as a stable sort leaves them."""
+    """Return the frequencies of a patch in the order of a stable sort by magnitude."""
     frequencies = [(u, v) for u in range(stride) for v in range(stride)]
     return sorted(frequencies, key=lambda uv: uv[0] ** 2 + uv[1] ** 2)
 
@@ -60,8 +60,8 @@ def test_cosine_encoder_keeps_the_lowest_frequencies_of_each_patch(stride: int, 
     patches = x[:, 0].unfold(1, stride, stride).unfold(2, stride, stride)  # (B, h, w, f, f)
     transformed = dctn(patches.numpy(), norm="ortho", axes=(3, 4))
     expected = torch.stack([torch.from_numpy(transformed[..., u, v]) for u, v in lowest(stride)[:latent_channels]], 1)
-    found = CosineEncoder(1, latent_channels, stride).double()(x)
-    torch.testing.assert_close(found, 4 / stride * expected, rtol=0, atol=1e-5)
+    result = CosineEncoder(1, latent_channels, stride).double()(x)
+    torch.testing.assert_close(result, 4 / stride * expected, rtol=0, atol=1e-5)
 
 
 def test_cosine_encoder_averages_the_channels_of_the_image() -> None:
@@ -84,7 +84,7 @@ def test_before_training_a_decoder_is_the_inverse_cosine_transform_times_its_gai
     f, decoder = images(2, 6, 3, 5), Decoder(2, 6, CHANNELS, 1).double()
     coefficients = torch.zeros(2, 3, 5, 8, 8, dtype=torch.float64)
     for channel, (u, v) in enumerate(lowest(8)[:6]):
-        coefficients[..., u, v] = 2 * f[:, channel]  # of images in [0, 1], latents have half the size
+        coefficients[..., u, v] = 2 * f[:, channel]  # latents of images in [0, 1] are scaled by 1/2
     patches = torch.from_numpy(idctn(coefficients.numpy(), norm="ortho", axes=(3, 4)))  # (B, h, w, f, f)
     expected = patches.transpose(2, 3).reshape(2, 24, 40)
     torch.testing.assert_close(decoder(f), expected[:, None].expand(-1, 2, -1, -1), rtol=0, atol=1e-5)
@@ -129,8 +129,8 @@ def test_encoder_and_decoder_have_mirrored_grids_and_all_parameters_get_gradient
     y = decoder(f, {0: nn.functional.pixel_unshuffle(x, 2), 1: maps[1]})
     assert y.shape == (2, 2, 24, 40)
     (y * torch.randn_like(y)).sum().backward()
-    assert not silent(encoder)
-    assert not silent(decoder)
+    assert not without_gradient(encoder)
+    assert not without_gradient(decoder)
 
 
 def test_untrained_skips_do_not_change_the_output() -> None:
@@ -173,4 +173,4 @@ def test_all_parameters_of_the_light_encoder_get_gradients() -> None:
     assert f_lr.shape == (2, 4, 3, 5)
     assert skip.shape == (2, 8, 6, 10)
     ((f_lr * torch.randn_like(f_lr)).sum() + skip.square().sum()).backward()
-    assert not silent(encoder)
+    assert not without_gradient(encoder)

@@ -42,7 +42,7 @@ def decode(networks: NETWORKS, f_lr: Tensor, **settings: Any) -> Decoded:
 
 
 def inputs_of(quantizer: MultiScaleQuantizer, maps: list[Tensor]) -> Tensor:
-    """Return the transformer's inputs (1, L - 1, C) for the token maps of the first scales; zeros behind them."""
+    """Return the transformer's inputs (1, L - 1, C) of the token maps of the first scales, padded with zeros."""
     schedule = quantizer.schedule
     inputs = torch.zeros(1, schedule.num_tokens - 1, CHANNELS, dtype=torch.float64)
     f_hat = torch.zeros(1, CHANNELS, schedule.latent_side, schedule.latent_side, dtype=torch.float64)
@@ -54,7 +54,7 @@ def inputs_of(quantizer: MultiScaleQuantizer, maps: list[Tensor]) -> Tensor:
 
 
 def naive_lookahead(networks: NETWORKS, f_lr: Tensor, decoding: Decoding) -> Tensor:
-    """Decode one sample, candidate by candidate, every candidate through the whole masked transformer: (L · S,)."""
+    """Decode one sample, passing each candidate separately through the whole masked transformer: (L · S,)."""
     transformer, quantizer = networks
 
     def log_probabilities(maps: list[Tensor]) -> Tensor:
@@ -63,20 +63,20 @@ def naive_lookahead(networks: NETWORKS, f_lr: Tensor, decoding: Decoding) -> Ten
 
     chosen: list[Tensor] = []
     for k in range(len(SCALES) - 1):
-        now = log_probabilities(chosen)
-        order = now.argsort(dim=-1, descending=True)
-        first, second = (now.gather(1, order[:, i : i + 1])[:, 0].exp().tolist() for i in (0, 1))
+        log_p = log_probabilities(chosen)
+        order = log_p.argsort(dim=-1, descending=True)
+        first, second = (log_p.gather(1, order[:, i : i + 1])[:, 0].exp().tolist() for i in (0, 1))
         confidence = [p + decoding.alpha * (p - q) for p, q in zip(first, second, strict=True)]
         positions = sorted(range(len(confidence)), key=confidence.__getitem__, reverse=decoding.selection == "literal")
         scored = []
         branches = not decoding.lookahead_scales or k < decoding.lookahead_scales
-        for flips in itertools.product((0, 1), repeat=min(decoding.lookahead_tokens, len(now)) * branches):
+        for flips in itertools.product((0, 1), repeat=min(decoding.lookahead_tokens, len(log_p)) * branches):
             candidate = order[:, 0].clone()
             for position, flip in zip(positions, flips, strict=False):
                 candidate[position] = order[position, flip]
             score = log_probabilities([*chosen, candidate]).amax(dim=-1).sum().item()
             if decoding.score == "joint":
-                score += now.gather(1, candidate[:, None]).sum().item()
+                score += log_p.gather(1, candidate[:, None]).sum().item()
             scored.append((score, candidate))
         chosen.append(max(scored, key=lambda pair: pair[0])[1])
     return torch.cat([*chosen, log_probabilities(chosen).argmax(dim=-1)])
@@ -90,17 +90,17 @@ def test_batched_lookahead_is_algorithm_1(
 ) -> None:
     settings = {"strategy": "beam", "lookahead_tokens": lookahead_tokens, "score": score, "selection": selection}
     for scales in (0, 1, len(SCALES)):
-        found = decode(networks, features(), **settings, lookahead_scales=scales).tokens
-        for tokens, f_lr in zip(found, features(), strict=True):
+        result = decode(networks, features(), **settings, lookahead_scales=scales).tokens
+        for tokens, f_lr in zip(result, features(), strict=True):
             expected = naive_lookahead(networks, f_lr[None], Decoding(**settings, lookahead_scales=scales))
             assert torch.equal(tokens, expected)
     if selection == "uncertain" and score == "lookahead":
-        assert not torch.equal(found, decode(networks, features()).tokens)
+        assert not torch.equal(result, decode(networks, features()).tokens)
 
 
 def test_greedy_decoding_takes_the_most_probable_code_at_every_position(networks: NETWORKS) -> None:
-    found = decode(networks, features(2)).tokens
-    for tokens, f_lr in zip(found, features(2), strict=True):
+    result = decode(networks, features(2)).tokens
+    for tokens, f_lr in zip(result, features(2), strict=True):
         maps = [tokens_k[0] for tokens_k in networks[1].split(tokens[None])]
         logits = networks[0](inputs_of(networks[1], maps), networks[0].context(f_lr[None]))
         assert torch.equal(tokens, logits[0].argmax(dim=-1))
@@ -129,9 +129,9 @@ def test_limiting_cases_are_greedy_decoding(networks: NETWORKS, settings: dict[s
 )
 def test_score_and_latents_match_the_tokens(networks: NETWORKS, settings: dict[str, Any]) -> None:
     transformer, quantizer = networks
-    found = decode(networks, features(), **settings)
-    torch.testing.assert_close(found.f_hat, quantizer.decode(found.tokens))
-    for tokens, score, f_lr in zip(found.tokens, found.score, features(), strict=True):
+    result = decode(networks, features(), **settings)
+    torch.testing.assert_close(result.f_hat, quantizer.decode(result.tokens))
+    for tokens, score, f_lr in zip(result.tokens, result.score, features(), strict=True):
         maps = [tokens_k[0] for tokens_k in quantizer.split(tokens[None])]
         logits = transformer(inputs_of(quantizer, maps), transformer.context(f_lr[None]))[0]
         expected = logits.log_softmax(dim=-1).gather(1, tokens[:, None]).sum()
@@ -140,11 +140,11 @@ def test_score_and_latents_match_the_tokens(networks: NETWORKS, settings: dict[s
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam"])
 def test_samples_of_a_batch_are_independent(networks: NETWORKS, strategy: str) -> None:
-    together = decode(networks, features(5), strategy=strategy, lookahead_tokens=2)
+    batch = decode(networks, features(5), strategy=strategy, lookahead_tokens=2)
     for i in range(5):
-        alone = decode(networks, features(5)[i : i + 1], strategy=strategy, lookahead_tokens=2)
-        assert torch.equal(alone.tokens[0], together.tokens[i])
-        torch.testing.assert_close(alone.f_hat[0], together.f_hat[i], rtol=0, atol=1e-12)
+        single = decode(networks, features(5)[i : i + 1], strategy=strategy, lookahead_tokens=2)
+        assert torch.equal(single.tokens[0], batch.tokens[i])
+        torch.testing.assert_close(single.f_hat[0], batch.f_hat[i], rtol=0, atol=1e-12)
 
 
 def test_sampling_depends_on_its_seed_and_leaves_the_global_random_state(networks: NETWORKS) -> None:
@@ -164,7 +164,7 @@ def test_each_scale_takes_one_step_of_the_network(
     def counted(inputs: Any, k: int, context: Any, cache: Any) -> Any:
         cached = 0 if cache is None else cache[0].key.shape[1]
         calls.append((k, 3 if inputs is None else len(inputs), cached))
-        assert len(context.start) == 3  # candidates share it
+        assert len(context.start) == 3  # shared by the candidates
         assert cache is None or len(cache[0].key if cache[0].rows is None else cache[0].rows) == 3
         return step(inputs, k, context, cache)
 
@@ -178,7 +178,7 @@ def test_each_scale_takes_one_step_of_the_network(
 
 @given(st.integers(1, 6), st.integers(0, 4), st.sampled_from(["uncertain", "literal"]))
 def test_candidates_are_all_combinations_of_second_choices(n: int, count: int, selection: str) -> None:
-    logits = (30 * torch.randn(2, n, 5)).log_softmax(dim=-1)  # many second choices underflow as probabilities
+    logits = (30 * torch.randn(2, n, 5)).log_softmax(dim=-1)  # many probabilities of second choices underflow
     two = top_two(logits)
     maps, scores = candidate_maps(*two, Decoding("beam", lookahead_tokens=count, selection=selection))
     torch.testing.assert_close(scores, logits.gather(2, maps.mT).sum(dim=1))
@@ -192,7 +192,7 @@ def test_candidates_are_all_combinations_of_second_choices(n: int, count: int, s
 
 
 def test_alpha_weights_the_margin() -> None:
-    p = torch.tensor([[[0.5, 0.49], [0.4, 0.1]]])  # the first is likelier, but hardly ahead of its second choice
+    p = torch.tensor([[[0.5, 0.49], [0.4, 0.1]]])  # the first is more probable, but has a small margin
     assert uncertain_positions(p, 1, alpha=0.0, selection="uncertain").item() == 1
     assert uncertain_positions(p, 1, alpha=1.0, selection="uncertain").item() == 0
     assert uncertain_positions(p, 1, alpha=1.0, selection="literal").item() == 1
@@ -212,10 +212,10 @@ def test_alpha_weights_the_margin() -> None:
 def test_samples_have_the_probabilities_of_the_allowed_codes(settings: dict[str, Any], expected: list[float]) -> None:
     logits = torch.tensor([0.2, 0.4, 0.1, 0.3]).log().expand(2, 4000, 4)
     tokens = sample_tokens(logits, Decoding(**settings), torch.Generator().manual_seed(0))
-    share = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
+    fraction = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
     wanted = torch.tensor(expected) / sum(expected)
-    assert torch.equal(share > 0, wanted > 0)
-    torch.testing.assert_close(share, wanted, rtol=0, atol=0.02)
+    assert torch.equal(fraction > 0, wanted > 0)
+    torch.testing.assert_close(fraction, wanted, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def lr_images(batch_size: int = 3) -> Tensor:
 
 
 def corrected(network: MIAR, latents: Tensor, lr: Tensor, operator: SeparableOperator | None = None) -> Tensor:
-    """Return both maps of latents, corrected to explain LR images."""
+    """Return both maps of latents, corrected to be consistent with LR images."""
     observed = network.observe(lr, operator)
     maps = network.decode(latents, network.features(observed.linear, observed.condition))
     return network.correct(maps, observed)
@@ -110,10 +110,10 @@ def test_damping_increases_with_the_noise() -> None:
         return (restored - hr).square().mean(dim=(1, 2, 3))
 
     operator = network.degradation.for_lr(mixed)
-    measured, least, most = (errors(operator.restore(mixed, value)) for value in (damping, 1e-3, 0.1))
-    torch.testing.assert_close(errors(network.observe(mixed).linear), measured)
-    assert measured[0] < most[0]
-    assert measured[1] < least[1] / 10
+    estimated, minimum, maximum = (errors(operator.restore(mixed, value)) for value in (damping, 1e-3, 0.1))
+    torch.testing.assert_close(errors(network.observe(mixed).linear), estimated)
+    assert estimated[0] < maximum[0]
+    assert estimated[1] < minimum[1] / 10
 
 
 @pytest.mark.usefixtures("unbounded")
@@ -124,15 +124,15 @@ def test_noise_above_that_of_the_training_moves_the_result_to_the_linear_estimat
     exact = network.degradation(hr)
     lr = exact + torch.tensor([0.0, 0.002, 0.1]).view(3, 1, 1, 1) * torch.randn(exact.shape, generator=generator)
     result = network.super_resolve(lr, fidelity=1.0)
-    learned = started(tiny_miar(noise_model=NoiseModel(max_training_noise=1.0))).eval()
-    learned.load_state_dict(network.state_dict())
-    linear, alone = network.observe(lr).linear, learned.super_resolve(lr, fidelity=1.0).image
+    tolerant = started(tiny_miar(noise_model=NoiseModel(max_training_noise=1.0))).eval()
+    tolerant.load_state_dict(network.state_dict())
+    linear, network_estimate = network.observe(lr).linear, tolerant.super_resolve(lr, fidelity=1.0).image
     weights = result.network_weight.flatten()
     assert weights[0] == 1
-    assert 0.05 < weights[1] < 0.9  # (0.001 / 0.002)² = 0.25, measured on few coefficients
+    assert 0.05 < weights[1] < 0.9  # (0.001 / 0.002)² = 0.25, estimated from few coefficients
     assert weights[2] < 2e-4
-    torch.testing.assert_close(result.image, torch.lerp(linear, alone, result.network_weight))
-    assert not torch.allclose(linear, alone, atol=0.01)
+    torch.testing.assert_close(result.image, torch.lerp(linear, network_estimate, result.network_weight))
+    assert not torch.allclose(linear, network_estimate, atol=0.01)
 
 
 def test_each_image_of_a_batch_has_its_own_degradation() -> None:
@@ -141,19 +141,19 @@ def test_each_image_of_a_batch_has_its_own_degradation() -> None:
     mixed = operators(kinds, (40, 40), (10, 10), hr).select(index)
     lr = mixed.A(hr)
     latents = torch.randn(3, 6, 5, 5, dtype=torch.float64)
-    together = corrected(network, latents, lr, mixed)
+    batch = corrected(network, latents, lr, mixed)
     for i, kind in enumerate(index.tolist()):
-        one = slice(i, i + 1)
-        alone = corrected(network, latents[one], lr[one], kinds[kind].for_lr(lr))
-        torch.testing.assert_close(together[one], alone)
-        wrong = corrected(network, latents[one], lr[one], kinds[1 - kind].for_lr(lr))
-        assert not torch.allclose(together[one], wrong, atol=1e-3)
+        row = slice(i, i + 1)
+        single = corrected(network, latents[row], lr[row], kinds[kind].for_lr(lr))
+        torch.testing.assert_close(batch[row], single)
+        wrong = corrected(network, latents[row], lr[row], kinds[1 - kind].for_lr(lr))
+        assert not torch.allclose(batch[row], wrong, atol=1e-3)
 
 
 def test_features_depend_on_noise_and_blur() -> None:
     encoder, linear = trained().lr_encoder, tiny_slices(1).double()
-    outputs = [encoder(linear, torch.tensor(c).double().view(1, 2, 1, 1)) for c in ([-1, 0], [0, 0], [-1, -1])]
-    for one, other in ((outputs[0], outputs[1]), (outputs[0], outputs[2])):
+    features = [encoder(linear, torch.tensor(c).double().view(1, 2, 1, 1)) for c in ([-1, 0], [0, 0], [-1, -1])]
+    for one, other in ((features[0], features[1]), (features[0], features[2])):
         assert all(not torch.allclose(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -222,9 +222,9 @@ def test_calls_do_not_change_the_network() -> None:
 
 def test_a_slice_does_not_depend_on_its_batch() -> None:
     network, lr = trained(), lr_images()
-    together = network(lr)
+    batch = network(lr)
     for i in range(3):
-        torch.testing.assert_close(network(lr[i : i + 1])[0], together[i], rtol=0, atol=1e-10)
+        torch.testing.assert_close(network(lr[i : i + 1])[0], batch[i], rtol=0, atol=1e-10)
 
 
 def test_inference_in_training_mode_does_not_change_the_network() -> None:
@@ -242,7 +242,7 @@ def test_both_maps_are_consistent_with_the_lr_images_for_any_latents(degradation
     lr = degradation(tiny_slices(3).double())
     maps = corrected(network, torch.randn(3, 6, 5, 5, dtype=torch.float64), lr)
     torch.testing.assert_close(degradation(maps), lr.expand(-1, 2, -1, -1), rtol=0, atol=1e-3)
-    assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1  # they say different things
+    assert (maps[:, 0] - maps[:, 1]).abs().max() > 0.1
 
 
 def test_a_patch_size_without_a_matching_level_is_refused() -> None:
@@ -271,7 +271,7 @@ def test_one_network_works_for_any_scale_factor(scale: tuple[float, float]) -> N
 
 
 def paper(**options: Any) -> MIAR:
-    """Return the system as the paper has it: the decoder gets tokens alone, and nothing is solved in closed form."""
+    """Return the system of the paper: interpolated input, a decoder without skips, and no data consistency."""
     return tiny_miar(
         lr_encoder="initialized",
         front_end=Interpolation(),

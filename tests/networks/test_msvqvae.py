@@ -66,5 +66,7 @@ def test_all_parameters_get_gradients(encoder: str) -> None:
     tokenizer = started(tiny_tokenizer(encoder=encoder)).train()
     output = tokenizer(tiny_slices())
     ((output.reconstruction * torch.randn(4, 1, 40, 40)).sum() + output.quantizer_loss).backward()
-    still = [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not still
+    without_gradient = [
+        name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+    assert not without_gradient

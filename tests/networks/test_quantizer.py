@@ -40,9 +40,9 @@ def test_each_scale_quantizes_the_residual_of_the_coarser_scales() -> None:
     quantizer, f = tiny_quantizer(), latents(2)
     f_hat = torch.zeros_like(f)
     for k, step in enumerate(quantizer.residual_steps(f)):
-        left = F.interpolate(f - f_hat, size=SCALES[k], mode="area").flatten(2).mT  # (B, n, C)
-        torch.testing.assert_close(step.residual, left, rtol=0, atol=1e-6)  # the matrices are in single precision
-        distance = (left[:, :, None] - quantizer.codebook).square().sum(dim=-1)
+        residual = F.interpolate(f - f_hat, size=SCALES[k], mode="area").flatten(2).mT  # (B, n, C)
+        torch.testing.assert_close(step.residual, residual, rtol=0, atol=1e-6)  # the matrices are float32
+        distance = (residual[:, :, None] - quantizer.codebook).square().sum(dim=-1)
         assert torch.equal(step.tokens, distance.argmin(dim=-1))
         codes = quantizer.codebook[step.tokens].mT.unflatten(-1, (SCALES[k], SCALES[k]))
         up = F.interpolate(codes, size=SCALES[-1], mode="bicubic")
@@ -119,7 +119,7 @@ def naive_prefixes(quantizer: MultiScaleQuantizer, f: Tensor) -> Tensor:
 
 
 def kept_lengths(f_hat: Tensor, prefixes: Tensor) -> Tensor:
-    """Find the one prefix that each sample equals: (B,), from 1."""
+    """Return the lengths of the prefixes that samples are equal to: (B,), from 1."""
     same = (f_hat - prefixes).abs().amax(dim=(2, 3, 4)) < 1e-9  # (K, B)
     assert (same.sum(dim=0) == 1).all()
     return same.double().argmax(dim=0) + 1
@@ -133,9 +133,9 @@ def test_dropout_keeps_a_prefix_of_scales(dropout: float, start: int, expected: 
     quantizer, f = tiny_quantizer(dropout=dropout, dropout_start=start), latents(600)
     prefixes = naive_prefixes(quantizer, f)
     kept = kept_lengths(quantizer(f).f_hat, prefixes)
-    share = torch.bincount(kept - 1, minlength=4) / len(f)
-    assert torch.equal(share > 0, torch.tensor(expected, dtype=torch.float32) > 0)
-    torch.testing.assert_close(share, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.07)
+    fraction = torch.bincount(kept - 1, minlength=4) / len(f)
+    assert torch.equal(fraction > 0, torch.tensor(expected, dtype=torch.float32) > 0)
+    torch.testing.assert_close(fraction, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.07)
     assert torch.equal(kept_lengths(quantizer.eval()(f).f_hat, naive_prefixes(quantizer, f)), torch.full((600,), 4))
 
 
@@ -158,9 +158,9 @@ def test_codes_are_moving_averages_of_their_vectors() -> None:
     old, decay = quantizer.codebook.clone(), 2 / 11  # the first step of the warm-up
     quantizer(f)
     for code in range(CODES):
-        mine = [z[i] for i in range(len(z)) if tokens[i] == code]
-        count = decay + (1 - decay) * len(mine)
-        total = decay * old[code] + (1 - decay) * sum(mine, torch.zeros(CHANNELS, dtype=torch.float64))
+        assigned = [z[i] for i in range(len(z)) if tokens[i] == code]
+        count = decay + (1 - decay) * len(assigned)
+        total = decay * old[code] + (1 - decay) * sum(assigned, torch.zeros(CHANNELS, dtype=torch.float64))
         torch.testing.assert_close(quantizer.codebook[code], total / count, rtol=0, atol=1e-6)
         torch.testing.assert_close(quantizer.ema_count[code].item(), count, rtol=0, atol=1e-6)
 
@@ -177,7 +177,7 @@ def test_decay_of_the_moving_averages_is_warmed_up() -> None:
 
 def test_unused_codes_are_reset_to_residuals_of_the_batch() -> None:
     quantizer, f = tiny_quantizer(restart_below=0.5, decay=0.3), latents()
-    quantizer.codebook[3:7] = 1e3  # nothing lies there
+    quantizer.codebook[3:7] = 1e3  # far from all latents
     quantizer.ema_sum[3:7] = 1e3
     z = torch.cat([step.residual for step in quantizer.residual_steps(f)], dim=1).flatten(0, 1)
     quantizer(f)
@@ -196,7 +196,7 @@ def test_codebook_is_initialized_from_the_data() -> None:
     quantizer.initialize_codebook(f)
     assert error() < random / 10
     assert torch.equal(quantizer.ema_sum, quantizer.codebook)
-    # the first codes are what scale 0 sees: the mean of a sample
+    # the first codes are residuals of scale 0, means of samples
     means = f.mean(dim=(2, 3))
     assert (quantizer.codebook[0] - means).abs().amax(dim=1).min() < 1e-4
 
@@ -250,17 +250,17 @@ def test_two_processes_learn_the_same_codebook_as_one(tmp_path: Path, monkeypatc
 
 
 def test_codebooks_encode_interleaved_channels() -> None:
-    """Several codebooks are one quantizer each on their channels, as far as convolutions and averages leave them."""
+    """Nearest codes and lookup of each codebook depend on its channels channels only."""
     quantizer = tiny_quantizer(num_codebooks=3).eval()
     z = torch.randn(2, 7, CHANNELS, dtype=torch.float64)
     tokens = quantizer.nearest(z)
     assert tokens.shape == (2, 21)
     for book, codes in enumerate(quantizer.codes()):
-        own = slice(book, None, 3)
-        assert torch.equal(codes, quantizer.codebook[:, own])
-        distance = (z[..., None, own] - codes).square().sum(dim=-1)
+        channels = slice(book, None, 3)
+        assert torch.equal(codes, quantizer.codebook[:, channels])
+        distance = (z[..., None, channels] - codes).square().sum(dim=-1)
         assert torch.equal(tokens[:, book::3], distance.argmin(dim=-1))
-        assert torch.equal(quantizer.lookup(tokens).mT[..., own], codes[tokens[:, book::3]])
+        assert torch.equal(quantizer.lookup(tokens).mT[..., channels], codes[tokens[:, book::3]])
     f = latents()
     assert quantizer.encode(f).shape == (3, 3 * quantizer.schedule.num_tokens)
     torch.testing.assert_close(quantizer(f).f_hat, quantizer.decode(quantizer.encode(f)))
@@ -273,11 +273,11 @@ def test_several_codebooks_are_updated_independently() -> None:
     tokens = torch.cat([step.tokens for step in steps], dim=1).view(-1, 2)
     old, decay = quantizer.codes().clone(), 2 / 11
     quantizer(f)
-    for book, own in enumerate((slice(0, None, 2), slice(1, None, 2))):
+    for book, channels in enumerate((slice(0, None, 2), slice(1, None, 2))):
         for code in range(CODES):
-            mine = z[tokens[:, book] == code][:, own]
-            count = decay + (1 - decay) * len(mine)
-            expected = (decay * old[book, code] + (1 - decay) * mine.sum(dim=0)) / count
+            assigned = z[tokens[:, book] == code][:, channels]
+            count = decay + (1 - decay) * len(assigned)
+            expected = (decay * old[book, code] + (1 - decay) * assigned.sum(dim=0)) / count
             torch.testing.assert_close(quantizer.codes()[book, code], expected, rtol=0, atol=1e-6)
 
 

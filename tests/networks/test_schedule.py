@@ -30,7 +30,7 @@ def test_the_position_of_a_token_is_the_center_of_its_cell(schedule: ScaleSchedu
     for p, positions in zip(schedule.sides, schedule.split(schedule.positions(), dim=0), strict=True):
         grid = positions.view(p, p, 2)
         centers = interpolation_matrix(side, p, "area") @ line
-        if side % p == 0:  # otherwise torch's area cells overlap, and only the whole is symmetric
+        if side % p == 0:  # otherwise cells of torch's area mode overlap
             torch.testing.assert_close(grid[:, 0, 0], centers)
         torch.testing.assert_close(grid[..., 0], grid[:, :1, 0].expand(p, p))  # rows first
         torch.testing.assert_close(grid[..., 1], grid[..., 0].mT)

@@ -30,8 +30,8 @@ def test_cached_steps_equal_the_masked_forward(positions: str) -> None:
     masked = transformer(inputs, context)
     cache, steps = None, []
     for k, (first, last) in enumerate(transformer.schedule.bounds):
-        own = None if k == 0 else inputs[:, first - 1 : last - 1]
-        logits, cache = transformer.step(own, k, context, cache)
+        step_inputs = None if k == 0 else inputs[:, first - 1 : last - 1]
+        logits, cache = transformer.step(step_inputs, k, context, cache)
         steps.append(logits)
     torch.testing.assert_close(torch.cat(steps, dim=1), masked, rtol=0, atol=1e-10)
 
@@ -65,8 +65,10 @@ def test_all_parameters_get_gradients(positions: str) -> None:
     transformer = tiny_transformer(positions=positions)
     logits = transformer(normal(2, TOKENS - 1, CHANNELS), transformer.context(features()))
     (logits * torch.randn_like(logits)).sum().backward()
-    still = [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not still
+    without_gradient = [
+        name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+    assert not without_gradient
 
 
 @POSITIONS
@@ -100,7 +102,7 @@ def test_scales_are_distinguished_by_their_embedding() -> None:
     before = transformer(inputs, context)
     transformer.level_embedding.weight.data[2] += 1.0
     changed = (transformer(inputs, context) - before).abs().amax(dim=(0, 2)) > 1e-9
-    assert torch.equal(changed, transformer.levels >= 2)  # scale 3 sees it through attention
+    assert torch.equal(changed, transformer.levels >= 2)  # scale 3 depends on it through attention
 
 
 def test_first_prediction_is_nearly_uniform() -> None:
@@ -117,8 +119,8 @@ def test_context_of_another_grid_is_refused() -> None:
 
 def test_a_context_can_be_limited_to_its_first_samples() -> None:
     transformer, f_lr = tiny_transformer(), features(3)
-    first, wanted = transformer.context(f_lr).first(2), transformer.context(f_lr[:2])
-    torch.testing.assert_close(first.start, wanted.start)
-    for a, b in zip(first.blocks, wanted.blocks, strict=True):
+    first, expected = transformer.context(f_lr).first(2), transformer.context(f_lr[:2])
+    torch.testing.assert_close(first.start, expected.start)
+    for a, b in zip(first.blocks, expected.blocks, strict=True):
         torch.testing.assert_close(a.key, b.key)
         torch.testing.assert_close(a.value, b.value)

@@ -43,8 +43,8 @@ def test_reconstruction_loss_is_its_weighted_parts() -> None:
 def test_missing_weights_of_the_perceptual_loss_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lpips", reason="the extra `train` is not installed")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr("urllib.request._opener", None)  # built with the proxies of its time
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server
+    monkeypatch.setattr("urllib.request._opener", None)  # caches earlier proxies
     with pytest.raises(MissingWeightsError) as caught:
         ReconstructionLoss(perceptual=1.0, network="alex")
     assert str(caught.value) == (
@@ -59,11 +59,11 @@ def test_tokens_are_replaced_by_neighbors_at_the_given_rate() -> None:
     corrupted = corrupt_tokens(tokens, neighbors, max_rate=0.4)
     shift = (corrupted - tokens) % CODES
     assert set(shift.unique().tolist()) == {0, 1, 3}
-    share = (shift > 0).float().mean(dim=1)
-    assert abs(share.mean() - 0.2) < 0.01
-    # a share for each sample: its variance is that of U[0, 0.4] plus that of drawing 20 tokens
+    fraction = (shift > 0).float().mean(dim=1)
+    assert abs(fraction.mean() - 0.2) < 0.01
+    # the variance over samples is that of U[0, 0.4] plus that of drawing 20 tokens
     expected = 0.4**2 / 12 + (0.2 - 0.4**2 / 3) / 20
-    assert abs(share.var() - expected) < 0.002
+    assert abs(fraction.var() - expected) < 0.002
     assert abs((shift == 1).sum() / (shift > 0).sum() - 0.5) < 0.02
     assert torch.equal(corrupt_tokens(tokens, neighbors, max_rate=0.0), tokens)
     two_books = torch.cat([neighbors, (neighbors + 2) % CODES])  # shifts by 1 and 3, and by 3 and 5
@@ -82,7 +82,7 @@ def test_token_loss_is_the_weighted_mean_of_log_probabilities() -> None:
 
 
 def objective(**options: Any) -> MIARObjective:
-    """Return the losses of a network whose two output maps differ, as after its first steps."""
+    """Return the losses of a network whose two output maps differ, as in training."""
     tokenizer = started(tiny_tokenizer()).eval()
     tokenizer.quantizer.initialize_codebook(tokenizer.encoder(tiny_slices()))
     network = tiny_miar()
@@ -97,7 +97,7 @@ def lr_slices(count: int = 4) -> Tensor:
 
 
 def targets_by_hand(loss: MIARObjective, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """Make tokens and inputs step by step, as decoding does."""
+    """Compute target tokens and inputs step by step, as in decoding."""
     quantizer = loss.network.quantizer
     tokens = loss.tokenizer.encode(hr)
     f_hat, inputs = torch.zeros_like(loss.tokenizer.encoder(hr)), []
@@ -124,12 +124,12 @@ def test_targets_correct_replaced_tokens() -> None:
     clean_tokens, clean_inputs = targets_by_hand(loss, hr)
     f = loss.tokenizer.encoder(hr)
     schedule = quantizer.schedule
-    assert torch.equal(tokens[:, :1], clean_tokens[:, :1])  # nothing is damaged before the first scale
+    assert torch.equal(tokens[:, :1], clean_tokens[:, :1])  # no token is replaced before the first scale
     for k in range(1, len(SCALES)):
         first, last = schedule.bounds[k]
-        seen = inputs[:, first - 1 : last - 1]  # averaging is linear: the residual is f's average less what is seen
-        assert torch.equal(tokens[:, first:last], quantizer.nearest(quantizer.to_scale(f, k) - seen))
-        assert not torch.allclose(seen, clean_inputs[:, first - 1 : last - 1])
+        scale_inputs = inputs[:, first - 1 : last - 1]  # averaging is linear
+        assert torch.equal(tokens[:, first:last], quantizer.nearest(quantizer.to_scale(f, k) - scale_inputs))
+        assert not torch.allclose(scale_inputs, clean_inputs[:, first - 1 : last - 1])
     assert not torch.equal(tokens, clean_tokens)
 
 
@@ -156,11 +156,11 @@ def test_each_image_has_its_own_degradation() -> None:
     kinds, index = with_blurs(Degradation(), [0.0]), torch.tensor([0, 1, 1, 0])
     loss, hr = objective(degradations=kinds).eval(), tiny_slices()
     lr = operators(kinds, (40, 40), (10, 10), hr).select(index).A(hr)
-    together = loss(lr, hr, index)
-    alone = [loss(lr[i : i + 1], hr[i : i + 1], index[i : i + 1]) for i in range(4)]
+    batch = loss(lr, hr, index)
+    single = [loss(lr[i : i + 1], hr[i : i + 1], index[i : i + 1]) for i in range(4)]
     for name in ("token_loss", "faithful_loss", "perceptual_loss"):
-        torch.testing.assert_close(together[name], torch.stack([parts[name] for parts in alone]).mean())
-    assert not torch.isclose(together["loss"], loss(lr, hr)["loss"])
+        torch.testing.assert_close(batch[name], torch.stack([parts[name] for parts in single]).mean())
+    assert not torch.isclose(batch["loss"], loss(lr, hr)["loss"])
 
 
 @pytest.mark.usefixtures("unbounded")

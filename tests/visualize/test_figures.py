@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.drawings import shown_images
 from helpers.phantoms import head
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,25 +30,6 @@ def read(path: Path) -> np.ndarray:
     from matplotlib.image import imread
 
     return imread(path)[..., :3]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that collects all saved figures."""
-    from matplotlib.figure import Figure
-
-    figures, save = [], Figure.savefig
-
-    def savefig(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
-
-
-def shown_images(figure: Any) -> list[np.ndarray]:
-    return [np.asarray(image.get_array()) for ax in figure.axes for image in ax.get_images()]
 
 
 def test_the_picture_is_drawn_without_a_display_and_inputs_are_kept(

@@ -1,0 +1,106 @@
+"""``miar degrade``: make thick slices and coarse pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from miar_monai.cli import options
+
+__all__ = ["degrade"]
+
+_EXAMPLES = """\b
+Examples:
+  miar degrade scan.nii.gz                                        4 times coarser in the axial plane, as in the paper
+  miar degrade scan.nii.gz --factor 1,1,5 --profile gaussian --blur 0    five times thicker axial slices
+  miar degrade scan.nii.gz --spacing 1,1,5 --thickness 0.8 --profile gaussian --blur 0    4 mm slices, 5 mm apart
+"""
+
+
+def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Return one or three positive numbers, separated by commas."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(0 < number < float("inf") for number in numbers):
+        raise click.BadParameter(f"{value!r} must be one positive number, or three with commas, such as 1,1,5.")
+    return numbers
+
+
+@click.command(epilog=f"{_EXAMPLES}\n\n{options.EXIT_CODES}")
+@click.argument("source", metavar="SCAN", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="NIfTI file. [default: <SCAN>_lr.nii.gz]")
+@click.option(
+    "--factor",
+    callback=_numbers,
+    metavar="F[,F,F]",
+    help="Size of the new voxels over that of the old ones: one number, or left-right, posterior-anterior,"
+    " inferior-superior. [default: 4 in the axial plane]",
+)
+@click.option(
+    "--spacing", callback=_numbers, metavar="MM[,MM,MM]", help="Distance of the new voxels, in place of --factor."
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["bicubic", "gaussian", "box"]),
+    default="bicubic",
+    show_default=True,
+    help="Point spread function of the new voxels.",
+)
+@click.option(
+    "--thickness",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Width at half maximum of a gaussian or box profile, over the distance of the new voxels.",
+)
+@click.option("--blur", type=float, default=1.0, show_default=True, help="Gaussian blur in new voxels.")
+@click.option("--noise", type=float, default=0.0, show_default=True, help="Noise over the range of the intensities.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@options.overwrite
+@options.debug
+def degrade(
+    source: Path,
+    output: Path | None,
+    factor: tuple[float, ...] | None,
+    spacing: tuple[float, ...] | None,
+    profile: str,
+    thickness: float,
+    blur: float,
+    noise: float,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Degrade SCAN to larger voxels, as the training data of the models are degraded.
+
+    The result has the same center, orientation and units. Prints its path.
+    """
+    from miar_monai.data.cases import read_case
+    from miar_monai.data.geometry import axial_axis
+    from miar_monai.data.grid import Grid
+    from miar_monai.data.io import write_volume
+    from miar_monai.data.outputs import check_output, result_path
+    from miar_monai.errors import SettingError
+    from miar_monai.transforms.degrade import degrade_volume
+
+    if factor and spacing:
+        raise click.UsageError("--factor and --spacing are given, but only one of them is possible; leave one out.")
+    output = output or result_path(source, "", postfix="lr")
+    if not output.name.lower().endswith((".nii", ".nii.gz")):
+        raise SettingError(f"{output} must be a .nii or .nii.gz file; give another output.")
+    check_output(output, overwrite)
+    volume = read_case(source)
+    grid = Grid((volume.array.shape[0], volume.array.shape[1], volume.array.shape[2]), volume.affine)
+    if spacing:
+        wanted = grid.by_voxel_axis(spacing)
+        factors = [round(new / old, 6) for new, old in zip(wanted, grid.spacing.tolist(), strict=True)]
+    elif factor:
+        factors = list(grid.by_voxel_axis(factor))
+    else:
+        factors = [1.0 if axis == axial_axis(volume.affine) else 4.0 for axis in range(3)]
+    coarse = degrade_volume(volume, factors, profile, thickness, blur, noise, seed)
+    click.echo(write_volume(output, coarse, overwrite))
