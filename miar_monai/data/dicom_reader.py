@@ -1,4 +1,7 @@
-"""Reads DICOM series: pixels by ITK (GDCM), geometry from the positions of the slices."""
+"""Reads DICOM series: pixels by ITK (GDCM), geometry from the positions of the slices.
+
+highdicom has similar functions, but needs pydicom 3, whereas MONAI Label needs pydicom 2.
+"""
 
 from __future__ import annotations
 
