@@ -13,6 +13,7 @@ from nibabel.orientations import io_orientation
 from miar_monai.data.io import Volume
 from miar_monai.degradation.blur_estimation import MIN_PATCH
 from miar_monai.errors import ConfigurationError
+from miar_monai.inference.scanner_checks import scanner_warnings
 
 __all__ = ["TrainingDomain", "clipping_warnings", "input_warnings", "volume_warnings"]
 
@@ -131,7 +132,12 @@ def input_warnings(
         sides: sides of the axial slices in voxels.
         limits: intensities beyond which the result is interpolated, in units of the input, or None.
     """
-    sentences = [*volume_warnings(lr), *clipping_warnings(lr, limits), *domain.warnings(lr)]
+    sentences = [
+        *volume_warnings(lr),
+        *scanner_warnings(lr),
+        *clipping_warnings(lr, limits),
+        *domain.warnings(lr),
+    ]
     if blur == "auto" and min(sides) < MIN_PATCH:
         sentences.append(
             f"the axial slices have {' x '.join(map(str, sides))} voxels, but at least {MIN_PATCH} x {MIN_PATCH} are"

@@ -1,0 +1,127 @@
+"""Interpolation by the scanner and interleaved slices: recognized where they are, and only there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.phantoms import head
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter, uniform_filter, zoom
+
+from miar_monai.data.io import Volume
+from miar_monai.inference.input_checks import TrainingDomain, input_warnings
+from miar_monai.inference.scanner_checks import acquired_spacing, scanner_warnings, slice_alternation
+
+
+def anatomy(shape: tuple[int, int, int] = (150, 140, 4), seed: int = 0) -> np.ndarray:
+    """Return a head with folds in [0, 1]: its power falls with the square of the frequency, as in MR images."""
+    generator = np.random.default_rng(seed)
+    frequencies = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]).clip(0.02)
+    spectrum = np.fft.rfft2(generator.standard_normal(shape), axes=(0, 1)) / frequencies[..., None]
+    folds = np.fft.irfft2(spectrum, shape[:2], axes=(0, 1))
+    outline = head(shape, seed)
+    return np.where(outline > 0, (outline + 0.1 * folds / folds.std()).clip(0.15, 1.5), 0) / 1.5
+
+
+def noisy(image: np.ndarray, noise: float, seed: int = 1) -> np.ndarray:
+    """Return a complex image with noise in both parts, as a scanner measures it."""
+    generator = np.random.default_rng(seed)
+    return image + noise * (generator.standard_normal(image.shape) + 1j * generator.standard_normal(image.shape))
+
+
+def zero_filled(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """Return the magnitude on a finer grid, by zeros around k-space."""
+    before = [side // 2 - old // 2 for side, old in zip(sides, image.shape, strict=False)]
+    width = [(b, side - old - b) for b, side, old in zip(before, sides, image.shape, strict=False)]
+    k_space = np.pad(np.fft.fftshift(np.fft.fft2(image, axes=(0, 1)), (0, 1)), [*width, (0, 0)])
+    scale = np.prod(sides) / np.prod(image.shape[:2])
+    return scale * np.abs(np.fft.ifft2(np.fft.ifftshift(k_space, (0, 1)), axes=(0, 1)))
+
+
+def volume(array: np.ndarray, spacing: tuple[float, float, float] = (0.5, 0.5, 4)) -> Volume:
+    return Volume(array.astype(np.float32), np.diag([*spacing, 1.0]), np.dtype(np.int16), Path("x"))
+
+
+@pytest.mark.parametrize("noise", [0, 0.005, 0.02])
+@pytest.mark.parametrize("factor", [1.25, 1.5, 2])
+@pytest.mark.parametrize("change", ["none", "rounded", "cropped", "masked"])
+def test_zero_filling_is_recognized(factor: float, noise: float, change: str) -> None:
+    image = anatomy()
+    sides = round(150 * factor), round(140 * factor)
+    finer = zero_filled(noisy(image, noise), sides)
+    if change == "rounded":
+        finer = np.rint(1000 * finer)
+    elif change == "cropped":
+        finer = finer[4:-7, 3:-2]
+    elif change == "masked":
+        finer = np.where(zoom(image, (sides[0] / 150, sides[1] / 140, 1), order=1) > 0, finer, 0)
+    for axis in (0, 1):
+        assert acquired_spacing(finer, axis) == pytest.approx(factor, rel=0.06)
+
+
+def test_only_the_interpolated_axis_is_named() -> None:
+    lr = volume(zero_filled(anatomy(), (300, 140)), (0.45, 0.9, 4))
+    sentences = scanner_warnings(lr)
+    factor = acquired_spacing(lr.array, 0) or 0
+    assert sentences == [
+        f"the image was interpolated along left-right (voxels of 0.45 mm, acquired at about {0.45 * factor:.2g} mm),"
+        " and its result is less sharp than that of the image before it: give that one, or reduce this one first"
+        f" (miar degrade --factor {factor:.3g},1,1 --blur 0)."
+    ]
+    assert sentences[0] in input_warnings(lr, TrainingDomain(), None, (300, 140))
+    turned = lr._replace(array=lr.array.transpose(2, 1, 0), affine=lr.affine[:, [2, 1, 0, 3]])
+    assert scanner_warnings(turned) == sentences
+
+
+@pytest.mark.parametrize("noise", [0, 0.005, 0.02])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_other_images_are_not_taken_for_interpolated(noise: float, rounded: bool) -> None:
+    image = np.abs(noisy(anatomy(), noise))
+    others = {f"gaussian {sigma}": gaussian_filter(image, (sigma, sigma, 0)) for sigma in (0.5, 0.7, 1, 1.5, 2, 3, 5)}
+    others |= {f"box {width}": uniform_filter(image, (width, width, 1)) for width in (2, 3, 4, 5, 7)}
+    others |= {f"linear {factor}": zoom(image, (factor, factor, 1), order=1) for factor in (1.5, 2, 3)}
+    others |= {"plain": image, "odd": image[:77, :65], "masked": np.where(anatomy() > 0, image, 0)}
+    for name, other in others.items():
+        for axis in (0, 1):
+            assert acquired_spacing(np.rint(1000 * other) if rounded else other, axis) is None, (name, axis)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.floats(0, 0.02), st.floats(0, 4), st.integers(60, 130), st.floats(1e-3, 1e5))
+def test_blurred_images_cause_no_warning(seed: int, noise: float, sigma: float, side: int, scale: float) -> None:
+    image = gaussian_filter(np.abs(noisy(anatomy((side, 101, 18), seed), noise)), (sigma, sigma, 0))
+    assert scanner_warnings(volume(scale * image)) == []
+    assert scanner_warnings(volume(np.rint(4095 * image) - 1024)) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (63, 64, 2), (64, 1, 20), (80, 80, 20)])
+@pytest.mark.parametrize("value", [0, 7, -1000])
+def test_tiny_and_constant_volumes_cause_no_warning(shape: tuple[int, int, int], value: float) -> None:
+    assert scanner_warnings(volume(np.full(shape, value))) == []
+
+
+@pytest.mark.parametrize("size", [0.03, 0.06, -0.15])
+@pytest.mark.parametrize("noise", [0, 0.02])
+def test_alternating_slices_are_recognized(size: float, noise: float) -> None:
+    image = np.abs(noisy(head((60, 60, 24)), noise))
+    image[..., ::2] *= 1 + size / 2
+    image[..., 1::2] *= 1 - size / 2
+    assert slice_alternation(image, 2) == pytest.approx(abs(size), rel=0.2)
+    assert f"differ by {100 * slice_alternation(image, 2):.0f} % in brightness" in scanner_warnings(volume(image))[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 0.2), st.sampled_from(["trend", "walk"]))
+def test_a_change_of_brightness_over_the_slices_is_no_alternation(seed: int, size: float, kind: str) -> None:
+    steps = np.random.default_rng(seed).standard_normal(24)
+    gains = np.linspace(1 - size, 1 + size, 24) if kind == "trend" else np.exp(0.1 * size * np.cumsum(steps))
+    assert slice_alternation(head((40, 40, 24), seed % 7) * gains, 2) == 0
+
+
+def test_slices_of_random_brightness_are_rarely_taken_for_alternating() -> None:
+    generator, image = np.random.default_rng(0), head((40, 40, 24))
+    hits = [slice_alternation(image * (1 + 0.05 * generator.standard_normal(24)), 2) > 0 for _ in range(300)]
+    assert np.mean(hits) < 0.01
