@@ -57,7 +57,7 @@ def scanner_warnings(lr: Volume) -> list[str]:
         factors = ",".join(f"{factor:.3g}" for factor in acquired)
         sentences.append(
             f"the image was interpolated along {' and '.join(parts)}, and its result is less sharp than that of the"
-            f" image before it: give that one, or reduce this one first (miar degrade --factor {factors} --blur 0)."
+            f" original: give the original, or reduce this image first (miar degrade --factor {factors} --blur 0)."
         )
     alternation = slice_alternation(lr.array, axes[2])
     if alternation:

@@ -68,7 +68,7 @@ def test_only_the_interpolated_axis_is_named() -> None:
     factor = acquired_spacing(lr.array, 0) or 0
     assert sentences == [
         f"the image was interpolated along left-right (voxels of 0.45 mm, acquired at about {0.45 * factor:.2g} mm),"
-        " and its result is less sharp than that of the image before it: give that one, or reduce this one first"
+        " and its result is less sharp than that of the original: give the original, or reduce this image first"
         f" (miar degrade --factor {factor:.3g},1,1 --blur 0)."
     ]
     assert sentences[0] in input_warnings(lr, TrainingDomain(), None, (300, 140))
