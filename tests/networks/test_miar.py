@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import spread, started, tiny_miar, tiny_slices, tiny_tokenizer
+from helpers.tiny import TOKENIZER, spread, started, tiny_miar, tiny_slices, tiny_tokenizer
+from monai.bundle import ConfigParser
 from torch import Tensor
 
 from miar_monai.degradation import Degradation, SeparableOperator, operators
@@ -319,3 +320,23 @@ def test_each_component_can_be_replaced_independently() -> None:
 def test_unknown_decoder_inputs_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"^decoder_inputs has lr, but only linear and features are possible;"):
         tiny_miar(decoder_inputs=("lr",))
+
+
+def test_a_config_chooses_the_components() -> None:
+    components = "miar_monai.networks.linear"
+    settings = {name: value for name, value in TOKENIZER.items() if name != "encoder"}
+    parser = ConfigParser({
+        "network_def": {
+            "_target_": "miar_monai.networks.MIAR", **settings, "dim": 16, "depth": 1, "num_heads": 2,
+            "front_end": {"_target_": f"{components}.Interpolation"},
+            "decoder_inputs": [],
+            "back_end": {"_target_": f"{components}.NoConsistency"},
+            "noise_model": {"_target_": f"{components}.NoiseModel", "min_damping": 0.01},
+        }
+    })  # fmt: skip
+    network, lr = parser.get_parsed_content("network_def").eval(), lr_images().float()
+    network.load_tokenizer(started(tiny_tokenizer(encoder="learned")))
+    observed = network.observe(lr)
+    torch.testing.assert_close(observed.linear, observed.operator.interpolate(lr))
+    assert observed.min_damping == 0.01
+    assert network.super_resolve(lr).image.shape == (3, 1, 40, 40)
