@@ -12,9 +12,10 @@ __all__ = ["degrade"]
 
 _EXAMPLES = """\b
 Examples:
-  miar degrade scan.nii.gz                                        4 times coarser in the axial plane, as in the paper
-  miar degrade scan.nii.gz --factor 1,1,5 --profile gaussian --blur 0    five times thicker axial slices
-  miar degrade scan.nii.gz --spacing 1,1,5 --thickness 0.8 --profile gaussian --blur 0    4 mm slices, 5 mm apart
+  miar degrade scan.nii.gz                                4 times coarser in the axial plane, as in the paper
+  miar degrade scan.nii.gz --factor 1,1,5 --profile gaussian --blur 0       slices 5 times as thick
+  miar degrade scan.nii.gz --spacing 1,1,5 --thickness 0.8 --profile gaussian --blur 0
+                                                          slices of 4 mm, 5 mm apart
 """
 
 
@@ -38,28 +39,40 @@ def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> tu
     "--factor",
     callback=_numbers,
     metavar="F[,F,F]",
-    help="Size of the new voxels over that of the old ones: one number, or left-right, posterior-anterior,"
-    " inferior-superior. [default: 4 in the axial plane]",
+    help="Voxel size relative to that of SCAN: one number, or three (left-right, posterior-anterior,"
+    " inferior-superior). [default: 4 in the axial plane]",
 )
 @click.option(
-    "--spacing", callback=_numbers, metavar="MM[,MM,MM]", help="Distance of the new voxels, in place of --factor."
+    "--spacing", callback=_numbers, metavar="MM[,MM,MM]", help="Voxel spacing in millimeters, instead of --factor."
 )
 @click.option(
     "--profile",
     type=click.Choice(["bicubic", "gaussian", "box"]),
     default="bicubic",
     show_default=True,
-    help="Point spread function of the new voxels.",
+    help="Point spread function of a voxel.",
 )
 @click.option(
     "--thickness",
     type=float,
     default=1.0,
     show_default=True,
-    help="Width at half maximum of a gaussian or box profile, over the distance of the new voxels.",
+    help="Full width at half maximum of a gaussian or box profile, relative to the voxel spacing.",
 )
-@click.option("--blur", type=float, default=1.0, show_default=True, help="Gaussian blur in new voxels.")
-@click.option("--noise", type=float, default=0.0, show_default=True, help="Noise over the range of the intensities.")
+@click.option(
+    "--blur",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Standard deviation of the blur, in new voxels.",
+)
+@click.option(
+    "--noise",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Standard deviation of noise, over the range.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @options.overwrite
 @options.debug
@@ -75,9 +88,9 @@ def degrade(
     seed: int,
     overwrite: bool,
 ) -> None:
-    """Degrade SCAN to larger voxels, as the training data of the models are degraded.
+    """Resample SCAN to larger voxels, with the degradation of the training data.
 
-    The result has the same center, orientation and units. Prints its path.
+    Center, orientation and units stay the same. The path of the result is printed.
     """
     from miar_monai.data.cases import read_case
     from miar_monai.data.geometry import axial_axis

@@ -48,8 +48,8 @@ class Grid(NamedTuple):
     def resized(self, factors: Sequence[float]) -> Grid:
         """Return the grid whose voxels are ``factors`` times as large, with the same center.
 
-        The spacing is met exactly. Where the number of voxels is not a multiple of the factor, it is rounded: the field
-        of view then differs by at most half a new voxel on each side.
+        The spacing is exact. Where the number of voxels is not a multiple of the factor, it is rounded, and the field
+        of view differs by at most a quarter of a new voxel on each side.
 
         Args:
             factors: for each voxel axis, above 0; below 1 the grid becomes finer.
