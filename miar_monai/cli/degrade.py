@@ -94,7 +94,6 @@ def degrade(
     """
     from miar_monai.data.cases import read_case
     from miar_monai.data.geometry import axial_axis
-    from miar_monai.data.grid import Grid
     from miar_monai.data.io import write_volume
     from miar_monai.data.outputs import check_output, result_path
     from miar_monai.errors import SettingError
@@ -107,7 +106,7 @@ def degrade(
         raise SettingError(f"{output} must be a .nii or .nii.gz file; give another output.")
     check_output(output, overwrite)
     volume = read_case(source)
-    grid = Grid((volume.array.shape[0], volume.array.shape[1], volume.array.shape[2]), volume.affine)
+    grid = volume.grid
     if spacing:
         wanted = grid.by_voxel_axis(spacing)
         factors = [round(new / old, 6) for new, old in zip(wanted, grid.spacing.tolist(), strict=True)]

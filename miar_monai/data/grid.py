@@ -39,6 +39,12 @@ class Grid(NamedTuple):
         x, y, z = io_orientation(self.affine)[:, 0].astype(int)
         return int(x), int(y), int(z)
 
+    @property
+    def patient_spacing(self) -> tuple[float, float, float]:
+        """Distance of the voxels along each patient axis in millimeters."""
+        x, y, z = (float(self.spacing[self.patient_axes.index(axis)]) for axis in range(3))
+        return x, y, z
+
     def by_voxel_axis(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Return values of the patient axes, one or three, in the order of the voxel axes."""
         three = tuple(values) * (3 if len(values) == 1 else 1)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from miar_monai._version import __version__
+from miar_monai.data.grid import Grid
 
 __all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "result_description", "uncertainty_of"]
 
@@ -49,6 +50,12 @@ class Volume(NamedTuple):
     remarks: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     qform: tuple[np.ndarray, int] | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The voxel grid."""
+        width, height, depth = self.array.shape
+        return Grid((width, height, depth), self.affine)
 
     @property
     def is_miar_result(self) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import io_orientation
 from scipy.signal.windows import blackman
 
 from miar_monai.data.io import Volume
@@ -41,8 +39,7 @@ def scanner_warnings(lr: Volume) -> list[str]:
         >>> print(*scanner_warnings(Volume(array, np.eye(4), np.dtype("float32"), Path("x"))))
         odd and even slices differ by 11 % in brightness, as in interleaved acquisitions: so will those of the result.
     """
-    patient_axes, spacing = io_orientation(lr.affine)[:, 0], voxel_sizes(lr.affine)
-    axes = [int(np.argmax(patient_axes == i)) for i in range(3)]
+    spacing, axes = lr.grid.spacing, [lr.grid.patient_axes.index(i) for i in range(3)]
     # Along the slices, linear interpolation of thick ones has zeros in its spectrum that resemble a step.
     acquired = [acquired_spacing(lr.array, axis) or 1.0 for axis in axes[:2]] + [1.0]
     sentences = []

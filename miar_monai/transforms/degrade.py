@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from miar_monai.data.grid import Grid
 from miar_monai.data.volume import Volume
 from miar_monai.degradation import AxisDegradation
 from miar_monai.errors import SettingError, check_range
@@ -53,10 +52,9 @@ def degrade_volume(
     if all(factor == 1 for factor in factors):
         raise SettingError(
             f"{volume.path}: the voxels would keep their size; give a factor above 1 or a spacing above that of the"
-            f" input, {' × '.join(f'{size:g}' for size in voxel_spacing(volume))} mm."
+            f" input, {' × '.join(f'{size:.4g}' for size in volume.grid.patient_spacing)} mm."
         )
-    grid = Grid((volume.array.shape[0], volume.array.shape[1], volume.array.shape[2]), volume.affine)
-    coarse, array = grid.resized(factors), volume.array.astype(np.float64)
+    coarse, array = volume.grid.resized(factors), volume.array.astype(np.float64)
     for axis, factor in enumerate(factors):
         if factor > 1:
             sizes = array.shape[axis], coarse.shape[axis]
@@ -66,10 +64,3 @@ def degrade_volume(
         generator = np.random.default_rng(seed)
         array = array + noise * float(np.ptp(volume.array)) * generator.standard_normal(array.shape)
     return volume._replace(array=array.astype(np.float32), affine=coarse.affine, description="")
-
-
-def voxel_spacing(volume: Volume) -> list[float]:
-    """Return the spacing of a volume along the patient axes in millimeters, rounded to micrometers."""
-    grid = Grid((1, 1, 1), volume.affine)
-    spacing = dict(zip(grid.patient_axes, grid.spacing.tolist(), strict=True))
-    return [round(spacing[axis], 3) for axis in range(3)]

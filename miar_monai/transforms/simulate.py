@@ -9,9 +9,10 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from miar_monai.data.geometry import axial_axis
+from miar_monai.data.grid import Grid
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ImageError
-from miar_monai.transforms.metatensor import image_name, resampled, with_affine
+from miar_monai.transforms.metatensor import image_name, with_affine
 
 __all__ = ["CentralSlices", "SimulateLowResolution"]
 
@@ -70,7 +71,7 @@ class SimulateLowResolution(Transform):
         torch.Size([1, 8, 4, 7])
     """
 
-    def __init__(self, scale: int = 4, sigma: float = 1.0, blur_on: str = "lr") -> None:
+    def __init__(self, scale: float = 4, sigma: float = 1.0, blur_on: str = "lr") -> None:
         self.degradation = Degradation(scale, sigma, blur_on)
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -83,4 +84,8 @@ class SimulateLowResolution(Transform):
         slices = voxels.movedim(-1, 1) if voxels.ndim == 4 else voxels
         lr = self.degradation(slices)
         lr = lr.movedim(1, -1).contiguous() if voxels.ndim == 4 else lr
-        return resampled(image, lr) if isinstance(image, MetaTensor) else lr
+        if not isinstance(image, MetaTensor):
+            return lr
+        width, height, depth = [*image.shape[1:], 1][:3]
+        grid = Grid((width, height, depth), np.asarray(image.affine))
+        return with_affine(image, lr, grid.resized((*self.degradation.scales, 1)).affine)

@@ -56,3 +56,4 @@ def test_values_of_patient_axes_are_put_in_the_order_of_voxel_axes() -> None:
     grid = Grid((4, 5, 6), affine((2, 0, 1), (1, 1, -1), (0.1, 0.1, 0.0)))
     assert grid.by_voxel_axis((1, 2, 3)) == (3, 1, 2)
     assert grid.by_voxel_axis((5,)) == (5, 5, 5)
+    assert grid.by_voxel_axis(grid.patient_spacing) == tuple(grid.spacing)

@@ -18,6 +18,7 @@ from miar_monai.data.geometry import axial_axis, fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.degradation import Degradation, with_blurs
 from miar_monai.errors import ConfigurationError, ImageError, OutputError, find_miar_error
+from miar_monai.transforms.simulate import SimulateLowResolution
 
 SHAPE = (37, 31, 7)
 SAGITTAL = np.array([[0.0, 0.2, 2, 5], [-0.9, 0, 0, 7], [0, -0.8, 0.1, 9], [0, 0, 0, 1]])
@@ -375,3 +376,15 @@ def test_results_are_refused_before_the_work_begins(tmp_path: Path) -> None:
     T.check_results(items[:1], tmp_path, overwrite=True)
     with pytest.raises(OutputError, match=r"^a/case\.nii\.gz and b/case\.nii\.gz would both be written to "):
         T.check_results(items, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("scale", [4, 2, 2.5])
+@pytest.mark.parametrize("shape", [(1, 32, 16), (1, 40, 16, 3)])
+def test_the_affine_of_a_simulated_image_has_the_spacing_of_its_scale(scale: float, shape: tuple[int, ...]) -> None:
+    """Of slices too; where the size is not a multiple of the scale, the spacing is exact and the center stays."""
+    image = MetaTensor(torch.rand(shape), affine=torch.diag(torch.tensor([-1.0, 1.5, 3, 1])))
+    lr = SimulateLowResolution(scale, sigma=0)(image)
+    assert lr.shape[1:3] == (round(shape[1] / scale), round(shape[2] / scale))
+    np.testing.assert_allclose(np.diag(lr.affine), (-scale, 1.5 * scale, 3, 1))
+    middles = [(np.asarray(x.affine) @ [(x.shape[1] - 1) / 2, (x.shape[2] - 1) / 2, 0, 1])[:3] for x in (image, lr)]
+    np.testing.assert_allclose(*middles, atol=1e-9)
