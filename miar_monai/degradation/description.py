@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ __all__ = ["Degradation", "operators", "with_blurs"]
 
 _MAX = 64  # limit of scale, blur and thickness, beyond which matrices need too much memory
 
+T = TypeVar("T")
 OnePerAxis: TypeAlias = float | Sequence[float]
 
 
@@ -34,8 +35,8 @@ class Degradation:
             for no downsampling.
         sigma: standard deviation of the blur in voxels of the side it acts on, one number or two; 0 for no blur.
         blur_on: ``"lr"`` blurs after downsampling (the paper's), ``"hr"`` before.
-        profile: point spread function of an LR voxel: ``"bicubic"``, ``"gaussian"`` or ``"box"``; see
-            `miar_monai.degradation.axis.PROFILES`.
+        profile: point spread function of an LR voxel: ``"bicubic"``, ``"gaussian"`` or ``"box"``, one for both axes or
+            two; see `miar_monai.degradation.axis.PROFILES`.
         thickness: width of the profile in LR voxels, for ``"gaussian"`` and ``"box"``; one number or two.
 
     Raises:
@@ -53,14 +54,15 @@ class Degradation:
     scale: OnePerAxis = 4
     sigma: OnePerAxis = 1.0
     blur_on: str = "lr"
-    profile: str = "bicubic"
+    profile: str | Sequence[str] = "bicubic"
     thickness: OnePerAxis = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("scale", "sigma", "thickness"):
+        for name in ("scale", "sigma", "thickness", "profile"):
             if isinstance(value := getattr(self, name), Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))  # lists of JSON are not hashable
-        check_profile(self.profile)
+        for profile in self.profiles:
+            check_profile(profile)
         scales, sigmas, widths = (_pair(value) for value in (self.scale, self.sigma, self.thickness))
         fits = all(1 <= scale <= _MAX for scale in scales) and all(0 <= sigma <= _MAX for sigma in sigmas)
         if not (fits and all(0 < width <= _MAX for width in widths) and self.blur_on in ("lr", "hr")):
@@ -74,6 +76,11 @@ class Degradation:
     def scales(self) -> tuple[float, float]:
         """Scale of rows and columns."""
         return _pair(self.scale)
+
+    @property
+    def profiles(self) -> tuple[str, str]:
+        """Profile of rows and columns."""
+        return _pair(self.profile)
 
     @property
     def lr_sigma(self) -> float:
@@ -108,11 +115,11 @@ class Degradation:
 
     def axes(self, hr_shape: tuple[int, int], lr_shape: tuple[int, int]) -> tuple[AxisDegradation, AxisDegradation]:
         """Return the degradations of rows and columns for images of given sizes."""
+        sizes = zip(hr_shape, lr_shape, strict=True)
+        settings = zip(self.scales, self.profiles, _pair(self.thickness), _pair(self.sigma), strict=True)
         rows, columns = (
-            AxisDegradation(hr_size, lr_size, scale, self.profile, thickness, sigma, self.blur_on)
-            for hr_size, lr_size, scale, thickness, sigma in zip(
-                hr_shape, lr_shape, self.scales, _pair(self.thickness), _pair(self.sigma), strict=True
-            )
+            AxisDegradation(hr_size, lr_size, scale, profile, thickness, sigma, self.blur_on)
+            for (hr_size, lr_size), (scale, profile, thickness, sigma) in zip(sizes, settings, strict=True)
         )
         return rows, columns
 
@@ -189,8 +196,9 @@ def _plane(images: Tensor) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _pair(value: OnePerAxis) -> tuple[float, float]:
-    if isinstance(value, Sequence):
+def _pair(value: T | Sequence[T]) -> tuple[T, T]:
+    """Return the values of rows and columns, given one for both or two."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
         rows, columns = value
         return rows, columns
     return value, value
