@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.fft import dct
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -130,7 +131,12 @@ class AxisOperator(NamedTuple):
     def of(cls, axis: AxisDegradation) -> AxisOperator:
         """Build the operator of a description, in float64."""
         matrix, upsample = axis.matrix(), axis.upsampling()
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        if axis.hr_size == axis.lr_size and axis.factor == 1 and axis.sigma == 0 and axis.profile == "bicubic":
+            # all bases are singular vectors of the identity: cosines, so that damping and noise depend on frequency
+            vt = torch.from_numpy(dct(np.eye(axis.hr_size), axis=0, norm="ortho"))
+            u, s = vt.mT, torch.ones(axis.hr_size, dtype=torch.float64)
+        else:
+            u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         smooth = upsample @ blur_matrix(axis.lr_size, _LEVEL_SIGMA)
         return cls(matrix, upsample, smooth, u, s, vt, torch.tensor(axis.lr_sigma, dtype=torch.float64))
 
