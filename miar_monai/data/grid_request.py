@@ -97,7 +97,7 @@ class GridRequest(NamedTuple):
         return self == GridRequest()
 
     def factors(self, grid: Grid, default: Sequence[float] = (4, 4, 1)) -> AxisValues:
-        """Return how many times finer each voxel axis of a grid becomes, at least 1.
+        """Return how many times finer each patient axis becomes, at least 1.
 
         Args:
             grid: that of the input.
@@ -107,27 +107,29 @@ class GridRequest(NamedTuple):
             SettingError: if an axis would become coarser, or more than `MAX_FACTOR` times finer; if no axis changes; or
                 if the result would be too large.
         """
-        spacing = grid.spacing.tolist()
+        spacing, wanted = grid.patient_spacing, self.spacing and _three(self.spacing)
         if self.isotropic:
             wanted = (min(spacing),) * 3
-        elif self.spacing:
-            wanted = grid.by_voxel_axis(self.spacing)
-        else:
-            factors = grid.by_voxel_axis(self.factor or default)
-            wanted = tuple(old / factor for old, factor in zip(spacing, factors, strict=True))
-        names = [PATIENT_AXES[axis] for axis in grid.patient_axes]
-        x, y, z = (_factor(*axis) for axis in zip(names, spacing, wanted, strict=True))
+        if wanted is None:
+            a, b, c = (old / factor for old, factor in zip(spacing, _three(self.factor or default), strict=True))
+            wanted = a, b, c
+        x, y, z = (_factor(*axis) for axis in zip(PATIENT_AXES, spacing, wanted, strict=True))
         if x == y == z == 1:
             raise SettingError(
                 f"the voxels would keep their size, {' x '.join(f'{size:.4g}' for size in grid.patient_spacing)} mm;"
                 " ask for a factor above 1, or for a spacing below that of the input."
             )
-        if (size := prod(round(n * factor) for n, factor in zip(grid.shape, (x, y, z), strict=True))) > _MAX_RESULT:
+        if (size := prod(grid.shape) * x * y * z) > _MAX_RESULT:
             raise SettingError(
                 f"the result would have {size:.2g} voxels, but at most {_MAX_RESULT:.2g} are possible; ask for larger"
                 " voxels, or cut the volume into parts."
             )
         return x, y, z
+
+
+def _three(values: Sequence[float]) -> AxisValues:
+    x, y, z = tuple(values) * (3 if len(values) == 1 else 1)
+    return x, y, z
 
 
 def _factor(name: str, spacing: float, wanted: float) -> float:

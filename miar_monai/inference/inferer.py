@@ -12,23 +12,24 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms.utils import scale_affine
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from miar_monai import acceleration
 from miar_monai.acceleration.cuda_graphs import tensor_addresses
+from miar_monai.data.grid import resized_size
 from miar_monai.degradation import Degradation
 from miar_monai.degradation.blur_estimation import MAX_BLUR, infer_degradation, without_overshoot
 from miar_monai.errors import ConfigurationError, SettingError, check_range, check_whole
 from miar_monai.inference.batches import concatenate, in_batches
 from miar_monai.inference.error_model import ErrorModel
 from miar_monai.inference.steps import Steps, StepSettings
-from miar_monai.inference.tiled_miar import TiledMIAR
+from miar_monai.inference.tiled_miar import TiledMIAR, warn_if_noisy
 from miar_monai.inference.tiling import TileFunction, blend_tiles, num_tiles
 from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding
 from miar_monai.transforms.intensity_range import IntensityRange
+from miar_monai.transforms.metatensor import finer_batch
 
 __all__ = ["BeamSearchInferer"]
 
@@ -189,17 +190,34 @@ class BeamSearchInferer(Inferer):
             inputs: LR images in about [0, 1].
             network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile).
             *args: passed on to networks other than `MIAR`.
-            assumed: degradation of the inputs of a `MIAR`; by default the result of `input_degradation`.
+            assumed: degradation of the inputs of a `MIAR`, whose scales determine the result; by default the result of
+                `input_degradation`.
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` a
-            dictionary of two such tensors: ``"image"``, and ``"error"``, its expected absolute error, 0 in constant
-            slices.
+            (B, 1, H, W) or (B, 1, H, W, D), H and W as in `Grid.resized`, on the device of ``inputs``. With
+            ``uncertainty`` a dictionary of two such tensors: ``"image"``, and ``"error"``, its expected absolute error,
+            0 in constant slices.
 
         Raises:
             ConfigurationError: if ``inputs`` has another shape, or ``uncertainty`` is on and the network is not a
                 `MIAR`.
+        """
+        result, weight = self.super_resolve(inputs, network, *args, assumed=assumed, **kwargs)
+        warn_if_noisy([] if weight is None else [weight])
+        return result
+
+    def super_resolve(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        assumed: Degradation | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
+        """Return the result of a call and, for a `MIAR`, the weight of the network in each slice, (B · D,).
+
+        For the arguments see `__call__`. Unlike a call, it does not warn of noise.
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
@@ -208,34 +226,46 @@ class BeamSearchInferer(Inferer):
             )
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
-        device = _device(network, plain)
+        device, module = _device(network, plain), _unwrapped(network)
+        if assumed is None and isinstance(module, MIAR):
+            assumed = self.input_degradation(slices, module)
         size = self.sw_batch_size or (16 if device.type == "cuda" else 2)
-        tiles = self.num_tiles(slices.shape[2], slices.shape[3], network)
+        tiles = self.num_tiles(slices.shape[2], slices.shape[3], network, assumed)
         with tqdm(total=len(slices) * tiles, desc="super-resolving", unit="tile", disable=not self.progress) as bar:
-            super_resolve = self._function(network, args, kwargs, slices, assumed, device, partial(_counted, bar))
+            super_resolve = self._function(network, args, kwargs, assumed, device, partial(_counted, bar))
             parts = in_batches(
-                partial(self._process_batch, super_resolve),
-                slices,
+                partial(self._process_batch, super_resolve, slices),
+                len(slices),
                 size,
                 set_progress=lambda finished: bar.update(finished * tiles - bar.n),
                 free_memory=self._clear_graphs,
             )
             result = concatenate(parts, len(slices), plain.device)  # (B * D, C, H, W)
-        if isinstance(super_resolve, TiledMIAR):
-            super_resolve.warn_if_noisy()
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
         if isinstance(inputs, MetaTensor):
-            result = self._with_geometry(result, inputs)
-        return {"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result
+            scales = assumed.scales if isinstance(module, MIAR) and assumed else None
+            result = finer_batch(inputs, result, scales)
+        weight = torch.cat(super_resolve.network_weights) if isinstance(super_resolve, TiledMIAR) else None
+        return ({"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result), weight
 
-    def num_tiles(self, height: int, width: int, network: Callable[..., Tensor]) -> int:
-        """Return the number of tiles of an LR slice; the computing time is proportional to it."""
-        module, sizes, side = _unwrapped(network), [float(height), float(width)], self.tile_size
+    def num_tiles(
+        self, height: int, width: int, network: Callable[..., Tensor], assumed: Degradation | None = None
+    ) -> int:
+        """Return the number of tiles of an LR slice; the computing time is proportional to it.
+
+        Args:
+            height: rows of the slice.
+            width: columns of the slice.
+            network: as in a call.
+            assumed: as in a call; only its scales matter, by default those of the training.
+        """
+        module, sizes, side = _unwrapped(network), [height, width], self.tile_size
         if isinstance(module, MIAR):
-            sizes = [size * scale for size, scale in zip(sizes, module.degradation.scales, strict=True)]
+            scales = (assumed or module.degradation).scales
+            sizes = [resized_size(size, 1 / scale) for size, scale in zip(sizes, scales, strict=True)]
             side = module.side
-        return prod(num_tiles(round(size), side, self.overlap) for size in sizes)
+        return prod(num_tiles(size, side, self.overlap) for size in sizes)
 
     def input_degradation(self, slices: Tensor, network: MIAR) -> Degradation:
         """Return the assumed degradation of LR slices (N, 1, h, w), estimated or set."""
@@ -259,17 +289,15 @@ class BeamSearchInferer(Inferer):
         network: Callable[..., Tensor],
         args: tuple,
         kwargs: dict,
-        slices: Tensor,
         assumed: Degradation | None,
         device: torch.device,
         count_tiles: Callable[[TileFunction], TileFunction],
     ) -> Callable[[Tensor, int], Tensor]:
         """Return a function that super-resolves LR slices, given a batch size, on the device of the network."""
         module = _unwrapped(network)
-        if isinstance(module, MIAR):
-            degradation = assumed or self.input_degradation(slices, module)
+        if isinstance(module, MIAR) and assumed is not None:
             steps = self._steps(module)
-            return TiledMIAR(module, degradation, steps, self._settings, device, self.overlap, count_tiles)
+            return TiledMIAR(module, assumed, steps, self._settings, device, self.overlap, count_tiles)
         if self.uncertainty:
             raise ConfigurationError(
                 f"uncertainty is on for a {type(module).__name__}, but only a MIAR has it; turn uncertainty off."
@@ -297,8 +325,11 @@ class BeamSearchInferer(Inferer):
             self._graphs[1].clear()
 
     @torch.no_grad()
-    def _process_batch(self, super_resolve: Callable[[Tensor, int], Tensor], slices: Tensor, batch_size: int) -> Tensor:
-        """Super-resolve LR slices (N, 1, h, w) and finish the images: (N, 1, H, W), or (N, 2, H, W) with the error."""
+    def _process_batch(
+        self, super_resolve: Callable[[Tensor, int], Tensor], slices: Tensor, part: slice, batch_size: int
+    ) -> Tensor:
+        """Super-resolve a part of LR slices (N, 1, h, w), and finish the images: (n, 1, H, W), or (n, 2, H, W)."""
+        slices = slices[part]
         clipped = self._clipped(slices)
         sr = super_resolve(clipped, batch_size)
         if self.degradation is not None:
@@ -313,12 +344,3 @@ class BeamSearchInferer(Inferer):
         """Make images (N, 1, H, W) consistent with their LR slices."""
         assert self.degradation is not None
         return self.degradation.for_hr(sr).prox(sr, lr, self.damping)
-
-    @staticmethod
-    def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:
-        """Give the result the input's metadata and the affine of the finer grid."""
-        output = MetaTensor(result).copy_meta_from(inputs)
-        sizes, finer_sizes = ([*image.shape[2:], 1][:3] for image in (inputs, result))
-        scaling = torch.from_numpy(scale_affine(sizes, finer_sizes))
-        output.affine = torch.as_tensor(inputs.affine, dtype=torch.float64).cpu() @ scaling  # (4, 4) or (B, 4, 4)
-        return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ THICK = 1.5
 _PLANES = {(0, 1): "axial", (0, 2): "coronal", (1, 2): "sagittal"}
 _BATCH_SIZE = 16  # slices that are degraded at once
 
-T = TypeVar("T")
 Plane = tuple[int, int]
 
 
@@ -62,10 +61,10 @@ class Plan(NamedTuple):
         """Return the grids of the input and of the results of all stages."""
         result = [grid]
         for stage in self.stages:
-            factors = np.ones(3)
+            factors = [1.0, 1.0, 1.0]
             for axis, scale in zip(stage[0].plane, stage[0].degradation.scales, strict=True):
                 factors[axis] = scale
-            result.append(result[-1].resized(1 / np.asarray(grid.by_voxel_axis(factors.tolist()))))
+            result.append(result[-1].resized([1 / factor for factor in grid.by_voxel_axis(factors)]))
         return result
 
 
@@ -140,10 +139,10 @@ def plan_passes(
         rows, columns = described
         return Degradation(
             scale=tuple((x, y, z)[axis] if axis in axes else 1.0 for axis in plane),
-            sigma=_one_or_two(rows.sigma, columns.sigma),
+            sigma=(rows.sigma, columns.sigma),
             blur_on=measured.blur_on,
-            profile=_one_or_two(rows.profile, columns.profile),
-            thickness=_one_or_two(rows.thickness, columns.thickness),
+            profile=(rows.profile, columns.profile),
+            thickness=(rows.thickness, columns.thickness),
         )
 
     stages = tuple(
@@ -160,7 +159,3 @@ def _degraded(volume: Tensor, one: Pass, coarse: Grid, fine: Grid) -> Tensor:
     slices = volume.movedim((rows, columns), (1, 2))  # (N, H, W)
     parts = [operators((one.degradation,), hr_shape, lr_shape, part).A(part) for part in slices.split(_BATCH_SIZE)]
     return torch.cat(parts).movedim((1, 2), (rows, columns))
-
-
-def _one_or_two(rows: T, columns: T) -> T | tuple[T, T]:
-    return rows if rows == columns else (rows, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ from miar_monai.inference.tiling import Padding, TileFunction, blend_tiles
 from miar_monai.networks import MIAR
 from miar_monai.networks.results import Estimate, Prediction
 
-__all__ = ["TiledMIAR"]
+__all__ = ["TiledMIAR", "warn_if_noisy"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,17 @@ class TiledMIAR:
 
         return Prediction(**blend_tiles(inputs, self.network.side, self.overlap, batch_size, self.count_tiles(predict)))
 
-    def warn_if_noisy(self) -> None:
-        """Log a warning if noise has moved the results towards the linear estimate."""
-        weight = float(torch.cat(self.network_weights).mean())
-        if weight < _MIN_NETWORK_WEIGHT:
-            logger.warning(
-                "the input is noisier than the training data, or sharper than the assumed blur allows: the networks"
-                " contribute %d %% of the result, and the rest is the linear estimate, which adds no detail.",
-                round(100 * weight),
-            )
+
+def warn_if_noisy(network_weights: Sequence[Tensor]) -> None:
+    """Log a warning if noise has moved the results towards the linear estimate.
+
+    Args:
+        network_weights: weights of the network in the slices of one or more calls.
+    """
+    weight = float(torch.cat(list(network_weights)).mean()) if network_weights else 1.0
+    if weight < _MIN_NETWORK_WEIGHT:
+        logger.warning(
+            "the input is noisier than the training data, or sharper than the assumed blur allows: the networks"
+            " contribute %d %% of the result, and the rest is the linear estimate, which adds no detail.",
+            round(100 * weight),
+        )

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
+from miar_monai.data.grid import resized_size
+
 __all__ = ["Padding", "TileFunction", "blend_tiles", "num_tiles"]
 
 Output = TypeVar("Output", Tensor, dict[str, Tensor])
@@ -86,7 +88,7 @@ class Padding(NamedTuple):
             >>> Padding.of(100, 2.5, 256)
             Padding(before=2, after=2, start=5, size=250, padded_size=260)
         """
-        size = max(round(lr_size * scale), 1)
+        size = resized_size(lr_size, 1 / scale)
         missing = max(ceil((side - size) / scale), 0)
         before, after = (missing // 2, missing - missing // 2) if scale % 1 == 0 else (-(-missing // 2),) * 2
         start = round(before * scale)
