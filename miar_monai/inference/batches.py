@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from miar_monai.errors import ImageError
 
-__all__ = ["concatenate", "in_batches"]
+__all__ = ["concatenate", "in_batches", "plain_tensor", "slices_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,3 +68,14 @@ def concatenate(parts: Iterator[Tensor], length: int, device: torch.device) -> T
         start, end = end, end + len(part)
         result[start:end] = part
     return result
+
+
+def plain_tensor(images: Tensor) -> Tensor:
+    """Return images without metadata."""
+    return images.as_tensor() if isinstance(images, MetaTensor) else images
+
+
+def slices_of(images: Tensor) -> Tensor:
+    """Return slices (B, 1, h, w), or those of volumes (B, 1, h, w, D) along their last axis: (B · D, 1, h, w)."""
+    plain = plain_tensor(images)
+    return plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)

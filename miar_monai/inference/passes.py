@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from miar_monai.data.grid import Grid
+from miar_monai.data.spectrum import PLANES
 from miar_monai.degradation import Degradation, operators
 
 __all__ = ["THICK", "Pass", "Plan", "plan_passes", "slice_axis"]
 
+Plane = tuple[int, int]
+
 THICK = 1.5
 """Slices are thick if their distance is more than this many times the distance of the pixels."""
 
-_PLANES = {(0, 1): "axial", (0, 2): "coronal", (1, 2): "sagittal"}
+_PLANES: dict[Plane, str] = {
+    (min(within), max(within)): name for name, within in ((name, {0, 1, 2} - {axis}) for name, axis in PLANES.items())
+}
 _BATCH_SIZE = 16  # slices that are degraded at once
-
-Plane = tuple[int, int]
 
 
 class Pass(NamedTuple):

@@ -18,8 +18,8 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, check_range
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
-from miar_monai.inference.tiled_miar import warn_if_noisy
-from miar_monai.networks import MIAR
+from miar_monai.inference.slice_steps import warn_if_noisy
+from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.transforms.metatensor import with_affine
 
 __all__ = ["VolumeInferer"]
@@ -51,8 +51,8 @@ class VolumeInferer(Inferer):
         SettingError: if a setting is out of range, or more than one of factor, spacing and isotropic is given.
 
     Example:
-        >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
-        ...     dim=16, depth=1, num_heads=2).eval()
+        >>> from miar_monai.networks import Estimator
+        >>> network = Estimator(channels=(8, 16), blocks=(1, 1)).eval()
         >>> thick = MetaTensor(torch.rand(1, 1, 11, 9, 3), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
         >>> VolumeInferer(BeamSearchInferer(lookahead_tokens=0), spacing="1,1,2")(thick, network).shape
         torch.Size([1, 1, 11, 9, 8])
@@ -72,7 +72,7 @@ class VolumeInferer(Inferer):
             check_range("slice_thickness", slice_thickness, 0.01, _MAX_THICKNESS)
         self.slice_thickness = slice_thickness
 
-    def plan(self, image: Tensor, network: MIAR) -> Plan:
+    def plan(self, image: Tensor, network: SuperResolutionNetwork) -> Plan:
         """Return the passes for a volume, whose blur is measured if the setting of the inferer is "auto".
 
         Args:
@@ -99,15 +99,18 @@ class VolumeInferer(Inferer):
         network: Callable[..., Tensor],
         *args: Any,
         plan: Plan | None = None,
+        guide: Callable[[Grid], Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor | dict[str, Tensor]:
         """Super-resolve a volume.
 
         Args:
             inputs: one preprocessed volume, (1, 1, X, Y, Z).
-            network: a `MIAR`.
+            network: a `SuperResolutionNetwork`.
             *args: ignored.
             plan: from `plan`; by default it is made here.
+            guide: returns another contrast on a given grid, (1, X, Y, Z), scaled as the volume, for a network with a
+                guide; called for the grid of each stage.
             **kwargs: ignored.
 
         Returns:
@@ -126,9 +129,9 @@ class VolumeInferer(Inferer):
         grids = plan.grids(_grid(inputs[0]))
         volume, weights = {"image": inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs}, []
         for stage, grid in zip(plan.stages, grids[1:], strict=True):
-            results = []
+            results, other = [], None if guide is None else guide(grid)[None]
             for one in stage:
-                result, weight = self._slices(volume["image"], one, grid, network)
+                result, weight = self._slices(volume["image"], other, one, grid, network)
                 results.append(result)
                 weights.append(weight)
             volume = _later(volume, _mean(results))
@@ -139,11 +142,14 @@ class VolumeInferer(Inferer):
         return volume if self.inferer.uncertainty else volume["image"]
 
     def _slices(
-        self, volume: Tensor, one: Pass, grid: Grid, network: Callable[..., Tensor]
+        self, volume: Tensor, guide: Tensor | None, one: Pass, grid: Grid, network: Callable[..., Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Super-resolve the slices of a volume (1, 1, X, Y, Z) in one plane; also return the weights of the network."""
         axes = [2 + grid.patient_axes.index(axis) for axis in one.plane]
-        result, weight = self.inferer.super_resolve(volume.movedim(axes, (2, 3)), network, assumed=one.degradation)
+        guide = guide if guide is None else guide.movedim(axes, (2, 3))
+        result, weight = self.inferer.super_resolve(
+            volume.movedim(axes, (2, 3)), network, assumed=one.degradation, guide=guide
+        )
         assert weight is not None
         named = result if isinstance(result, Mapping) else {"image": result}
         return {name: x.movedim((2, 3), axes) for name, x in named.items()}, weight

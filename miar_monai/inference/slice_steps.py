@@ -1,4 +1,4 @@
-"""Super-resolution of LR slices of any size by a `MIAR`, whose networks work on tiles."""
+"""Super-resolution of LR slices of any size by a network, on tiles or on whole slices."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch import Tensor
 
 from miar_monai.degradation import Degradation, operators
 from miar_monai.inference.steps import Steps, StepSettings
-from miar_monai.inference.tiling import Padding, TileFunction, blend_tiles
-from miar_monai.networks import MIAR
+from miar_monai.inference.tiling import MAX_BAND, Padding, TileFunction, blend_tiles, in_bands
+from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.results import Estimate, Prediction
 
-__all__ = ["TiledMIAR", "warn_if_noisy"]
+__all__ = ["SliceSteps", "warn_if_noisy"]
 
 logger = logging.getLogger(__name__)
 
 _MIN_NETWORK_WEIGHT = 0.9  # mean of all slices, below which a warning is logged
+_MAX_RECORDED = 2**20  # voxels of the HR grid of a batch; in larger ones, kernels take longer than their launch
 
 
 @dataclass
-class TiledMIAR:
+class SliceSteps:
     """Super-resolves the slices of one call of the inferer.
 
     Args:
@@ -37,7 +38,7 @@ class TiledMIAR:
         count_tiles: wraps a function of tiles so that it advances a progress bar.
     """
 
-    network: MIAR
+    network: SuperResolutionNetwork
     degradation: Degradation
     steps: Steps
     settings: StepSettings
@@ -46,34 +47,45 @@ class TiledMIAR:
     count_tiles: Callable[[TileFunction], TileFunction]
     network_weights: list[Tensor] = field(default_factory=list, init=False)
 
-    def __call__(self, slices: Tensor, batch_size: int) -> Tensor:
+    def __call__(self, slices: Tensor, batch_size: int, guide: Tensor | None = None) -> Tensor:
         """Super-resolve LR slices (N, 1, h, w), in batches of tiles: (N, 1, H, W), or (N, 2, H, W) with the error."""
+        side = self.network.side
         rows, columns = (
-            Padding.of(lr_size, scale, self.network.side)
+            Padding.of(lr_size, scale, side)
             for lr_size, scale in zip(slices.shape[2:], self.degradation.scales, strict=True)
         )
         # before the inverse: replicating its ripples would make streaks
         lr = Padding.pad(slices.to(self.device), rows, columns)
         shape = (rows.padded_size, columns.padded_size)
         operator = operators((self.degradation,), shape, (lr.shape[2], lr.shape[3]), lr)
-        if shape == (self.network.side, self.network.side):
-            estimate = Estimate(**self.steps.of_slices(lr, *operator.tensors))
+        guides = []
+        if self.network.guide_channels:
+            guide = lr.new_zeros(len(lr), 1, rows.size, columns.size) if guide is None else guide.to(lr)
+            guides = [Padding.pad_hr(guide, rows, columns)]
+        voxels = len(lr) * shape[0] * shape[1]
+        if shape == (side, side) or (side is None and voxels <= MAX_BAND):
+            steps = self.steps if side or voxels <= _MAX_RECORDED else self.steps.without_graphs
+            estimate = Estimate(**steps.of_slices(lr, *operator.tensors, *guides))
         else:
-            predict = partial(self._predict_tiles, batch_size)
-            estimate = self.settings.super_resolve(self.network, lr, operator, predict)
+            predict = partial(self._predict_parts, batch_size)
+            estimate = self.settings.super_resolve(self.network, lr, operator, predict, *guides)
         self.network_weights.append(estimate.network_weight.flatten())
         images = [estimate.image] if estimate.error is None else [estimate.image, estimate.error]
         return Padding.crop(torch.cat(images, dim=1), rows, columns)
 
-    def _predict_tiles(self, batch_size: int, linear: Tensor, condition: Tensor) -> Prediction:
-        """Return the prediction for linear estimates (N, 1, H, W) of any size, by tiles."""
-        condition = condition.expand(-1, -1, *linear.shape[2:])
-        inputs = torch.cat([linear, condition], dim=1)  # (N, 3, H, W): tiles keep their condition
+    def _predict_parts(self, batch_size: int, images: Tensor, condition: Tensor) -> Prediction:
+        """Return the prediction for images (N, C, H, W) of any size, by tiles or in bands."""
+        channels = images.shape[1]
+        inputs = torch.cat([images, condition.expand(-1, -1, *images.shape[2:])], dim=1)  # parts keep their condition
+        of_tiles = self.steps.of_tiles if self.network.side else self.steps.without_graphs.of_tiles
 
-        def predict(tiles: Tensor) -> dict[str, Tensor]:
-            return self.steps.of_tiles(tiles[:, :1], tiles[:, 1:, :1, :1])
+        def predict(parts: Tensor) -> dict[str, Tensor]:
+            return of_tiles(parts[:, :channels], parts[:, channels:, :1, :1])
 
-        return Prediction(**blend_tiles(inputs, self.network.side, self.overlap, batch_size, self.count_tiles(predict)))
+        if self.network.side is None:
+            return Prediction(**in_bands(inputs, self.network.stride, predict))
+        tiles = self.count_tiles(predict)
+        return Prediction(**blend_tiles(inputs, self.network.side, self.overlap, batch_size, tiles))
 
 
 def warn_if_noisy(network_weights: Sequence[Tensor]) -> None:
