@@ -73,8 +73,8 @@ def write_series(
 
     Args:
         folder: the folder to write: ``0001.dcm`` and so on, in the order of the slices. Parent folders are created.
-        sr: intensities (HU for CT), (X, Y, Z), with the voxel axes of the source, which are X along its rows, Y along its
-            columns and Z across its slices; with any numbers of voxels and spacings.
+        sr: intensities (HU for CT), (X, Y, Z), on the voxel axes of the source: X along its rows, Y along its
+            columns, Z across its slices. Any numbers of voxels and spacings are possible.
         headers: of the source, from `miar_monai.data.dicom_source.source_headers`.
         derivation: for the DerivationDescription.
         overwrite: replace an existing folder that contains only DICOM files.
