@@ -16,6 +16,7 @@ from miar_monai.errors import SettingError
 from miar_monai.inference.acquisition import Acquisition
 
 SHAPE = (11, 9, 4)
+UNKNOWN = "slices 2.5 mm apart, taken as 2.5 mm thick since the file states none, Gaussian profile assumed"
 
 
 def with_thickness(folder: Path, value: bytes | None) -> Volume:
@@ -36,15 +37,7 @@ def with_thickness(folder: Path, value: bytes | None) -> Volume:
         (b"2", 2.0, "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), Gaussian profile assumed"),
         (b"5", 5.0, "slices 5 mm thick, 2.5 mm apart (overlap 2.5 mm), Gaussian profile assumed"),
         (b"7.5", 7.5, "slices 7.5 mm thick, 2.5 mm apart (overlap 5 mm), Gaussian profile assumed"),
-        (None, None, "slices 2.5 mm apart, taken as 2.5 mm thick since the file states none, Gaussian profile assumed"),
-        *(
-            (
-                value,
-                None,
-                "slices 2.5 mm apart, taken as 2.5 mm thick since the file states none, Gaussian profile assumed",
-            )
-            for value in (b"", b"0", b"-2", b"thick", b"1\\2", b"inf", b"nan")
-        ),
+        *((value, None, UNKNOWN) for value in (None, b"", b"0", b"-2", b"thick", b"1\\2", b"inf", b"nan")),
         (
             b"20",
             20.0,
