@@ -36,6 +36,8 @@ class Volume(NamedTuple):
         qform: of a NIfTI file whose affine is the sform: the map from the millimeters of the affine to those of the
             qform, (4, 4), which does not depend on the grid, and the code of the qform. If that code is 0, the map
             contains only the voxel sizes in pixdim. None if there is no second transform.
+        slice_thickness: of a DICOM series in millimeters, along its third axis, as its headers state it; None if they
+            state none, or several, and for other formats.
     """
 
     array: np.ndarray
@@ -50,6 +52,7 @@ class Volume(NamedTuple):
     remarks: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     qform: tuple[np.ndarray, int] | None = None
+    slice_thickness: float | None = None
 
     @property
     def grid(self) -> Grid:
