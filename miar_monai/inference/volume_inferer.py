@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
@@ -16,15 +15,15 @@ from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, check_range
+from miar_monai.inference.acquisition import Acquisition
+from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
 from miar_monai.inference.slice_steps import warn_if_noisy
 from miar_monai.networks import SuperResolutionNetwork
-from miar_monai.transforms.metatensor import with_affine
+from miar_monai.transforms.metatensor import grid_of, with_affine
 
 __all__ = ["VolumeInferer"]
-
-_MAX_THICKNESS = 100.0  # mm
 
 
 class VolumeInferer(Inferer):
@@ -44,8 +43,8 @@ class VolumeInferer(Inferer):
             left-right, posterior-anterior and inferior-superior; also as text, ``"1,1,5"``.
         spacing: distance of the new voxels in millimeters, likewise; at most that of the input.
         isotropic: whether all axes get the smallest spacing of the input.
-        slice_thickness: full width at half maximum of the slice profile in millimeters; by default the distance of the
-            slices.
+        slice_thickness: full width at half maximum of the slice profile in millimeters; by default that of the DICOM
+            headers or, without one, the distance of the slices.
 
     Raises:
         SettingError: if a setting is out of range, or more than one of factor, spacing and isotropic is given.
@@ -69,7 +68,7 @@ class VolumeInferer(Inferer):
         self.inferer = inferer
         self.request = GridRequest.of(factor, spacing, isotropic)
         if slice_thickness is not None:
-            check_range("slice_thickness", slice_thickness, 0.01, _MAX_THICKNESS)
+            check_range("slice_thickness", slice_thickness, 0, float("inf"))
         self.slice_thickness = slice_thickness
 
     def plan(self, image: Tensor, network: SuperResolutionNetwork) -> Plan:
@@ -82,8 +81,8 @@ class VolumeInferer(Inferer):
         Raises:
             SettingError: if the requested grid is not possible for this volume.
         """
-        grid = _grid(image)
-        voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
+        grid = grid_of(image)
+        voxels = plain_tensor(image)
 
         def in_plane(plane: tuple[int, int]) -> Degradation:
             rows, columns = (1 + grid.patient_axes.index(axis) for axis in plane)
@@ -91,7 +90,8 @@ class VolumeInferer(Inferer):
             return self.inferer.input_degradation(slices, network)
 
         factors = self.request.factors(grid, (*network.degradation.scales, 1.0))
-        return plan_passes(factors, grid.patient_spacing, in_plane, self.slice_thickness)
+        acquisition = Acquisition.of_image(image, self.slice_thickness)
+        return plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
 
     def __call__(
         self,
@@ -126,8 +126,8 @@ class VolumeInferer(Inferer):
                 " pass volumes one by one."
             )
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
-        grids = plan.grids(_grid(inputs[0]))
-        volume, weights = {"image": inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs}, []
+        grids = plan.grids(grid_of(inputs[0]))
+        volume, weights = {"image": plain_tensor(inputs)}, []
         for stage, grid in zip(plan.stages, grids[1:], strict=True):
             results, other = [], None if guide is None else guide(grid)[None]
             for one in stage:
@@ -153,13 +153,6 @@ class VolumeInferer(Inferer):
         assert weight is not None
         named = result if isinstance(result, Mapping) else {"image": result}
         return {name: x.movedim((2, 3), axes) for name, x in named.items()}, weight
-
-
-def _grid(image: Tensor) -> Grid:
-    """Return the grid of a volume (1, X, Y, Z)."""
-    width, height, depth = image.shape[1:]
-    affine = np.asarray(image.affine.cpu()) if isinstance(image, MetaTensor) else np.eye(4)
-    return Grid((width, height, depth), affine.reshape(4, 4))
 
 
 def _mean(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
