@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from miar_monai.data.cases import read_case
+from miar_monai.data.grid_request import axis_values
 from miar_monai.data.io import Volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
@@ -22,6 +23,8 @@ from miar_monai.inference.devices import choose_device
 from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
+from miar_monai.inference.passes import Plan
+from miar_monai.inference.volume_inferer import VolumeInferer
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
@@ -30,10 +33,11 @@ __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve
 
 
 def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> Any:
-    """Super-resolve the axial slices of an image four times in-plane, with a bundle and its weights.
+    """Super-resolve an image, with a bundle and its weights.
 
-    The result covers the same field of view, at the same distance between slices. Each call loads the weights: for many
-    images use one `SuperResolver`.
+    The result covers the same field of view. By default, the axial plane becomes four times finer and the distance
+    between slices stays; ``factor``, ``spacing`` or ``isotropic`` ask for another grid. Each call loads the weights:
+    for many images use one `SuperResolver`.
 
     Args:
         image: a gray-value image in its own units (HU for CT):
@@ -47,7 +51,10 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
             `miar_monai.inference.bundle.find_bundle`).
         device: ``"auto"`` (a GPU with CUDA, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
-            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default.
+            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default. For the
+            grid, at most one of ``factor`` (how many times finer, 1 to 8), ``spacing`` (in millimeters), both one
+            number or three for left-right, posterior-anterior and inferior-superior, and ``isotropic=True``;
+            ``slice_thickness`` in millimeters if it is not the distance of the slices.
 
     Returns:
         The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
@@ -65,8 +72,13 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         >>> import numpy as np
         >>> super_resolve(np.random.rand(9, 7), model="brats", device="cpu", lookahead_tokens=0).shape
         (36, 28)
+        >>> super_resolve(np.random.rand(9, 7, 4), device="cpu", lookahead_tokens=0, factor=(1, 1, 2.5)).shape
+        (9, 7, 10)
     """
     return SuperResolver(model, device, **settings)(image)
+
+
+_AXIS_SETTINGS = ("factor", "spacing")  # one number, or three
 
 
 class Prepared(NamedTuple):
@@ -74,15 +86,20 @@ class Prepared(NamedTuple):
 
     Attributes:
         image: the input of the inferer, (1, X, Y, Z), after the bundle's preprocessing.
-        assumed: the degradation that is assumed for the volume.
+        plan: the passes of the super-resolution, with the degradations that are assumed.
         limits: intensities beyond which the result is interpolated, in units of the volume, or None.
         warnings: sentences on properties that make the result doubtful, such as differences from the training data.
     """
 
     image: MetaTensor
-    assumed: Degradation
+    plan: Plan
     limits: tuple[float, float] | None
     warnings: list[str]
+
+    @property
+    def assumed(self) -> Degradation:
+        """The assumed degradation in the last pass; of the only one, if the axial plane becomes finer."""
+        return self.plan.assumed
 
 
 class SuperResolver:
@@ -104,7 +121,7 @@ class SuperResolver:
         weights: file of the weights.
         device: device of the network.
         settings: all settings of inference.
-        network, inferer, preprocessing, postprocessing: the components of the bundle.
+        network, inferer, volume_inferer, preprocessing, postprocessing: the components of the bundle.
     """
 
     def __init__(self, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> None:
@@ -128,10 +145,11 @@ class SuperResolver:
         with self._wrap_config_errors():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
-            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty")})
+            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty", "isotropic")})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             if not isinstance(self.inferer, BeamSearchInferer):
                 raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
+            self.volume_inferer: VolumeInferer = parser.get_parsed_content("volume_inferer")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
@@ -182,8 +200,8 @@ class SuperResolver:
             The finer volume over the same field of view, in the same units, axes and storage dtype, with
             ``uncertainty`` if that setting is on.
         """
-        image, assumed = (prepared.image, prepared.assumed) if prepared else (self._preprocessed(volume), None)
-        data = {"image": image, "pred": self.infer(image, assumed)}
+        image, plan = (prepared.image, prepared.plan) if prepared else (self._preprocessed(volume), None)
+        data = {"image": image, "pred": self.infer(image, plan)}
         with self._wrap_config_errors():
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
@@ -193,27 +211,28 @@ class SuperResolver:
     def prepare(self, volume: Volume) -> Prepared:
         """Preprocess and check a volume, and determine its degradation, before the network runs."""
         image = self._preprocessed(volume)
-        limits = limits_in_units(image, self.inferer.intensity_range)
-        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits)
-        return Prepared(image, self.input_degradation(image), limits, warnings)
+        limits, plan = limits_in_units(image, self.inferer.intensity_range), self.plan(image)
+        asked = not plan.request.is_default
+        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits, asked)
+        return Prepared(image, plan, limits, warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:
         with self._wrap_config_errors():
             image: MetaTensor = self.preprocessing({"image": volume})["image"]
         return image
 
-    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor | dict[str, Tensor]:
+    def infer(self, image: MetaTensor, plan: Plan | None = None) -> Tensor | dict[str, Tensor]:
         """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches."""
         # recording a CUDA graph synchronizes the current device, which must not be that of another process
         own_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
         with torch.inference_mode(), own_device, bfloat16:
-            result = self.inferer(image[None], self.network, assumed=assumed)
+            result = self.volume_inferer(image[None], self.network, plan=plan)
         return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
-    def input_degradation(self, image: MetaTensor) -> Degradation:
-        """Return the degradation that is assumed for a preprocessed volume; its blur is measured if that is "auto"."""
-        return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
+    def plan(self, image: MetaTensor) -> Plan:
+        """Return the passes for a preprocessed volume; its blur is measured if that is "auto"."""
+        return self.volume_inferer.plan(image, self.network)
 
 
 def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
@@ -224,8 +243,10 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
     unknown = sorted(set(overrides) - {*names, "bundle_root", "device"})
     if unknown:
         raise SettingError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
+    overrides = {name: axis_values(name, x) if name in _AXIS_SETTINGS else x for name, x in overrides.items()}
     for name, value in overrides.items():
-        if isinstance(value, dict | list) or str(value)[:1] in ("$", "@", "%"):  # a config would run it as code
+        is_several = isinstance(value, dict | list | tuple) and name not in _AXIS_SETTINGS
+        if is_several or str(value)[:1] in ("$", "@", "%"):  # a config would run it as code
             raise SettingError(f"{name} is {value!r}, but a number or a word is needed; correct the setting.")
     if "progress" in names:
         parser["progress"] = False

@@ -91,7 +91,8 @@ class VolumeInferer(Inferer):
 
         factors = self.request.factors(grid, (*network.degradation.scales, 1.0))
         acquisition = Acquisition.of_image(image, self.slice_thickness)
-        return plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
+        plan = plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
+        return plan._replace(request=self.request)
 
     def __call__(
         self,
