@@ -79,9 +79,8 @@ class CaseReporter:
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
             auxiliary = {"uncertainty": paths.uncertainty}
-        limits, asked = limits_in_units(image, slices.intensity_range), not plan.request.is_default
-        found = input_warnings(lr, self._domain, slices.blur, image.shape[1:3], limits, asked)
-        warnings = [*found, *self._captured]
+        limits = limits_in_units(image, slices.intensity_range)
+        warnings = [*input_warnings(lr, self._domain, slices.blur, plan, limits), *self._captured]
         device = engine.state.device
         report = case_report(source, paths.image, lr, sr, plan, self._seconds, device, warnings, auxiliary, limits)
         lines = [*plan.sentences(), case_message(report, warnings), paths.image]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from nibabel.orientations import io_orientation
 from miar_monai.data.io import Volume
 from miar_monai.degradation.blur_estimation import MIN_PATCH
 from miar_monai.errors import ConfigurationError
+from miar_monai.inference.passes import Plan
 from miar_monai.inference.scanner_checks import scanner_warnings
 
 __all__ = ["TrainingDomain", "clipping_warnings", "input_warnings", "volume_warnings"]
@@ -119,10 +120,9 @@ def _ct_units(array: np.ndarray) -> str:
 def input_warnings(
     lr: Volume,
     domain: TrainingDomain,
-    blur: float | str | None,
-    sides: Sequence[int],
+    blur: float | str | None = None,
+    plan: Plan | None = None,
     limits: tuple[float, float] | None = None,
-    asked: bool = False,
 ) -> list[str]:
     """Return sentences on all properties of a volume that make its result doubtful, known before inference.
 
@@ -130,21 +130,23 @@ def input_warnings(
         lr: the input.
         domain: the training data of the model.
         blur: the setting of the inferer.
-        sides: sides of the axial slices in voxels.
+        plan: the passes of the super-resolution; by default, the axial plane becomes finer, without a measured blur.
         limits: intensities beyond which the result is interpolated, in units of the input, or None.
-        asked: whether the user asked for the grid of the result.
     """
     sentences = [
-        *volume_warnings(lr, asked),
+        *volume_warnings(lr, asked=plan is not None and not plan.request.is_default),
         *scanner_warnings(lr),
         *clipping_warnings(lr, limits),
         *domain.warnings(lr),
     ]
-    if blur == "auto" and min(sides) < MIN_PATCH:
-        sentences.append(
-            f"the axial slices have {' x '.join(map(str, sides))} voxels, but at least {MIN_PATCH} x {MIN_PATCH} are"
-            " needed to measure the blur: the blur of the training is assumed."
-        )
+    if plan is not None and plan.blur is not None and blur == "auto":
+        one, grid = plan.stages[-1][-1], lr.grid
+        sides = [grid.shape[grid.patient_axes.index(axis)] for axis in one.plane]
+        if min(sides) < MIN_PATCH:
+            sentences.append(
+                f"the {one.name} slices have {' x '.join(map(str, sides))} voxels, but at least {MIN_PATCH} x"
+                f" {MIN_PATCH} are needed to measure the blur: the blur of the training is assumed."
+            )
     return sentences
 
 

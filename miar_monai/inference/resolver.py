@@ -212,8 +212,7 @@ class SuperResolver:
         """Preprocess and check a volume, and determine its degradation, before the network runs."""
         image = self._preprocessed(volume)
         limits, plan = limits_in_units(image, self.inferer.intensity_range), self.plan(image)
-        asked = not plan.request.is_default
-        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits, asked)
+        warnings = input_warnings(volume, self.domain, self.inferer.blur, plan, limits)
         return Prepared(image, plan, limits, warnings)
 
     def _preprocessed(self, volume: Volume) -> MetaTensor:

@@ -47,7 +47,7 @@ def test_only_the_interpolated_axis_is_named() -> None:
         " and its result is less sharp than that of the original: give the original, or the acquired spacing"
         f" (--acquired-spacing {0.45 * factor:.3g},0.9,4)."
     ]
-    assert sentences[0] in input_warnings(lr, TrainingDomain(), None, (300, 140))
+    assert sentences[0] in input_warnings(lr, TrainingDomain())
     turned = lr._replace(array=lr.array.transpose(2, 1, 0), affine=lr.affine[:, [2, 1, 0, 3]])
     assert scanner_warnings(turned) == sentences
 

@@ -1,0 +1,217 @@
+"""The grid of the result, from file to file: options, settings, geometry, messages, report and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from helpers.bundle_runs import arguments, quick_command, workflow
+from helpers.phantoms import write_dicom_series, write_nifti_phantom
+
+from miar_monai.cli.main import main
+from miar_monai.data.geometry import fov_corners
+from miar_monai.data.grid import Grid
+from miar_monai.inference.resolver import SuperResolver, super_resolve
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+THICK = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 2.5, -10], [0, 0, 0, 1]])
+OBLIQUE = np.array([[0.1, 0.02, 2.4, -30], [-0.85, 0.1, 0.3, 40], [0.08, 0.9, 0.1, -7], [0, 0, 0, 1]])
+"""Thick sagittal slices: voxel axes posterior, superior, right."""
+SHAPE = (9, 8, 4)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    return write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE, THICK)
+
+
+def sr(bundle: Path, *parts: object) -> Result:
+    words = ("sr", "--model", bundle, "--device", "cpu", "--lookahead-tokens", 0, *parts)
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert "Traceback" not in result.output
+    return result
+
+
+def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[float, float, float]]] = {
+    "isotropic": (("--isotropic",), {"isotropic": True}, (1, 1, 2.5)),
+    "one spacing": (("--spacing", "0.8"), {"spacing": 0.8}, (1.25, 1.25, 3.125)),
+    "spacings": (("--spacing", "1,0.5,1"), {"spacing": (1, 0.5, 1)}, (1, 2, 2.5)),
+    "one factor": (("--factor", "2"), {"factor": 2}, (2, 2, 2)),
+    "factors": (("--factor", "1,1,5"), {"factor": "1,1,5"}, (1, 1, 5)),
+    "thickness": (
+        ("--factor", "1,1,2", "--slice-thickness", "2"),
+        {"factor": [1, 1, 2], "slice_thickness": 2},
+        (1, 1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_command_call_and_bundle_give_the_grid_that_is_asked_for(
+    option: str, bundle: Path, scan: Path, tmp_path: Path
+) -> None:
+    words, settings, factors = OPTIONS[option]
+    result = sr(bundle, scan, *words)
+    assert (result.exit_code, result.stdout) == (0, "scan_sr.nii.gz\n"), result.stderr
+    voxels, affine = load("scan_sr.nii.gz")
+    grid = Grid(SHAPE, THICK).resized([1 / factor for factor in factors])
+    assert voxels.shape == grid.shape
+    np.testing.assert_allclose(affine, grid.affine, atol=1e-4)
+
+    called = super_resolve(scan, bundle, "cpu", lookahead_tokens=0, **settings)
+    np.testing.assert_array_equal(np.asarray(called.dataobj), voxels)
+    weights, output = str(bundle / "models" / "model.pt"), str(tmp_path / "out")
+    given = {"checkpoint": weights, "dataset_dir": str(scan), "output_dir": output, "lookahead_tokens": 0}
+    workflow("miar_brats", "inference", **given, **settings).run()
+    by_bundle, its_affine = load(Path(output, "scan_sr.nii.gz"))
+    np.testing.assert_array_equal(by_bundle, voxels)
+    np.testing.assert_array_equal(its_affine, affine)
+
+
+@pytest.mark.parametrize(
+    "words", [("--isotropic",), ("--spacing", "0.7"), ("--factor", "2,1,1.5"), ("--factor", "4,1,1")]
+)
+def test_oblique_and_permuted_volumes_stay_where_they_are(
+    words: tuple[str, ...], bundle: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    path = write_nifti_phantom(tmp_path / "sagittal.nii.gz", (8, 9, 4), OBLIQUE)
+    assert sr(bundle, path, *words).exit_code == 0
+    voxels, affine = load("sagittal_sr.nii.gz")
+    old, new = Grid((8, 9, 4), OBLIQUE), Grid(voxels.shape, affine)  # type: ignore[arg-type]
+    assert new.patient_axes == old.patient_axes
+    wanted = {
+        "--isotropic": (min(old.spacing),) * 3,
+        "--spacing": (0.7,) * 3,
+        "--factor": np.divide(old.patient_spacing, np.fromstring(words[-1], sep=",") if len(words) == 2 else 1),
+    }[words[0]]
+    np.testing.assert_allclose(new.patient_spacing, wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        fov_corners(affine, voxels.shape).mean(0), fov_corners(OBLIQUE, (8, 9, 4)).mean(0), atol=0.01
+    )
+    shift = np.abs(
+        (fov_corners(affine, voxels.shape) - fov_corners(OBLIQUE, (8, 9, 4))) @ np.linalg.inv(affine[:3, :3]).T
+    )
+    assert shift.max() <= 0.25 + 1e-3  # new voxels
+
+
+def test_by_the_command_line_of_monai(bundle: Path, scan: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": scan, "output_dir": tmp_path / "out", "checkpoint": bundle / "models" / "model.pt"}
+    words = arguments("miar_brats", "inference", tmp_path, spacing="1,1,0.5", **given)
+    done = quick_command(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "out" / "scan_sr.nii.gz")[0].shape == (9, 8, 20)
+    assert "inferior-superior 5 x finer (0.5 mm)\nslices 2.5 mm apart, taken as 2.5 mm thick" in done.stderr
+    done = quick_command(*words, "--isotropic", "yes", folder=tmp_path)
+    assert done.sentence.startswith("error: isotropic is 'yes', but it must be True or False;")
+
+
+def test_the_screen_says_which_axis_becomes_how_fine_and_what_else_to_ask_for(bundle: Path, scan: Path) -> None:
+    in_plane = "left-right 4 x finer (0.25 mm), posterior-anterior 4 x finer (0.25 mm)"
+    assert (
+        f"{in_plane}, inferior-superior as it is (2.5 mm); thinner slices with --isotropic, --spacing or --factor\n"
+        in sr(bundle, scan, "-o", "a.nii").stderr
+    )
+    thin = write_nifti_phantom(scan.with_name("thin.nii"), SHAPE)
+    assert f"{in_plane}, inferior-superior as it is (1.5 mm)\n" in sr(bundle, thin).stderr
+    asked = sr(bundle, scan, "--factor", "1,1,2", "--slice-thickness", 2).stderr
+    assert (
+        "left-right as it is (1 mm), posterior-anterior as it is (1 mm), inferior-superior 2 x finer (1.25 mm)" in asked
+    )
+    assert "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), Gaussian profile assumed" in asked
+    assert "9x8x4 at 1x1x2.5 mm -> 9x8x8 at 1x1x1.25 mm in" in asked
+    assert "; assumed blur" not in asked
+    assert "to measure the blur" not in asked
+
+
+def test_sagittal_slices_cause_a_warning_only_if_no_grid_is_asked_for(bundle: Path, tmp_path: Path) -> None:
+    path = write_nifti_phantom(tmp_path / "sagittal.nii.gz", (8, 9, 4), OBLIQUE)
+    sentence = (
+        "warning: the slices are sagittal, 2.42 mm apart: only the axial plane becomes finer, which crosses them;"
+    )
+    assert sentence in sr(bundle, path, "-o", "a.nii").stderr
+    assert "the slices are sagittal" not in sr(bundle, path, "-o", "b.nii", "--isotropic").stderr
+
+
+def test_the_report_has_the_request_and_the_passes(bundle: Path, scan: Path) -> None:
+    words = ("--spacing", "0.5,0.5,1", "--slice-thickness", 2, "--blur", 0.5, "--uncertainty", "--preview")
+    assert sr(bundle, scan, *words, "--report", "run.json").exit_code == 0
+    report = json.loads(Path("run.json").read_text())
+    (case,) = report["cases"]
+    assert report["settings"]["spacing"] == [0.5, 0.5, 1]
+    assert case["grid"]["requested"] == {"factor": None, "spacing": [0.5, 0.5, 1.0], "isotropic": False}
+    assert case["grid"]["factor"] == [2, 2, 2.5]
+    assert case["grid"]["spacing_mm"] == [0.5, 0.5, 1]
+    assert case["grid"]["slices"].startswith("slices 2 mm thick")
+    first, second, third = case["grid"]["passes"]
+    assert [(one["stage"], one["plane"]) for one in (first, second, third)] == [
+        (1, "sagittal"), (1, "coronal"), (2, "axial"),
+    ]  # fmt: skip
+    assert first == {
+        "stage": 1, "plane": "sagittal", "axes": ["posterior-anterior", "inferior-superior"], "factor": [1, 2.5],
+        "profile": ["bicubic", "gaussian"], "thickness": [1, 0.8], "blur_voxels": [0, 0],
+    }  # fmt: skip
+    assert (third["profile"], third["blur_voxels"]) == (["bicubic", "bicubic"], [0.5, 0.5])
+    assert case["assumed_blur_voxels"] == 0.5
+    assert case["largest_corner_shift_mm"] < 0.5
+    assert load("scan_sr_uncertainty.nii.gz")[0].shape == load("scan_sr.nii.gz")[0].shape == (18, 16, 10)
+    assert Path("scan_sr.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--factor", 2, "--isotropic"), 2, "factor and isotropic are given, but only one of factor, spacing and"),
+        (("--factor", 2, "--spacing", 1, "--isotropic"), 2, "spacing and isotropic is possible; leave two out."),
+        (("--factor", "2,2"), 2, "factor '2,2' must be one positive number, or three with commas, such as 1,1,5."),
+        (("--factor", 0.5), 2, "factor is 0.5, but it must lie between 1 and 8; correct the setting."),
+        (("--factor", "1,1,9"), 2, "factor is 9, but it must lie between 1 and 8; correct the setting."),
+        (
+            ("--spacing", 3),
+            2,
+            "the left-right axis has voxels 1 mm apart, but 3 mm is asked for: only finer voxels are",
+        ),
+        (
+            ("--spacing", "1,1,0.3"),
+            2,
+            "the inferior-superior axis would become 8.333 times finer, from 2.5 to 0.3 mm, but at most 8 times is"
+            " possible; give a spacing of at least 0.3125 mm there.",
+        ),
+        (("--spacing", "1,1,2.5"), 2, "the voxels would keep their size, 1 x 1 x 2.5 mm; ask for a factor above 1, or"),
+        (("--slice-thickness", 50), 2, "a slice thickness of 50 mm is given, but for slices 2.5 mm apart it must lie"),
+        (("--slice-thickness", -1), 2, "slice_thickness is -1.0, but it must lie between 0 and inf"),
+    ],
+)
+def test_wrong_requests_are_one_sentence_and_nothing_is_written(
+    words: tuple[object, ...], code: int, sentence: str, bundle: Path, scan: Path
+) -> None:
+    result = sr(bundle, scan, *words)
+    assert result.exit_code == code
+    assert sentence in result.stderr
+    assert not list(Path().iterdir())
+
+
+def test_a_dicom_series_states_its_thickness(bundle: Path, tmp_path: Path) -> None:
+    series = write_dicom_series(tmp_path / "series", (9, 8, 4), (1, 1, 2.5))
+    talking = sr(bundle, series, "--isotropic").stderr
+    assert "slices 2.5 mm thick, 2.5 mm apart, Gaussian profile assumed" in talking
+    assert load("series_sr.nii.gz")[0].shape == (9, 8, 10)
+
+
+def test_settings_of_a_resolver_can_be_replaced(bundle: Path) -> None:
+    resolver = SuperResolver(bundle, "cpu", lookahead_tokens=0, factor="1,1,2")
+    assert resolver.settings["factor"] == (1, 1, 2)
+    volume = np.random.default_rng(0).random((6, 5, 3))
+    assert resolver(volume).shape == (6, 5, 6)
+    assert resolver.with_settings(factor=None, spacing=0.5)(volume).shape == (12, 10, 6)
+    assert resolver.with_settings(factor=2)(volume[..., 0]).shape == (12, 10)
