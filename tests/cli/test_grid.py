@@ -47,9 +47,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[float, float, fl
     "isotropic": (("--isotropic",), {"isotropic": True}, (1, 1, 2.5)),
     "one spacing": (("--spacing", "0.8"), {"spacing": 0.8}, (1.25, 1.25, 3.125)),
     "spacings": (("--spacing", "1,0.5,1"), {"spacing": (1, 0.5, 1)}, (1, 2, 2.5)),
-    "one factor": (("--factor", "2"), {"factor": 2}, (2, 2, 2)),
-    "factors": (("--factor", "1,1,5"), {"factor": "1,1,5"}, (1, 1, 5)),
-    "thickness": (
+    "factors and thickness": (
         ("--factor", "1,1,2", "--slice-thickness", "2"),
         {"factor": [1, 1, 2], "slice_thickness": 2},
         (1, 1, 2),

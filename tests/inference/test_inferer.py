@@ -22,8 +22,10 @@ from miar_monai.acceleration.cuda_graphs import CUDAGraphed, tensor_addresses
 from miar_monai.data.geometry import fov_corners
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, ImageError, SettingError
+from miar_monai.inference import tiling
 from miar_monai.inference.error_model import ErrorModel
 from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.networks import Estimator
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.linear import NoiseModel
 
@@ -138,6 +140,52 @@ def test_noisy_input_causes_one_warning(caplog: pytest.LogCaptureFixture) -> Non
     network.noise_model.max_training_noise = 10.0
     inferer()(volume, network)
     assert len(caplog.records) == 1
+
+
+def tiny_estimator(**options: Any) -> Estimator:
+    return started(Estimator(channels=(8, 16), blocks=(1, 1), **options)).eval()
+
+
+@pytest.mark.parametrize("guide_channels", [0, 1])
+@pytest.mark.parametrize("assumed", [Degradation(), Degradation((1, 2.5), 0), Degradation((3, 1.5), (0.5, 0))])
+def test_a_network_without_tiles_takes_whole_slices(guide_channels: int, assumed: Degradation) -> None:
+    network, lr = tiny_estimator(guide_channels=guide_channels), torch.rand(3, 1, 11, 7)
+    operator = assumed.for_lr(lr)
+    guide = torch.rand(3, 1, *operator.hr_shape) if guide_channels else None
+    expected = network.super_resolve(lr, operator=operator, guide=guide).image
+    result = inferer(sw_batch_size=2)(lr, network, assumed=assumed, guide=guide)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert inferer().num_tiles(11, 7, network, assumed) == 1
+
+
+def test_bands_of_very_large_slices_are_joined_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, lr = tiny_estimator(guide_channels=1), torch.rand(3, 1, 60, 7)
+    guide = torch.rand(3, 1, 240, 28)
+    whole = inferer()(lr, network, guide=guide)
+    monkeypatch.setattr("miar_monai.inference.slice_steps.MAX_BAND", 1000)
+    monkeypatch.setattr(tiling.in_bands, "__defaults__", (1000, 64))
+    heights = []
+    predict = network.predict
+    monkeypatch.setattr(network, "predict", lambda x, *a, **k: (heights.append(x.shape[2]), predict(x, *a, **k))[1])
+    torch.testing.assert_close(inferer()(lr, network, guide=guide), whole, rtol=1e-4, atol=1e-5)
+    assert max(heights) <= 32 + 2 * 64
+    assert len(heights) == 3 * 8
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 9)),
+    stride=st.sampled_from([1, 2, 4]),
+    max_voxels=st.integers(1, 400),
+)
+def test_bands_have_rows_of_context(size: tuple[int, int], stride: int, max_voxels: int) -> None:
+    images = torch.rand(2, 3, *size)
+
+    def predictor(band: Tensor) -> dict[str, Tensor]:
+        padded = F.pad(band, (0, 0, 4, 4), mode="replicate")
+        return {"sum": padded.unfold(2, 9, 1).sum(-1)[:, :2]}
+
+    result = tiling.in_bands(images, stride, predictor, max_voxels, context=8)
+    torch.testing.assert_close(result["sum"], predictor(images)["sum"])
 
 
 @pytest.mark.parametrize("size", [(27, 16), (10, 31)])
