@@ -215,7 +215,7 @@ class BeamSearchInferer(Inferer):
     ) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
         """Return the result of a call and, for a `SuperResolutionNetwork`, its weight in each slice, (B · D,).
 
-        For the arguments see `__call__`. Unlike a call, it does not warn of noise.
+        The arguments are those of a call. Unlike a call, it does not warn of noise.
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
