@@ -146,7 +146,10 @@ class SuperResolutionTask(InferTask):
         requested = {name: request.get(name) for name in self.displayable_configs}
         settings = {name: self._config[name] if value is None else _number(value) for name, value in requested.items()}
         settings |= {name: parse_flag(settings, name) for name in ("uncertainty", "isotropic")}
-        settings |= {name: None for name, value in settings.items() if value == ""}  # how clients show an empty one
+        empty = [
+            name for name in ("factor", "spacing", "slice_thickness") if settings[name] == ""
+        ]  # as clients show it
+        settings |= dict.fromkeys(empty)
         settings |= {name: axis_values(name, settings[name]) for name in ("factor", "spacing")}
         with self._loading:
             resolver = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)

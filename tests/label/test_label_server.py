@@ -91,6 +91,20 @@ def test_the_result_is_that_of_the_command(
     assert np.allclose(fov_corners(result.affine, result.shape), fov_corners(lr.affine, lr.shape), atol=1e-4)
 
 
+@pytest.mark.parametrize("spacing", ["1,1,0.75", [1, 1, 0.75]])
+def test_a_grid_can_be_requested(server: Server, studies: Path, tmp_path: Path, spacing: str | list[float]) -> None:
+    result = nifti(server.infer("miar_brats", "head0", result_extension=".nii", spacing=spacing, factor="", **GREEDY))
+    (source,) = studies.glob("head0.nii*")
+    options = ("--spacing", "1,1,0.75", "--lookahead-tokens", "0")
+    written = nib.load(miar("sr", source, "-o", tmp_path, "--model", "brats", "--device", "cpu", *options))
+    assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
+    assert np.array_equal(result.affine, written.affine)
+    assert result.shape == (SHAPE[0], SHAPE[1], 2 * SHAPE[2])
+    answer = server.infer("miar_brats", "head0", factor=2, spacing=1)
+    assert answer.status_code == 400
+    assert "factor and spacing are given, but only one of" in answer.json()["detail"]
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client does not close its files
 def test_requests_of_3d_slicer(server: Server, studies: Path, tmp_path: Path) -> None:
     client = slicer_client(server.url, tmp_path)
