@@ -96,6 +96,7 @@ class BeamSearchInferer(Inferer):
         Paper Sec. 3.3; tiles by `monai.inferers.sliding_window_inference`.
 
     Example:
+        >>> from miar_monai.networks import MIAR
         >>> network = MIAR(scales=(1, 2, 4), channels=(8, 8, 16), num_res_blocks=1, latent_channels=8, num_codes=16,
         ...     dim=16, depth=1, num_heads=2).eval()
         >>> inferer = BeamSearchInferer(lookahead_tokens=1)
