@@ -83,8 +83,8 @@ class GridRequest(NamedTuple):
         names = [name for name, is_given in given.items() if is_given]
         if len(names) > 1:
             raise SettingError(
-                f"{' and '.join(names)} are given, but only one of factor, spacing and isotropic is possible; leave"
-                f" {'one' if len(names) == 2 else 'two'} out."
+                f"{', '.join(names[:-1])} and {names[-1]} are given, but only one of factor, spacing and isotropic is"
+                f" possible; leave {'one' if len(names) == 2 else 'two'} out."
             )
         request = cls(axis_values("factor", factor), axis_values("spacing", spacing), bool(isotropic))
         if request.factor:

@@ -16,6 +16,7 @@ from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
+from miar_monai.data.io import read_volume
 from miar_monai.inference.resolver import SuperResolver, super_resolve
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -204,6 +205,18 @@ def test_a_dicom_series_states_its_thickness(bundle: Path, tmp_path: Path) -> No
     talking = sr(bundle, series, "--isotropic").stderr
     assert "slices 2.5 mm thick, 2.5 mm apart, Gaussian profile assumed" in talking
     assert load("series_sr.nii.gz")[0].shape == (9, 8, 10)
+
+
+@pytest.mark.parametrize("words", [("--isotropic",), ("--factor", "2,1,1.5")])
+def test_a_dicom_series_in_and_out(words: tuple[str, ...], bundle: Path, tmp_path: Path) -> None:
+    series = write_dicom_series(tmp_path / "series", (9, 8, 4), (1, 1, 2.5))
+    assert sr(bundle, series, *words, "--out-format", "dicom").exit_code == 0
+    assert sr(bundle, series, *words, "-o", "sr.nii").exit_code == 0
+    written, (voxels, affine) = read_volume("series_sr"), load("sr.nii")
+    expected = Grid(voxels.shape, affine)  # type: ignore[arg-type]
+    assert written.grid.shape == expected.shape
+    corners = (fov_corners(grid.affine, grid.shape) for grid in (written.grid, expected))
+    np.testing.assert_allclose(*corners, atol=0.01)
 
 
 def test_settings_of_a_resolver_can_be_replaced(bundle: Path) -> None:
