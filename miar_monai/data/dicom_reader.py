@@ -80,6 +80,7 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
         series=series,
         remarks=remarks,
         select=tuple(select),
+        frame_of_reference=text(first, "FrameOfReferenceUID"),
     )
 
 

@@ -36,6 +36,7 @@ class Volume(NamedTuple):
         qform: of a NIfTI file whose affine is the sform: the map from the millimeters of the affine to those of the
             qform, (4, 4), which does not depend on the grid, and the code of the qform. If that code is 0, the map
             contains only the voxel sizes in pixdim. None if there is no second transform.
+        frame_of_reference: FrameOfReferenceUID of DICOM; positions in different frames cannot be compared.
     """
 
     array: np.ndarray
@@ -50,6 +51,7 @@ class Volume(NamedTuple):
     remarks: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     qform: tuple[np.ndarray, int] | None = None
+    frame_of_reference: str = ""
 
     @property
     def grid(self) -> Grid:

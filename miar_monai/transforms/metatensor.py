@@ -11,11 +11,13 @@ from monai.transforms.utils import scale_affine
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
+from miar_monai.data.grid import Grid
 from miar_monai.data.volume import Volume
 
 __all__ = [
     "DESCRIPTION_KEY",
     "DTYPE_KEY",
+    "grid_of",
     "image_name",
     "metatensor_to_volume",
     "resampled",
@@ -77,6 +79,12 @@ def metatensor_to_volume(image: MetaTensor) -> Volume:
         description=str(meta.get(DESCRIPTION_KEY, "")),
         qform=qform,
     )
+
+
+def grid_of(image: MetaTensor) -> Grid:
+    """Return the voxel grid of an image (C, X, Y, Z)."""
+    width, height, depth = image.shape[1:]
+    return Grid((width, height, depth), np.asarray(image.affine, dtype=np.float64))
 
 
 def image_name(image: Tensor) -> str:
