@@ -17,11 +17,12 @@ from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.data.slices import SliceDataset
-from miar_monai.errors import DatasetError
+from miar_monai.errors import DatasetError, SettingError
 
 __all__ = [
     "SliceDataset",
     "brats_datalist",
+    "check_one_case",
     "lidc_datalist",
     "paired_datalist",
     "series_datalist",
@@ -178,19 +179,24 @@ def lidc_datalist(dataset_dir: Paths) -> list[Item]:
     return series_datalist(dataset_dir, "CT")
 
 
-def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = None) -> list[Item]:
+def volume_datalist(
+    inputs: Paths, output_dir: str | os.PathLike[str] | None = None, guide: str | os.PathLike[str] | None = None
+) -> list[Item]:
     """List the volumes to super-resolve, as ``miar sr`` does.
 
     Args:
         inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence
             of these.
         output_dir: folder of the results, which are left out if they are among the inputs.
+        guide: another contrast of the same patient: a NIfTI file, a folder with a DICOM series, or a zip file.
 
     Returns:
-        Dictionaries with ``"image"`` (path) and ``"name"`` (of the result, without its ending).
+        Dictionaries with ``"image"`` (path), ``"name"`` (of the result, without its ending) and, with a guide,
+        ``"guide"`` (path).
 
     Raises:
         ImageError: if a path does not exist.
+        SettingError: if there is a guide and more than one case.
         DatasetError: if a folder has no case, or a file that looks like a case but is not one.
     """
     cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
@@ -198,6 +204,9 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
         more = f"; and {len(problems) - 1} more such problems: miar sr names all and does the other cases."
         raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
     items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
+    if guide is not None:
+        check_one_case(len(items), guide)
+        items = [{**item, "guide": str(guide)} for item in items]
     if output_dir is None:
         return items
     results = {
@@ -206,6 +215,18 @@ def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = N
         for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"]))
     }
     return [item for item in items if os.path.realpath(item["image"]) not in results]
+
+
+def check_one_case(num_cases: int, guide: str | os.PathLike[str]) -> None:
+    """Check that there is one case for a guide.
+
+    Raises:
+        SettingError: if there are more.
+    """
+    if num_cases > 1:
+        raise SettingError(
+            f"the input has {num_cases} cases, but {guide} can guide one image only; give one case at a time."
+        )
 
 
 def split_by_patient(

@@ -27,6 +27,7 @@ __all__ = [
 
 DTYPE_KEY, DESCRIPTION_KEY = "original_dtype", "descrip"
 _SPACE_KEY, _QFORM_KEY, _QFORM_CODE_KEY = "sform_code", "sform_to_qform", "qform_code"
+_FRAME_KEY = "frame_of_reference"
 
 
 def volume_to_metatensor(volume: Volume) -> MetaTensor:
@@ -38,7 +39,8 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
     Returns:
         The intensities, (1, X, Y, Z), float32. The metadata contain the affine, the path (``filename_or_obj``), the
         dtype of results (``original_dtype``), the space and the description under their names in NIfTI
-        (``sform_code`` and ``descrip``), and the qform (``sform_to_qform``, (4, 4), and ``qform_code``).
+        (``sform_code`` and ``descrip``), the qform (``sform_to_qform``, (4, 4), and ``qform_code``) and
+        ``frame_of_reference``.
 
     Example:
         >>> volume = Volume(np.zeros((5, 4, 3), np.float32), np.diag([2.0, 2, 3, 1]), np.dtype(np.int16), Path("a.nii"))
@@ -57,6 +59,7 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
             DESCRIPTION_KEY: volume.description,
             _QFORM_KEY: to_qform,
             _QFORM_CODE_KEY: code,
+            _FRAME_KEY: volume.frame_of_reference,
         },
     )
 
@@ -78,6 +81,7 @@ def metatensor_to_volume(image: MetaTensor) -> Volume:
         space=int(meta.get(_SPACE_KEY, 1)),
         description=str(meta.get(DESCRIPTION_KEY, "")),
         qform=qform,
+        frame_of_reference=str(meta.get(_FRAME_KEY, "")),
     )
 
 
