@@ -188,7 +188,8 @@ def volume_datalist(
         inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence
             of these.
         output_dir: folder of the results, which are left out if they are among the inputs.
-        guide: another contrast of the same patient: a NIfTI file, a folder with a DICOM series, or a zip file.
+        guide: another contrast of the same patient: a NIfTI file, a folder with a DICOM series, or a zip file. It is
+            left out if it is among the inputs.
 
     Returns:
         Dictionaries with ``"image"`` (path), ``"name"`` (of the result, without its ending) and, with a guide,
@@ -205,6 +206,8 @@ def volume_datalist(
         raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
     items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
     if guide is not None:
+        others = [item for item in items if os.path.realpath(item["image"]) != os.path.realpath(guide)]
+        items = others or items  # a guide that is the only image is refused later, by `check_guide`
         check_one_case(len(items), guide)
         items = [{**item, "guide": str(guide)} for item in items]
     if output_dir is None:

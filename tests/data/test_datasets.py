@@ -132,7 +132,10 @@ def test_volumes_to_super_resolve(tmp_path: Path) -> None:
 
 def test_a_guide_belongs_to_one_case(tmp_path: Path) -> None:
     paths = [write_nifti_phantom(tmp_path / name / f"{name}.nii", SHAPE) for name in ("t1", "t2", "t3")]
-    assert volume_datalist(paths[1], guide=paths[0]) == [{"image": str(paths[1]), "name": "t2", "guide": str(paths[0])}]
+    expected = [{"image": str(paths[1]), "name": "t2", "guide": str(paths[0])}]
+    assert volume_datalist(paths[1], guide=paths[0]) == expected
+    assert volume_datalist(paths[:2], guide=paths[0]) == expected
+    assert volume_datalist(paths[0], guide=paths[0])[0]["guide"] == str(paths[0])
     with pytest.raises(SettingError, match=r"the input has 2 cases, but .*t1\.nii can guide one image only; give one"):
         volume_datalist(paths[1:], guide=paths[0])
 
