@@ -9,7 +9,17 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "resized_size"]
+
+
+def resized_size(size: int, factor: float) -> int:
+    """Return the number of voxels of a line whose voxels become ``factor`` times as large, rounded, at least 1.
+
+    Example:
+        >>> resized_size(30, 5), resized_size(61, 1 / 2.5)
+        (6, 152)
+    """
+    return max(round(size / factor), 1)
 
 
 class Grid(NamedTuple):
@@ -61,8 +71,8 @@ class Grid(NamedTuple):
             factors: for each voxel axis, above 0; below 1 the grid becomes finer.
         """
         steps = np.asarray(factors, dtype=np.float64)
-        shape = np.maximum(np.rint(np.asarray(self.shape) / steps), 1)
+        shape = np.array([resized_size(size, step) for size, step in zip(self.shape, steps.tolist(), strict=True)])
         transform = np.diag([*steps, 1.0])
         transform[:3, 3] = (np.asarray(self.shape) - 1) / 2 - steps * (shape - 1) / 2
-        width, height, depth = shape.astype(int).tolist()
+        width, height, depth = shape.tolist()
         return Grid((width, height, depth), np.asarray(self.affine, dtype=np.float64) @ transform)

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from miar_monai.errors import ImageError
 
-__all__ = ["concatenate", "in_batches"]
+__all__ = ["concatenate", "in_batches", "plain_tensor", "slices_of"]
 
 logger = logging.getLogger(__name__)
 
 
 def in_batches(
-    function: Callable[[Tensor, int], Tensor],
-    slices: Tensor,
+    function: Callable[[slice, int], Tensor],
+    length: int,
     batch_size: int,
     set_progress: Callable[[int], None],
     free_memory: Callable[[], None],
@@ -26,8 +27,8 @@ def in_batches(
     """Yield the results of batches of slices, one after the other, so that memory does not grow with their number.
 
     Args:
-        function: maps a batch of slices and the batch size to their results.
-        slices: (N, 1, h, w).
+        function: maps a range of slices and the batch size to the results of these slices.
+        length: number of slices.
         batch_size: slices of a batch.
         set_progress: called with the number of finished slices.
         free_memory: called before a batch is repeated at half its size.
@@ -36,10 +37,10 @@ def in_batches(
         ImageError: if GPU memory does not hold a single slice.
     """
     start = 0
-    while start < len(slices):
-        batch = slices[start : start + batch_size]
+    while start < length:
+        end = min(start + batch_size, length)
         try:
-            results = function(batch, batch_size)
+            results = function(slice(start, end), batch_size)
         except torch.OutOfMemoryError as error:
             if batch_size == 1:
                 raise ImageError(
@@ -54,7 +55,7 @@ def in_batches(
             )
             continue
         yield results
-        start += len(batch)
+        start = end
         set_progress(start)
 
 
@@ -67,3 +68,14 @@ def concatenate(parts: Iterator[Tensor], length: int, device: torch.device) -> T
         start, end = end, end + len(part)
         result[start:end] = part
     return result
+
+
+def plain_tensor(images: Tensor) -> Tensor:
+    """Return images without metadata."""
+    return images.as_tensor() if isinstance(images, MetaTensor) else images
+
+
+def slices_of(images: Tensor) -> Tensor:
+    """Return slices (B, 1, h, w), or those of volumes (B, 1, h, w, D) along their last axis: (B · D, 1, h, w)."""
+    plain = plain_tensor(images)
+    return plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)

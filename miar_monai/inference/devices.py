@@ -1,4 +1,4 @@
-"""Choice of the device."""
+"""Choice of the device, and the device of a network."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
 from miar_monai.errors import SettingError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "device_of", "unwrapped"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,3 +45,15 @@ def choose_device(name: str) -> torch.device:
     if not available[device.type]():
         raise SettingError(f"the device {name!r} is not on this machine: give cpu, or auto.")
     return device
+
+
+def unwrapped(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a network without a wrapper for several GPUs."""
+    return getattr(network, "module", network)
+
+
+def device_of(network: Callable[..., Tensor], images: Tensor) -> torch.device:
+    """Return the device of a network's weights, or that of the images if it has no weights."""
+    module = unwrapped(network)
+    weights = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next((p.device for p in weights), images.device)

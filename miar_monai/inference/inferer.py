@@ -1,4 +1,4 @@
-"""MONAI's inferer interface to MIAR, for slices and volumes of any in-plane size."""
+"""MONAI's inferer interface to the networks, for slices and volumes of any in-plane size."""
 
 from __future__ import annotations
 
@@ -12,37 +12,31 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms.utils import scale_affine
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from miar_monai import acceleration
 from miar_monai.acceleration.cuda_graphs import tensor_addresses
+from miar_monai.data.grid import resized_size
 from miar_monai.degradation import Degradation
 from miar_monai.degradation.blur_estimation import MAX_BLUR, infer_degradation, without_overshoot
 from miar_monai.errors import ConfigurationError, SettingError, check_range, check_whole
-from miar_monai.inference.batches import concatenate, in_batches
+from miar_monai.inference.batches import concatenate, in_batches, plain_tensor, slices_of
+from miar_monai.inference.devices import device_of, unwrapped
 from miar_monai.inference.error_model import ErrorModel
+from miar_monai.inference.slice_steps import SliceSteps, warn_if_noisy
 from miar_monai.inference.steps import Steps, StepSettings
-from miar_monai.inference.tiled_miar import TiledMIAR
 from miar_monai.inference.tiling import TileFunction, blend_tiles, num_tiles
-from miar_monai.networks import MIAR
+from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.decoding import Decoding
 from miar_monai.transforms.intensity_range import IntensityRange
+from miar_monai.transforms.metatensor import finer_batch
 
 __all__ = ["BeamSearchInferer"]
 
 
-def _unwrapped(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a network without a wrapper for several GPUs."""
-    return getattr(network, "module", network)
-
-
-def _device(network: Callable[..., Tensor], images: Tensor) -> torch.device:
-    """Return the device of a network's weights, or that of the images if it has no weights."""
-    module = _unwrapped(network)
-    weights = module.parameters() if isinstance(module, nn.Module) else iter(())
-    return next((p.device for p in weights), images.device)
+SliceFunction = Callable[[Tensor, int, Tensor | None], Tensor]
+"""Maps LR slices (N, 1, h, w), the batch size and guides (N, 1, H, W) to results (N, C, H, W)."""
 
 
 def _counted(bar: tqdm, predictor: TileFunction) -> TileFunction:
@@ -57,15 +51,16 @@ def _counted(bar: tqdm, predictor: TileFunction) -> TileFunction:
 
 
 class BeamSearchInferer(Inferer):
-    """Super-resolves 2D slices or the slices of 3D volumes by beam-search decoding.
+    """Super-resolves 2D slices or the slices of 3D volumes; `MIAR` decodes its tokens by beam search.
 
     Slices larger than the network's tiles are cut into overlapping tiles, whose results are blended with weights that
-    vanish at the tile borders; smaller slices are padded by replication. The closed forms of a `MIAR` are solved on
-    whole slices, because the blur near a tile border depends on voxels outside the tile. Constant slices are returned
-    unchanged, and the results of a `MIAR` are not darker than the darkest voxel of their slice. A `MetaTensor` is
+    vanish at the tile borders; smaller slices are padded by replication. An `Estimator` has no tiles: it takes whole
+    slices, or bands of rows of very large ones. The closed forms of both are solved on whole slices, because the blur
+    near a border depends on voxels beyond it. Constant slices are returned unchanged, and the results of a
+    `SuperResolutionNetwork` are not darker than the darkest voxel of their slice. A `MetaTensor` is
     returned with the affine of the finer grid: the field of view and the slice positions are unchanged.
 
-    On a GPU, the thousand small kernels of a `MIAR` are recorded as one CUDA graph per batch size, after three calls
+    On a GPU, the thousand small kernels of a network are recorded as one CUDA graph per batch size, after three calls
     with it; if slices are one tile each, the graph includes the closed forms. Under autocast, the layers run in its
     precision throughout, on a copy of their weights. Only the graphs with their memory and this copy are kept between
     calls, until the network, its weights, the precision or the settings change. Sampling runs without graphs, which
@@ -77,16 +72,17 @@ class BeamSearchInferer(Inferer):
         strategy: ``"beam"``, ``"greedy"``, ``"top_k"`` or ``"top_p"``.
         selection, score, top_k, top_p, temperature, seed: see `miar_monai.networks.decoding.Decoding`.
         fidelity: from 0, the perceptual estimate, to 1, the faithful estimate.
-        blur: standard deviation of the input's blur in LR voxels, for a `MIAR`: a number up to 1.25; ``"auto"`` to
-            estimate it from the slices of each call (`infer_degradation`); or None for the blur of the training data.
+        blur: standard deviation of the input's blur in LR voxels, for a `SuperResolutionNetwork`: a number up to 1.25;
+            ``"auto"`` to estimate it from the slices of each call (`infer_degradation`); or None for the blur of the
+            training data.
         degradation: the degradation of the LR images, if known: results are then made consistent with it.
         damping: of that correction (`SeparableOperator.prox`): about 1e-3 for floating-point images, 1e-2 for 8 bits.
-        tile_size: side of a tile in LR voxels, for networks other than `MIAR`, which defines its own.
+        tile_size: side of a tile in LR voxels, for networks of other classes.
         sw_batch_size: number of slices, and of their tiles, in a batch; halved when GPU memory runs out. By default 16
             on a GPU, where larger batches are faster per slice, and 2 elsewhere.
         overlap: fraction of a tile shared with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
-        uncertainty: also return the expected absolute error of a `MIAR`; the image is the same.
+        uncertainty: also return the expected absolute error of a `SuperResolutionNetwork`; the image is the same.
         error_model: predicts that error; fitted to the weights by ``miar fit-uncertainty``.
         lookahead_scales: number of scales, from the coarsest, whose tokens may branch; 0 for all. Fewer are faster for
             batches on a GPU: see `miar_monai.networks.decoding.Decoding`.
@@ -181,63 +177,96 @@ class BeamSearchInferer(Inferer):
         network: Callable[..., Tensor],
         *args: Any,
         assumed: Degradation | None = None,
+        guide: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | dict[str, Tensor]:
         """Super-resolve slices (B, 1, h, w) or volumes (B, 1, h, w, D), whose slices lie along the last axis.
 
         Args:
             inputs: LR images in about [0, 1].
-            network: a `MIAR` network, or any other that maps (N, 1, tile, tile) to (N, 1, s · tile, s · tile).
-            *args: passed on to networks other than `MIAR`.
-            assumed: degradation of the inputs of a `MIAR`; by default the result of `input_degradation`.
+            network: a `SuperResolutionNetwork`, or any function of tiles (N, 1, t, t) to (N, 1, s · t, s · t).
+            *args: passed on to networks of other classes.
+            assumed: degradation of the inputs, whose scales determine the result; by default that of
+                `input_degradation`.
+            guide: another contrast on the grid of the result and scaled as the inputs, for a network with a guide.
             **kwargs: as ``args``.
 
         Returns:
-            (B, 1, s · h, s · w) or (B, 1, s · h, s · w, D), on the device of ``inputs``. With ``uncertainty`` a
-            dictionary of two such tensors: ``"image"``, and ``"error"``, its expected absolute error, 0 in constant
-            slices.
+            (B, 1, H, W) or (B, 1, H, W, D), H and W as in `Grid.resized`, on the device of ``inputs``. With
+            ``uncertainty`` a dictionary of two such tensors: ``"image"``, and ``"error"``, its expected absolute error,
+            0 in constant slices.
 
         Raises:
             ConfigurationError: if ``inputs`` has another shape, or ``uncertainty`` is on and the network is not a
-                `MIAR`.
+                `SuperResolutionNetwork`.
+        """
+        result, weight = self.super_resolve(inputs, network, *args, assumed=assumed, guide=guide, **kwargs)
+        warn_if_noisy([] if weight is None else [weight])
+        return result
+
+    def super_resolve(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        assumed: Degradation | None = None,
+        guide: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
+        """Return the result of a call and, for a `SuperResolutionNetwork`, its weight in each slice, (B · D,).
+
+        For the arguments see `__call__`. Unlike a call, it does not warn of noise.
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
                 f"the input of the inferer has shape {tuple(inputs.shape)}, but (B, 1, h, w) or (B, 1, h, w, D),"
                 " not empty, is needed; pass one channel and two or three spatial axes."
             )
-        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        slices = plain if plain.ndim == 4 else plain.movedim(-1, 1).flatten(0, 1)  # (B * D, 1, h, w)
-        device = _device(network, plain)
+        plain, slices, guides = plain_tensor(inputs), slices_of(inputs), None if guide is None else slices_of(guide)
+        device, module = device_of(network, plain), unwrapped(network)
+        if assumed is None and isinstance(module, SuperResolutionNetwork):
+            assumed = self.input_degradation(slices, module)
         size = self.sw_batch_size or (16 if device.type == "cuda" else 2)
-        tiles = self.num_tiles(slices.shape[2], slices.shape[3], network)
+        tiles = self.num_tiles(slices.shape[2], slices.shape[3], network, assumed)
         with tqdm(total=len(slices) * tiles, desc="super-resolving", unit="tile", disable=not self.progress) as bar:
-            super_resolve = self._function(network, args, kwargs, slices, assumed, device, partial(_counted, bar))
+            super_resolve = self._function(network, args, kwargs, assumed, device, partial(_counted, bar))
             parts = in_batches(
-                partial(self._process_batch, super_resolve),
-                slices,
+                partial(self._process_batch, super_resolve, slices, guides),
+                len(slices),
                 size,
                 set_progress=lambda finished: bar.update(finished * tiles - bar.n),
                 free_memory=self._clear_graphs,
             )
             result = concatenate(parts, len(slices), plain.device)  # (B * D, C, H, W)
-        if isinstance(super_resolve, TiledMIAR):
-            super_resolve.warn_if_noisy()
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
         if isinstance(inputs, MetaTensor):
-            result = self._with_geometry(result, inputs)
-        return {"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result
+            scales = assumed.scales if isinstance(module, SuperResolutionNetwork) and assumed else None
+            result = finer_batch(inputs, result, scales)
+        weight = torch.cat(super_resolve.network_weights) if isinstance(super_resolve, SliceSteps) else None
+        return ({"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result), weight
 
-    def num_tiles(self, height: int, width: int, network: Callable[..., Tensor]) -> int:
-        """Return the number of tiles of an LR slice; the computing time is proportional to it."""
-        module, sizes, side = _unwrapped(network), [float(height), float(width)], self.tile_size
-        if isinstance(module, MIAR):
-            sizes = [size * scale for size, scale in zip(sizes, module.degradation.scales, strict=True)]
+    def num_tiles(
+        self, height: int, width: int, network: Callable[..., Tensor], assumed: Degradation | None = None
+    ) -> int:
+        """Return the number of tiles of an LR slice; the computing time is proportional to it.
+
+        Args:
+            height: rows of the slice.
+            width: columns of the slice.
+            network: as in a call.
+            assumed: as in a call; only its scales matter, by default those of the training.
+        """
+        module, sizes, side = unwrapped(network), [height, width], self.tile_size
+        if isinstance(module, SuperResolutionNetwork):
+            scales = (assumed or module.degradation).scales
+            sizes = [resized_size(size, 1 / scale) for size, scale in zip(sizes, scales, strict=True)]
+            if module.side is None:
+                return 1
             side = module.side
-        return prod(num_tiles(round(size), side, self.overlap) for size in sizes)
+        return prod(num_tiles(size, side, self.overlap) for size in sizes)
 
-    def input_degradation(self, slices: Tensor, network: MIAR) -> Degradation:
+    def input_degradation(self, slices: Tensor, network: SuperResolutionNetwork) -> Degradation:
         """Return the assumed degradation of LR slices (N, 1, h, w), estimated or set."""
         training = network.degradation
         if self.blur is None:
@@ -259,29 +288,28 @@ class BeamSearchInferer(Inferer):
         network: Callable[..., Tensor],
         args: tuple,
         kwargs: dict,
-        slices: Tensor,
         assumed: Degradation | None,
         device: torch.device,
         count_tiles: Callable[[TileFunction], TileFunction],
-    ) -> Callable[[Tensor, int], Tensor]:
+    ) -> SliceFunction:
         """Return a function that super-resolves LR slices, given a batch size, on the device of the network."""
-        module = _unwrapped(network)
-        if isinstance(module, MIAR):
-            degradation = assumed or self.input_degradation(slices, module)
+        module = unwrapped(network)
+        if isinstance(module, SuperResolutionNetwork) and assumed is not None:
             steps = self._steps(module)
-            return TiledMIAR(module, degradation, steps, self._settings, device, self.overlap, count_tiles)
+            return SliceSteps(module, assumed, steps, self._settings, device, self.overlap, count_tiles)
         if self.uncertainty:
             raise ConfigurationError(
-                f"uncertainty is on for a {type(module).__name__}, but only a MIAR has it; turn uncertainty off."
+                f"uncertainty is on for a {type(module).__name__}, but only a MIAR or an Estimator has it; turn"
+                " uncertainty off."
             )
         predictor = count_tiles(lambda tiles: network(tiles.to(device), *args, **kwargs))
-        return lambda chunk, size: blend_tiles(chunk, self.tile_size, self.overlap, size, predictor)
+        return lambda chunk, size, _: blend_tiles(chunk, self.tile_size, self.overlap, size, predictor)
 
     @property
     def _settings(self) -> StepSettings:
         return StepSettings(self.decoding, self.fidelity, self.error_model if self.uncertainty else None)
 
-    def _steps(self, network: MIAR) -> Steps:
+    def _steps(self, network: SuperResolutionNetwork) -> Steps:
         """Return the steps of a network; on a GPU reuse those of the previous call if nothing has changed."""
         kind = next(network.parameters()).device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -297,10 +325,13 @@ class BeamSearchInferer(Inferer):
             self._graphs[1].clear()
 
     @torch.no_grad()
-    def _process_batch(self, super_resolve: Callable[[Tensor, int], Tensor], slices: Tensor, batch_size: int) -> Tensor:
-        """Super-resolve LR slices (N, 1, h, w) and finish the images: (N, 1, H, W), or (N, 2, H, W) with the error."""
+    def _process_batch(
+        self, super_resolve: SliceFunction, slices: Tensor, guides: Tensor | None, part: slice, batch_size: int
+    ) -> Tensor:
+        """Super-resolve a part of LR slices (N, 1, h, w), and finish the images: (n, 1, H, W), or (n, 2, H, W)."""
+        slices = slices[part]
         clipped = self._clipped(slices)
-        sr = super_resolve(clipped, batch_size)
+        sr = super_resolve(clipped, batch_size, guides if guides is None else guides[part])
         if self.degradation is not None:
             sr = torch.cat([self._consistent(sr[:, :1], clipped.to(sr)), sr[:, 1:]], dim=1)
         if self.intensity_range is not None:
@@ -313,12 +344,3 @@ class BeamSearchInferer(Inferer):
         """Make images (N, 1, H, W) consistent with their LR slices."""
         assert self.degradation is not None
         return self.degradation.for_hr(sr).prox(sr, lr, self.damping)
-
-    @staticmethod
-    def _with_geometry(result: Tensor, inputs: MetaTensor) -> MetaTensor:
-        """Give the result the input's metadata and the affine of the finer grid."""
-        output = MetaTensor(result).copy_meta_from(inputs)
-        sizes, finer_sizes = ([*image.shape[2:], 1][:3] for image in (inputs, result))
-        scaling = torch.from_numpy(scale_affine(sizes, finer_sizes))
-        output.affine = torch.as_tensor(inputs.affine, dtype=torch.float64).cpu() @ scaling  # (4, 4) or (B, 4, 4)
-        return output

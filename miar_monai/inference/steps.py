@@ -13,7 +13,7 @@ from torch import Tensor
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.degradation import SeparableOperator
 from miar_monai.inference.error_model import ErrorModel
-from miar_monai.networks import MIAR
+from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.results import Estimate, Prediction
 
@@ -29,14 +29,15 @@ class StepSettings(NamedTuple):
 
     def super_resolve(
         self,
-        network: MIAR,
+        network: SuperResolutionNetwork,
         lr: Tensor,
         operator: SeparableOperator,
         predict: Callable[[Tensor, Tensor], Prediction],
+        guide: Tensor | None = None,
     ) -> Estimate:
-        """Call `MIAR.super_resolve` with these settings."""
+        """Call `SuperResolutionNetwork.super_resolve` with these settings."""
         return network.super_resolve(
-            lr, fidelity=self.fidelity, operator=operator, error_model=self.error_model, predict=predict
+            lr, fidelity=self.fidelity, operator=operator, error_model=self.error_model, predict=predict, guide=guide
         )
 
 
@@ -44,12 +45,13 @@ class Steps(NamedTuple):
     """Two functions from tensors to named tensors, so that each can be a CUDA graph."""
 
     of_slices: Callable[..., dict[str, Tensor]]
-    """LR slices of one tile (N, 1, h, w) and the tensors of their operator: the fields of an `Estimate`."""
+    """LR slices (N, 1, h, w), the tensors of their operator and, for a network with a guide, guides (N, 1, H, W): the
+    fields of an `Estimate`. Slices of a network with tiles are of one tile."""
     of_tiles: Callable[..., dict[str, Tensor]]
-    """Linear estimates (N, 1, H, H) and conditions (N, 2, 1, 1) of tiles: maps and entropy of a `Prediction`."""
+    """Images (N, 1 + guide_channels, H, W) and conditions (N, C, 1, 1) of tiles: maps and entropy of a `Prediction`."""
 
     @classmethod
-    def of(cls, network: MIAR, settings: StepSettings, precision: torch.dtype | None) -> Steps:
+    def of(cls, network: SuperResolutionNetwork, settings: StepSettings, precision: torch.dtype | None) -> Steps:
         """Return the steps of a network, without CUDA graphs.
 
         Args:
@@ -61,25 +63,31 @@ class Steps(NamedTuple):
         decoding = settings.decoding
         batches = count(decoding.seed)  # a different seed for each batch of tiles
 
-        def predict(linear: Tensor, condition: Tensor) -> Prediction:
+        def predict(images: Tensor, condition: Tensor) -> Prediction:
             seeded = replace(decoding, seed=next(batches)) if decoding.is_stochastic else decoding
             if layers is not network:
                 layers.cast_from(network)  # training may have changed its weights in place
-            with torch.autocast(linear.device.type, enabled=False):
-                return layers.predict(linear, condition, seeded, with_entropy=settings.error_model is not None)
+            with torch.autocast(images.device.type, enabled=False):
+                return layers.predict(images, condition, seeded, with_entropy=settings.error_model is not None)
 
         def of_slices(lr: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
-            operator = SeparableOperator.from_tensors(tensors)
-            return _fields(settings.super_resolve(network, lr, operator, predict))
+            guide = tensors[-1] if network.guide_channels else None
+            operator = SeparableOperator.from_tensors(tensors[:-1] if network.guide_channels else tensors)
+            return _fields(settings.super_resolve(network, lr, operator, predict, guide))
 
-        def of_tiles(linear: Tensor, condition: Tensor) -> dict[str, Tensor]:
-            return _fields(predict(linear, condition)._replace(tokens=None, score=None))
+        def of_tiles(images: Tensor, condition: Tensor) -> dict[str, Tensor]:
+            return _fields(predict(images, condition)._replace(tokens=None, score=None))
 
         return cls(of_slices, of_tiles)
 
     def as_graphs(self) -> Steps:
-        """Return the steps as CUDA graphs, recorded once per batch size."""
+        """Return the steps as CUDA graphs, recorded once per set of shapes."""
         return Steps(*(CUDAGraphed(step) for step in self))
+
+    @property
+    def without_graphs(self) -> Steps:
+        """The steps without CUDA graphs."""
+        return Steps(*(step.function if isinstance(step, CUDAGraphed) else step for step in self))
 
     def clear(self) -> None:
         """Delete all recordings and free their memory."""

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-__all__ = ["Padding", "TileFunction", "blend_tiles", "num_tiles"]
+from miar_monai.data.grid import resized_size
+
+__all__ = ["MAX_BAND", "Padding", "TileFunction", "blend_tiles", "in_bands", "num_tiles"]
+
+MAX_BAND = 2**22  # voxels of the HR grid that are predicted at once, for example one image of 2048 x 2048
 
 Output = TypeVar("Output", Tensor, dict[str, Tensor])
 TileFunction: TypeAlias = Callable[[Tensor], Any]
@@ -59,6 +63,54 @@ def blend_tiles(
     return result
 
 
+def in_bands(
+    images: Tensor,
+    stride: int,
+    predictor: Callable[[Tensor], Output],
+    max_voxels: int = MAX_BAND,
+    context: int = 64,
+) -> Output:
+    """Apply a function of convolutions to images of any size, in bands of rows and parts of the batch.
+
+    Each band is predicted together with rows above and below it, which are cut off.
+
+    Args:
+        images: (N, C, H, W).
+        stride: of the function: bands start at a multiple of it.
+        predictor: maps images (n, C, h, W) to a tensor (n, C', h, W), or to tensors by name.
+        max_voxels: maximum of n · h · W, without the context, if a band of ``stride`` rows allows it.
+        context: rows of context on each side, at least half of the receptive field; a multiple of ``stride``.
+    """
+    height, width = images.shape[2:]
+    rows = max(max_voxels // (width * stride), 1) * stride
+    parts = []
+    for part in images.split(max(max_voxels // (width * height), 1)):
+        bands = []
+        for start in range(0, height, rows):
+            above = min(start, context)
+            band = predictor(part[:, :, start - above : start + rows + context])
+            bands.append(_rows(band, above, min(rows, height - start)))
+        parts.append(_joined(bands, dim=2))
+    return _joined(parts, dim=0)
+
+
+def _rows(output: Output, start: int, count: int) -> Output:
+    """Return some rows of tensors, or of tensors by name."""
+    if isinstance(output, Tensor):
+        return output.narrow(2, start, count)
+    return {name: x.narrow(2, start, count) for name, x in output.items()}
+
+
+def _joined(outputs: list[Output], dim: int) -> Output:
+    """Concatenate tensors, or tensors by name."""
+    first = outputs[0]
+    if len(outputs) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(outputs, dim)
+    return {name: torch.cat([x[name] for x in outputs], dim) for name in first}
+
+
 class Padding(NamedTuple):
     """Padding of one axis of LR slices to the size of a tile, and the place of the slice in the padded HR image."""
 
@@ -74,8 +126,8 @@ class Padding(NamedTuple):
     """HR voxels of the padded slice."""
 
     @classmethod
-    def of(cls, lr_size: int, scale: float, side: int) -> Padding:
-        """Return the padding of an axis of ``lr_size`` voxels for tiles of ``side`` HR voxels.
+    def of(cls, lr_size: int, scale: float, side: int | None) -> Padding:
+        """Return the padding of an axis of ``lr_size`` voxels for tiles of ``side`` HR voxels; None for no tiles.
 
         LR and HR images have the same center. If the scale is not a whole number, both ends are padded equally to keep
         it so.
@@ -86,8 +138,8 @@ class Padding(NamedTuple):
             >>> Padding.of(100, 2.5, 256)
             Padding(before=2, after=2, start=5, size=250, padded_size=260)
         """
-        size = max(round(lr_size * scale), 1)
-        missing = max(ceil((side - size) / scale), 0)
+        size = resized_size(lr_size, 1 / scale)
+        missing = 0 if side is None else max(ceil((side - size) / scale), 0)
         before, after = (missing // 2, missing - missing // 2) if scale % 1 == 0 else (-(-missing // 2),) * 2
         start = round(before * scale)
         return cls(before, after, start, size, start + size + round(after * scale))
@@ -96,6 +148,12 @@ class Padding(NamedTuple):
     def pad(slices: Tensor, rows: Padding, columns: Padding) -> Tensor:
         """Pad LR slices (N, 1, h, w) by replication."""
         return F.pad(slices, [columns.before, columns.after, rows.before, rows.after], mode="replicate")
+
+    @staticmethod
+    def pad_hr(images: Tensor, rows: Padding, columns: Padding) -> Tensor:
+        """Pad HR images (N, C, H, W) by replication, the inverse of `crop`."""
+        sizes = [(axis.start, axis.padded_size - axis.start - axis.size) for axis in (columns, rows)]
+        return F.pad(images, [*sizes[0], *sizes[1]], mode="replicate")
 
     @staticmethod
     def crop(images: Tensor, rows: Padding, columns: Padding) -> Tensor:

@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 from monai.transforms.utils import allow_missing_keys_mode
-from monai.utils import convert_to_tensor, ensure_tuple
+from monai.utils import ensure_tuple
 from torch import Tensor
 
 from miar_monai.data.io import result_description
@@ -55,7 +55,8 @@ class InvertSuperResolutiond(MapTransform):
     """Map a super-resolved prediction back to the intensities and the voxel axes of its input.
 
     Unlike with `monai.transforms.Invertd`, which would give the prediction the affine of the LR image, the prediction
-    covers the field of view of the LR image: its affine follows from the two sizes.
+    keeps its own affine, that of the finer grid. A plain tensor covers the field of view of the LR image, as in
+    `miar_monai.transforms.metatensor.resampled`.
 
     Non-negative inputs, such as the magnitude of an MR signal, give non-negative results.
 
@@ -90,7 +91,7 @@ class InvertSuperResolutiond(MapTransform):
         return {**data, **inverted}
 
     def _invert(self, prediction: Tensor, image: MetaTensor, is_difference: bool) -> MetaTensor:
-        placed: Any = resampled(image, convert_to_tensor(prediction, track_meta=False).detach().cpu())
+        placed: Any = resampled(image, prediction.detach().cpu())
         placed.applied_operations = deepcopy(image.applied_operations)
         placed.meta[DESCRIPTION_KEY] = result_description(is_difference)
         if is_difference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from miar_monai.data.volume import Volume
 __all__ = [
     "DESCRIPTION_KEY",
     "DTYPE_KEY",
+    "finer_batch",
     "grid_of",
     "image_name",
     "metatensor_to_volume",
@@ -103,11 +105,39 @@ def with_affine(image: MetaTensor, voxels: Tensor, affine: np.ndarray) -> MetaTe
     return result
 
 
-def resampled(image: MetaTensor, voxels: Tensor) -> MetaTensor:
-    """Return ``voxels``, of another resolution, with the metadata and the field of view of ``image``.
+def finer_batch(inputs: MetaTensor, voxels: Tensor, scales: Sequence[float] | None = None) -> MetaTensor:
+    """Return the finer voxels of a batch with the metadata of their inputs and the affines of the finer grids.
 
-    Voxel indices are voxel centers: on a grid with four times as many voxels, voxel 0 moves by -3/8 voxels of the
-    image.
+    The grids are those of `miar_monai.data.grid.Grid.resized`: of exact spacing, around the center of the input.
+
+    Args:
+        inputs: slices (B, 1, h, w) or volumes (B, 1, h, w, D), with one affine or (B, 4, 4).
+        voxels: (B, C, H, W) or (B, C, H, W, D).
+        scales: how many times finer each axis is, for as many as change; by default the ratios of the sizes, which are
+            right for whole numbers only.
+
+    Example:
+        >>> coarse = MetaTensor(torch.zeros(1, 1, 8, 8, 3), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
+        >>> finer_batch(coarse, torch.zeros(1, 1, 32, 32, 3)).affine[:3, 3].tolist()
+        [-0.75, -0.75, 0.0]
+    """
+    sizes, finer_sizes = ([*image.shape[2:], 1][:3] for image in (inputs, voxels))
+    ratios = [new / old for new, old in zip(finer_sizes, sizes, strict=True)]
+    steps = [1 / factor for factor in (*(scales or ()), *ratios[len(scales or ()) :])]
+    affines = torch.as_tensor(inputs.affine, dtype=torch.float64).cpu().reshape(-1, 4, 4).numpy()
+    width, height, depth = sizes
+    finer = np.stack([Grid((width, height, depth), affine).resized(steps).affine for affine in affines])
+    output = MetaTensor(voxels).copy_meta_from(inputs)
+    output.affine = torch.from_numpy(finer).reshape(inputs.affine.shape)
+    return output
+
+
+def resampled(image: MetaTensor, voxels: Tensor) -> MetaTensor:
+    """Return ``voxels``, of another resolution, with the metadata of ``image``.
+
+    A `MetaTensor` of voxels keeps its affine. Without one, the voxels cover the field of view of ``image``, in whole
+    multiples or fractions of its numbers of voxels. Voxel indices are voxel centers: on a grid with four times as many
+    voxels, voxel 0 moves by -3/8 voxels of the image.
 
     Args:
         image: (C, X, Y, Z).
@@ -118,5 +148,7 @@ def resampled(image: MetaTensor, voxels: Tensor) -> MetaTensor:
         >>> resampled(image, torch.zeros(1, 32, 32, 3)).affine[:3, 3].tolist()
         [-0.75, -0.75, 0.0]
     """
+    if isinstance(voxels, MetaTensor):
+        return with_affine(image, voxels.as_tensor(), np.asarray(voxels.affine.cpu(), dtype=np.float64))
     scaling = scale_affine(image.shape[1:], voxels.shape[1:])
     return with_affine(image, voxels, np.asarray(image.affine, dtype=np.float64) @ scaling)

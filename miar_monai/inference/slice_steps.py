@@ -1,0 +1,103 @@
+"""Super-resolution of LR slices of any size by a network, on tiles or on whole slices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from miar_monai.degradation import Degradation, operators
+from miar_monai.inference.steps import Steps, StepSettings
+from miar_monai.inference.tiling import MAX_BAND, Padding, TileFunction, blend_tiles, in_bands
+from miar_monai.networks import SuperResolutionNetwork
+from miar_monai.networks.results import Estimate, Prediction
+
+__all__ = ["SliceSteps", "warn_if_noisy"]
+
+logger = logging.getLogger(__name__)
+
+_MIN_NETWORK_WEIGHT = 0.9  # mean of all slices, below which a warning is logged
+_MAX_RECORDED = 2**20  # voxels of the HR grid of a batch; in larger ones, kernels take longer than their launch
+
+
+@dataclass
+class SliceSteps:
+    """Super-resolves the slices of one call of the inferer.
+
+    Args:
+        network: the network.
+        degradation: assumed degradation of the slices.
+        steps: steps of the network, possibly as CUDA graphs.
+        settings: settings of the steps.
+        device: device of the network.
+        overlap: fraction of a tile shared with its neighbor.
+        count_tiles: wraps a function of tiles so that it advances a progress bar.
+    """
+
+    network: SuperResolutionNetwork
+    degradation: Degradation
+    steps: Steps
+    settings: StepSettings
+    device: torch.device
+    overlap: float
+    count_tiles: Callable[[TileFunction], TileFunction]
+    network_weights: list[Tensor] = field(default_factory=list, init=False)
+
+    def __call__(self, slices: Tensor, batch_size: int, guide: Tensor | None = None) -> Tensor:
+        """Super-resolve LR slices (N, 1, h, w), in batches of tiles: (N, 1, H, W), or (N, 2, H, W) with the error."""
+        side = self.network.side
+        rows, columns = (
+            Padding.of(lr_size, scale, side)
+            for lr_size, scale in zip(slices.shape[2:], self.degradation.scales, strict=True)
+        )
+        # before the inverse: replicating its ripples would make streaks
+        lr = Padding.pad(slices.to(self.device), rows, columns)
+        shape = (rows.padded_size, columns.padded_size)
+        operator = operators((self.degradation,), shape, (lr.shape[2], lr.shape[3]), lr)
+        guides = []
+        if self.network.guide_channels:
+            guide = lr.new_zeros(len(lr), 1, rows.size, columns.size) if guide is None else guide.to(lr)
+            guides = [Padding.pad_hr(guide, rows, columns)]
+        voxels = len(lr) * shape[0] * shape[1]
+        if shape == (side, side) or (side is None and voxels <= MAX_BAND):
+            steps = self.steps if side or voxels <= _MAX_RECORDED else self.steps.without_graphs
+            estimate = Estimate(**steps.of_slices(lr, *operator.tensors, *guides))
+        else:
+            predict = partial(self._predict_parts, batch_size)
+            estimate = self.settings.super_resolve(self.network, lr, operator, predict, *guides)
+        self.network_weights.append(estimate.network_weight.flatten())
+        images = [estimate.image] if estimate.error is None else [estimate.image, estimate.error]
+        return Padding.crop(torch.cat(images, dim=1), rows, columns)
+
+    def _predict_parts(self, batch_size: int, images: Tensor, condition: Tensor) -> Prediction:
+        """Return the prediction for images (N, C, H, W) of any size, by tiles or in bands."""
+        channels = images.shape[1]
+        inputs = torch.cat([images, condition.expand(-1, -1, *images.shape[2:])], dim=1)  # parts keep their condition
+        of_tiles = self.steps.of_tiles if self.network.side else self.steps.without_graphs.of_tiles
+
+        def predict(parts: Tensor) -> dict[str, Tensor]:
+            return of_tiles(parts[:, :channels], parts[:, channels:, :1, :1])
+
+        if self.network.side is None:
+            return Prediction(**in_bands(inputs, self.network.stride, predict))
+        tiles = self.count_tiles(predict)
+        return Prediction(**blend_tiles(inputs, self.network.side, self.overlap, batch_size, tiles))
+
+
+def warn_if_noisy(network_weights: Sequence[Tensor]) -> None:
+    """Log a warning if noise has moved the results towards the linear estimate.
+
+    Args:
+        network_weights: weights of the network in the slices of one or more calls.
+    """
+    weight = float(torch.cat(list(network_weights)).mean()) if network_weights else 1.0
+    if weight < _MIN_NETWORK_WEIGHT:
+        logger.warning(
+            "the input is noisier than the training data, or sharper than the assumed blur allows: the networks"
+            " contribute %d %% of the result, and the rest is the linear estimate, which adds no detail.",
+            round(100 * weight),
+        )

@@ -1,0 +1,178 @@
+"""Super-resolution of volumes along any axes, by passes over their slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor
+
+from miar_monai.data.grid import Grid
+from miar_monai.data.grid_request import GridRequest
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ConfigurationError, check_range
+from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.inference.passes import Pass, Plan, plan_passes
+from miar_monai.inference.slice_steps import warn_if_noisy
+from miar_monai.networks import SuperResolutionNetwork
+from miar_monai.transforms.metatensor import with_affine
+
+__all__ = ["VolumeInferer"]
+
+_MAX_THICKNESS = 100.0  # mm
+
+
+class VolumeInferer(Inferer):
+    """Super-resolves a volume to any finer grid: slice by slice, in one plane or in several.
+
+    The planes, their order and the degradations of their slices are those of `plan_passes`. The result has exactly the
+    requested spacing and the center of the input (`miar_monai.data.grid.Grid.resized`). Without a request, the axial
+    plane becomes finer by the factor of the training. The volume stays where it is; its slices are sent to the device
+    in batches.
+
+    With uncertainty, the expected errors of the planes that are averaged are averaged too, as if their errors were the
+    same, which is an upper bound. Those of successive stages are independent, and are combined in quadrature.
+
+    Args:
+        inferer: super-resolves the slices.
+        factor: how many times finer the patient axes become, from 1 to 8, whole or not: one number, or three for
+            left-right, posterior-anterior and inferior-superior; also as text, ``"1,1,5"``.
+        spacing: distance of the new voxels in millimeters, likewise; at most that of the input.
+        isotropic: whether all axes get the smallest spacing of the input.
+        slice_thickness: full width at half maximum of the slice profile in millimeters; by default the distance of the
+            slices.
+
+    Raises:
+        SettingError: if a setting is out of range, or more than one of factor, spacing and isotropic is given.
+
+    Example:
+        >>> from miar_monai.networks import Estimator
+        >>> network = Estimator(channels=(8, 16), blocks=(1, 1)).eval()
+        >>> thick = MetaTensor(torch.rand(1, 1, 11, 9, 3), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+        >>> VolumeInferer(BeamSearchInferer(lookahead_tokens=0), spacing="1,1,2")(thick, network).shape
+        torch.Size([1, 1, 11, 9, 8])
+    """
+
+    def __init__(
+        self,
+        inferer: BeamSearchInferer,
+        factor: Any = None,
+        spacing: Any = None,
+        isotropic: bool = False,
+        slice_thickness: float | None = None,
+    ) -> None:
+        self.inferer = inferer
+        self.request = GridRequest.of(factor, spacing, isotropic)
+        if slice_thickness is not None:
+            check_range("slice_thickness", slice_thickness, 0.01, _MAX_THICKNESS)
+        self.slice_thickness = slice_thickness
+
+    def plan(self, image: Tensor, network: SuperResolutionNetwork) -> Plan:
+        """Return the passes for a volume, whose blur is measured if the setting of the inferer is "auto".
+
+        Args:
+            image: preprocessed, (1, X, Y, Z); without an affine, its axes are those of the patient.
+            network: the network.
+
+        Raises:
+            SettingError: if the requested grid is not possible for this volume.
+        """
+        grid = _grid(image)
+        voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
+
+        def in_plane(plane: tuple[int, int]) -> Degradation:
+            rows, columns = (1 + grid.patient_axes.index(axis) for axis in plane)
+            slices = voxels.movedim((0, rows, columns), (1, 2, 3))  # (N, 1, h, w)
+            return self.inferer.input_degradation(slices, network)
+
+        factors = self.request.factors(grid, (*network.degradation.scales, 1.0))
+        return plan_passes(factors, grid.patient_spacing, in_plane, self.slice_thickness)
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        plan: Plan | None = None,
+        guide: Callable[[Grid], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor | dict[str, Tensor]:
+        """Super-resolve a volume.
+
+        Args:
+            inputs: one preprocessed volume, (1, 1, X, Y, Z).
+            network: a `SuperResolutionNetwork`.
+            *args: ignored.
+            plan: from `plan`; by default it is made here.
+            guide: returns another contrast on a given grid, (1, X, Y, Z), scaled as the volume, for a network with a
+                guide; called for the grid of each stage.
+            **kwargs: ignored.
+
+        Returns:
+            The result on the finer grid, (1, 1, X', Y', Z'), or a dictionary as from the inferer of the slices.
+
+        Raises:
+            ConfigurationError: if ``inputs`` has another shape.
+            SettingError: if the requested grid is not possible for this volume.
+        """
+        if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
+            raise ConfigurationError(
+                f"the input of the inferer has shape {tuple(inputs.shape)}, but one volume (1, 1, X, Y, Z) is needed;"
+                " pass volumes one by one."
+            )
+        plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
+        grids = plan.grids(_grid(inputs[0]))
+        volume, weights = {"image": inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs}, []
+        for stage, grid in zip(plan.stages, grids[1:], strict=True):
+            results, other = [], None if guide is None else guide(grid)[None]
+            for one in stage:
+                result, weight = self._slices(volume["image"], other, one, grid, network)
+                results.append(result)
+                weights.append(weight)
+            volume = _later(volume, _mean(results))
+        warn_if_noisy(weights)
+        if isinstance(inputs, MetaTensor):
+            affine = grids[-1].affine.reshape(tuple(inputs.affine.shape))
+            volume = {name: with_affine(inputs, x, affine) for name, x in volume.items()}
+        return volume if self.inferer.uncertainty else volume["image"]
+
+    def _slices(
+        self, volume: Tensor, guide: Tensor | None, one: Pass, grid: Grid, network: Callable[..., Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Super-resolve the slices of a volume (1, 1, X, Y, Z) in one plane; also return the weights of the network."""
+        axes = [2 + grid.patient_axes.index(axis) for axis in one.plane]
+        guide = guide if guide is None else guide.movedim(axes, (2, 3))
+        result, weight = self.inferer.super_resolve(
+            volume.movedim(axes, (2, 3)), network, assumed=one.degradation, guide=guide
+        )
+        assert weight is not None
+        named = result if isinstance(result, Mapping) else {"image": result}
+        return {name: x.movedim((2, 3), axes) for name, x in named.items()}, weight
+
+
+def _grid(image: Tensor) -> Grid:
+    """Return the grid of a volume (1, X, Y, Z)."""
+    width, height, depth = image.shape[1:]
+    affine = np.asarray(image.affine.cpu()) if isinstance(image, MetaTensor) else np.eye(4)
+    return Grid((width, height, depth), affine.reshape(4, 4))
+
+
+def _mean(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of the results of a stage, by name."""
+    mean = results.pop(0)
+    for count, result in enumerate(results, start=2):
+        mean = {name: x.lerp(result[name], 1 / count) for name, x in mean.items()}
+    return mean
+
+
+def _later(earlier: dict[str, Tensor], later: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the result of a stage with the expected errors of the earlier ones."""
+    if "error" not in earlier:
+        return later
+    error = F.interpolate(earlier["error"], later["error"].shape[2:], mode="trilinear", align_corners=False)
+    return {**later, "error": torch.hypot(error, later["error"])}
