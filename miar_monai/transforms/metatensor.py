@@ -87,10 +87,16 @@ def metatensor_to_volume(image: MetaTensor) -> Volume:
     )
 
 
-def grid_of(image: MetaTensor) -> Grid:
-    """Return the voxel grid of an image (C, X, Y, Z)."""
+def grid_of(image: Tensor) -> Grid:
+    """Return the voxel grid of an image (C, X, Y, Z); without an affine, its axes are those of the patient, in mm.
+
+    Example:
+        >>> grid_of(MetaTensor(torch.zeros(1, 8, 7, 3), affine=torch.diag(torch.tensor([2.0, 2, 5, 1])))).spacing
+        array([2., 2., 5.])
+    """
     width, height, depth = image.shape[1:]
-    return Grid((width, height, depth), np.asarray(image.affine, dtype=np.float64))
+    affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else np.eye(4)
+    return Grid((width, height, depth), affine.astype(np.float64).reshape(4, 4))
 
 
 def image_name(image: Tensor) -> str:
