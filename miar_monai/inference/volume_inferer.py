@@ -172,7 +172,7 @@ def check_has_guide(network: Callable[..., Tensor], guide: Any) -> None:
         )
 
 
-def _on_grid(guide: MetaTensor, grid: Grid) -> Tensor:
+def _on_grid(guide: Any, grid: Grid) -> Tensor:
     return resample_guide(guide, grid).as_tensor()
 
 
