@@ -19,31 +19,21 @@ Examples:
 """
 
 
-def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """Return one or three positive numbers, separated by commas."""
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3) or not all(0 < number < float("inf") for number in numbers):
-        raise click.BadParameter(f"{value!r} must be one positive number, or three with commas, such as 1,1,5.")
-    return numbers
-
-
 @click.command(epilog=f"{_EXAMPLES}\n\n{options.EXIT_CODES}")
 @click.argument("source", metavar="SCAN", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="NIfTI file. [default: <SCAN>_lr.nii.gz]")
 @click.option(
     "--factor",
-    callback=_numbers,
+    callback=options.numbers_option,
     metavar="F[,F,F]",
     help="Voxel size relative to that of SCAN: one number, or three (left-right, posterior-anterior,"
     " inferior-superior). [default: 4 in the axial plane]",
 )
 @click.option(
-    "--spacing", callback=_numbers, metavar="MM[,MM,MM]", help="Voxel spacing in millimeters, instead of --factor."
+    "--spacing",
+    callback=options.numbers_option,
+    metavar="MM[,MM,MM]",
+    help="Voxel spacing in millimeters, instead of --factor.",
 )
 @click.option(
     "--profile",

@@ -18,6 +18,7 @@ __all__ = [
     "json_file",
     "model",
     "number_option",
+    "numbers_option",
     "overwrite",
     "part_of_folder",
     "quiet",
@@ -105,3 +106,16 @@ def number_option(_: click.Context, __: click.Parameter, value: str | None) -> A
     from miar_monai.inference.bundle import number_or_text
 
     return number_or_text(value)
+
+
+def numbers_option(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Return one or three positive numbers, separated by commas."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(0 < number < float("inf") for number in numbers):
+        raise click.BadParameter(f"{value!r} must be one positive number, or three with commas, such as 1,1,5.")
+    return numbers

@@ -23,6 +23,7 @@ from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.processes import part_of, processes
 from miar_monai.inference.report import capture_warnings, case_message, case_report, derivation, run_report
 from miar_monai.inference.resolver import SuperResolver
+from miar_monai.transforms.acquired import to_acquired_spacing
 from miar_monai.visualize.preview import preview
 
 if TYPE_CHECKING:
@@ -142,16 +143,20 @@ class CaseRunner:
             auxiliary,
             prepared.limits,
         )
+        report["acquired_spacing_mm"] = request.acquired_spacing
         self.print(case_message(report, prepared.warnings))
         if not request.quiet:
             click.echo(str(target))
         return report
 
     def _read(self, case: Case) -> tuple[Volume, list[Dataset]]:
-        """Return the volume of a case and, for DICOM output, the headers of its slices."""
+        """Return the volume of a case, at its acquired spacing, and for DICOM output the headers of its slices."""
         with unpacked(case.source) as path:
             volume = read_volume(path, self.request.series, self.request.select)
-            return volume, source_headers(volume) if self.request.as_dicom else []
+            headers = source_headers(volume) if self.request.as_dicom else []
+        if self.request.acquired_spacing:
+            volume = to_acquired_spacing(volume, self.request.acquired_spacing)
+        return volume, headers
 
     @property
     def _replace_auxiliary(self) -> bool:

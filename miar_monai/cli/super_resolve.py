@@ -60,6 +60,13 @@ Examples:
     callback=options.number_option,
     help="Blur of INPUT, as a standard deviation in its voxels; auto measures it. [default: bundle's]",
 )
+@click.option(
+    "--acquired-spacing",
+    callback=options.numbers_option,
+    metavar="MM[,MM,MM]",
+    help="Voxel spacing that the scanner acquired, if it interpolated INPUT: for all axes with closer voxels, or for "
+    "left-right, posterior-anterior and inferior-superior. INPUT is brought back to it first.",
+)
 @click.option("--preview", "with_preview", is_flag=True, help="Also draw a picture of each result, <name>_sr.png.")
 @click.option(
     "--uncertainty",

@@ -41,6 +41,9 @@ __all__ = [
 _COSINE_TOLERANCE = 0.01
 """Tolerance of direction cosines, which may be rounded to two decimals."""
 
+_THICKNESS_TOLERANCE = 0.05
+"""Thicknesses that differ by less are considered equal; fraction of the thickness."""
+
 
 @lenient_pydicom()
 def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> Volume:
@@ -81,7 +84,18 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
         remarks=remarks,
         select=tuple(select),
         frame_of_reference=text(first, "FrameOfReferenceUID"),
+        slice_thickness=_slice_thickness(headers),
     )
+
+
+def _slice_thickness(headers: Sequence[Dataset]) -> float | None:
+    """Return the thickness that all headers state in millimeters, or None if one states another or none."""
+    found = [numbers(header, "SliceThickness") for header in headers]
+    if any(len(one) != 1 or not 0 < one[0] < np.inf for one in found):
+        return None
+    thicknesses = np.array(found)
+    middle = float(np.median(thicknesses))
+    return middle if np.abs(thicknesses - middle).max() <= _THICKNESS_TOLERANCE * middle else None
 
 
 def _read_slices(folder: Path, files: Sequence[str]) -> np.ndarray:

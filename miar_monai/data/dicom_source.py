@@ -10,9 +10,8 @@ import numpy as np
 
 from miar_monai.data.dicom_headers import lenient_pydicom, read_header, text
 from miar_monai.data.dicom_reader import series_files
-from miar_monai.data.geometry import axial_axis
 from miar_monai.data.volume import Volume
-from miar_monai.errors import GeometryError, ImageError, in_one_sentence
+from miar_monai.errors import ImageError, in_one_sentence
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -54,23 +53,17 @@ def source_headers(volume: Volume) -> list[Dataset]:
         volume: the source, as read from the folder of its series.
 
     Returns:
-        The headers without pixels, in the order of the volume's slices.
+        The headers without pixels, in the order of the volume's slices, its third axis.
 
     Raises:
         ImageError: if the volume is not a DICOM series, or the series is neither CT nor MR, lacks elements that a
             derived image must repeat, or has a damaged header.
-        GeometryError: if the slices of the series are not axial, and so have no counterparts in the result.
     """
     folder = volume.path
     if not folder.is_dir():
         raise ImageError(
             f"{folder} is not a DICOM series, but a derived series needs the patient and the study of its source: "
             "give a folder with a DICOM series, or write NIfTI (--out-format nifti)."
-        )
-    if axial_axis(volume.affine) != 2:
-        raise GeometryError(
-            f"{folder}: the slices are not axial, but only the axial plane becomes finer, so they have no "
-            "counterparts in a derived series: write NIfTI (--out-format nifti)."
         )
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):

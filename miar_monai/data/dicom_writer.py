@@ -15,7 +15,9 @@ from miar_monai._version import __version__
 from miar_monai.data.atomic_write import atomic_folder
 from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.dicom_headers import dicom_files, lenient_pydicom, numbers, text, values
+from miar_monai.data.dicom_slices import DerivedSlice, derived_slices, whole_number
 from miar_monai.data.dicom_source import repeated
+from miar_monai.data.geometry import plane_distance
 from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.data.volume import SOFTWARE, Volume
 from miar_monai.errors import OutputError
@@ -23,6 +25,7 @@ from miar_monai.errors import OutputError
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.sr.coding import Code
+    from pydicom.valuerep import DSfloat
 
 __all__ = ["check_series_folder", "is_miar_result", "write_series"]
 
@@ -61,15 +64,18 @@ def write_series(
 ) -> Path:
     """Write a super-resolved volume as a DICOM series, atomically.
 
-    Each slice repeats the header of its source slice (patient, study, equipment, acquisition, frame of reference,
-    window) and refers to it. Derived elements follow DICOM PS3.3, C.7.6.1 (General Image: image type, derivation,
-    source image), C.7.5.2 (Contributing Equipment) and C.7.6.2 (Image Plane). Private elements, overlays, curves,
-    icons and signatures are omitted.
+    The slices lie in the planes of the source, whichever axes became finer, and may be more or fewer. Each one repeats
+    the header of the nearest source slice (patient, study, equipment, acquisition, frame of reference, window) and
+    refers to the source slice at its position, or to the two that it lies between. Derived elements follow DICOM PS3.3,
+    C.7.6.1 (General Image: image type, derivation, source image), C.7.5.2 (Contributing Equipment) and C.7.6.2 (Image
+    Plane); the thickness of new slices is their distance. Private elements, overlays, curves, icons and signatures are
+    omitted.
 
     Args:
         folder: the folder to write: ``0001.dcm`` and so on, in the order of the slices. Parent folders are created.
-        sr: intensities (HU for CT), (X, Y, Z), finer than the source along X and Y, with the same slices along Z.
-        headers: Z headers from `miar_monai.data.dicom_source.source_headers`.
+        sr: intensities (HU for CT), (X, Y, Z), on the voxel axes of the source: X along its rows, Y along its
+            columns, Z across its slices. Any numbers of voxels and spacings are possible.
+        headers: of the source, from `miar_monai.data.dicom_source.source_headers`.
         derivation: for the DerivationDescription.
         overwrite: replace an existing folder that contains only DICOM files.
         quantity: short name of the voxel values, if they are not intensities; the window and the number of the series
@@ -88,13 +94,15 @@ def write_series(
     encoding = _encoding(sr, headers[0])
     series, now = generate_uid(), datetime.now()
     with atomic_folder(folder, overwrite) as part:
-        for k, header in enumerate(headers):
-            image = repeated(header)
-            _assign_identity(image, series, now, k, sr.array.shape[0] // header.Columns, quantity)
-            _describe_derivation(image, header, f"{quantity} of {derivation}" if quantity else derivation)
+        for k, derived in enumerate(derived_slices(sr.grid, headers)):
+            image = repeated(headers[derived.nearest])
+            change = _change(sr, headers[derived.nearest], derived)
+            _assign_identity(image, series, now, derived.number, f"{change} {quantity}".rstrip(), quantity)
+            _describe_derivation(image, f"{quantity} of {derivation}" if quantity else derivation)
+            _refer(image, [headers[i] for i in derived.sources])
             if quantity:
                 _fit_window(image, sr.array)
-            _set_geometry(image, sr, k)
+            _set_geometry(image, sr, k, derived)
             _set_pixels(image, sr.array[:, :, k], encoding)
             image.save_as(part / f"{k + 1:04d}.dcm")
     return folder
@@ -106,17 +114,23 @@ def is_miar_result(header: Dataset) -> bool:
     return any(item.get("ManufacturerModelName") == SOFTWARE for item in equipment)
 
 
-def _assign_identity(image: Dataset, series: str, now: datetime, k: int, factor: int, quantity: str) -> None:
+def _change(sr: Volume, header: Dataset, derived: DerivedSlice) -> str:
+    """Return what became finer for the description of the series, such as ``SR 4x`` or ``SR 0.5x0.5x1 mm``."""
+    factors = {sr.array.shape[0] / header.Columns, sr.array.shape[1] / header.Rows}
+    if not derived.is_new and len(factors) == 1 and (factor := factors.pop()) % 1 == 0:
+        return f"SR {factor:.0f}x"
+    return f"SR {'x'.join(f'{mm:.3g}' for mm in sr.grid.spacing)} mm"
+
+
+def _assign_identity(image: Dataset, series: str, now: datetime, number: int, suffix: str, quantity: str) -> None:
     """Set the UIDs, numbers, dates and description of an image of the new series."""
     from pydicom.dataset import FileMetaDataset, validate_file_meta
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     image.SOPInstanceUID, image.SeriesInstanceUID = generate_uid(), series
-    image.SeriesNumber = _derived_number(_whole_number(image, "SeriesNumber") or 0, 2000 if quantity else 1000)
-    if _whole_number(image, "InstanceNumber") is None:
-        image.InstanceNumber = k + 1
-    suffix = f" SR {factor}x {quantity}".rstrip()
-    image.SeriesDescription = f"{text(image, 'SeriesDescription')[: 64 - len(suffix)]}{suffix}".strip()
+    image.SeriesNumber = _derived_number(whole_number(image, "SeriesNumber") or 0, 2000 if quantity else 1000)
+    image.InstanceNumber = number
+    image.SeriesDescription = f"{text(image, 'SeriesDescription')[: 63 - len(suffix)]} {suffix}".strip()
     for event in ("InstanceCreation", "Content", "Series"):
         setattr(image, f"{event}Date", now.strftime("%Y%m%d"))
         setattr(image, f"{event}Time", now.strftime("%H%M%S"))
@@ -126,12 +140,6 @@ def _assign_identity(image: Dataset, series: str, now: datetime, k: int, factor:
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     validate_file_meta(image.file_meta, enforce_standard=True)  # adds the version and the implementation
-
-
-def _whole_number(header: Dataset, name: str) -> int | None:
-    """Return the value of an integer string, or None if it is missing or invalid."""
-    found = numbers(header, name)
-    return int(found[0]) if len(found) == 1 and -(2**31) <= found[0] < 2**31 and found[0] % 1 == 0 else None
 
 
 def _derived_number(number: int, step: int) -> int:
@@ -144,37 +152,45 @@ def _derived_number(number: int, step: int) -> int:
     return number + step if number + step < 2**31 else number - step
 
 
-def _describe_derivation(image: Dataset, header: Dataset, derivation: str) -> None:
-    """Set image type, derivation, source image and contributing equipment."""
+def _describe_derivation(image: Dataset, derivation: str) -> None:
+    """Set image type, derivation and contributing equipment."""
     from pydicom import Dataset
     from pydicom.sr.codedict import codes
 
-    kind = [*values(header, "ImageType"), "", "", ""]
-    plane = "AXIAL" if _is_ct(header) else kind[2] or "OTHER"
+    kind = [*values(image, "ImageType"), "", "", ""]
+    plane = "AXIAL" if _is_ct(image) else kind[2] or "OTHER"
     image.ImageType = ["DERIVED", "SECONDARY", plane, *filter(None, kind[3:])]
     # ASCII for any character set of the source; the element is limited to 1024 characters
-    before = f"{header.get('DerivationDescription') or ''}; ".removeprefix("; ")
+    before = f"{image.get('DerivationDescription') or ''}; ".removeprefix("; ")
     image.DerivationDescription = f"{before}{derivation.encode('ascii', 'replace').decode()}"[-1024:]
     image.DerivationCodeSequence = [_code(codes.DCM.SpatialResampling)]
-    source = Dataset()
-    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    source.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
-    image.SourceImageSequence = [source]
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
     equipment.Manufacturer, equipment.ManufacturerModelName = "MIAR contributors", SOFTWARE
     equipment.SoftwareVersions = __version__
-    image.ContributingEquipmentSequence = [*(header.get("ContributingEquipmentSequence") or []), equipment]
+    image.ContributingEquipmentSequence = [*(image.get("ContributingEquipmentSequence") or []), equipment]
+
+
+def _refer(image: Dataset, sources: Sequence[Dataset]) -> None:
+    """Refer to the source images."""
+    from pydicom import Dataset
+    from pydicom.sr.codedict import codes
+
+    items = []
+    for header in sources:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+        item.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
+        items.append(item)
+    image.SourceImageSequence = items
 
 
 def _fit_window(image: Dataset, array: np.ndarray) -> None:
     """Set the window from 0 to the maximum, in place of that of the source."""
-    from pydicom.valuerep import DSfloat
-
     for name in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
         image.pop(name, None)
     high = max(float(array.max()), 1e-6)
-    image.WindowCenter, image.WindowWidth = (DSfloat(value, auto_format=True) for value in (high / 2, high))
+    image.WindowCenter, image.WindowWidth = _decimals(high / 2, high)
 
 
 def _is_ct(header: Dataset) -> bool:
@@ -192,15 +208,32 @@ def _code(code: Code) -> Dataset:
     return item
 
 
-def _set_geometry(image: Dataset, sr: Volume, k: int) -> None:
-    """Set spacing and position of slice ``k``; the shear of a tilted gantry is in the positions."""
+def _set_geometry(image: Dataset, sr: Volume, k: int, derived: DerivedSlice) -> None:
+    """Set spacing, position and orientation of slice ``k``; the shear of a tilted gantry is in the positions."""
+    affine = LPS_TO_RAS @ sr.affine
+    columns_apart, rows_apart, _ = voxel_sizes(affine)
+    axes = (affine[:3, :2] / voxel_sizes(affine)[:2]).T + 0.0  # no negative zeros
+    image.PixelSpacing = _decimals(rows_apart, columns_apart)
+    image.ImageOrientationPatient = _decimals(*axes.ravel())
+    image.ImagePositionPatient = _decimals(*(affine[:3, 3] + k * affine[:3, 2]))
+    if not derived.is_new:
+        return
+    before, apart = numbers(image, "SliceThickness"), plane_distance(affine, 2)
+    stated = f"{before[0]:.4g} mm" if len(before) == 1 else "unknown"
+    sentence = f"SliceThickness: {apart:.4g} mm after super-resolution, {stated} in the source."
+    image.DerivationDescription = f"{image.DerivationDescription} {sentence}"[-1024:]
+    image.SliceThickness, image.SpacingBetweenSlices = _decimals(apart, apart)
+    for name in ("SliceLocation", "ImagesInAcquisition"):
+        image.pop(name, None)
+    if derived.location is not None:
+        (image.SliceLocation,) = _decimals(derived.location)
+
+
+def _decimals(*values: float) -> list[DSfloat]:
+    """Return numbers as decimal strings, rounded to their 16 characters."""
     from pydicom.valuerep import DSfloat
 
-    affine = LPS_TO_RAS @ sr.affine
-    columns_apart, rows_apart = voxel_sizes(affine)[:2]
-    image.PixelSpacing = [DSfloat(float(mm), auto_format=True) for mm in (rows_apart, columns_apart)]
-    position = affine[:3, 3] + k * affine[:3, 2]
-    image.ImagePositionPatient = [DSfloat(float(mm), auto_format=True) for mm in position]
+    return [DSfloat(float(value), auto_format=True) for value in values]
 
 
 class _Encoding(NamedTuple):
@@ -245,8 +278,6 @@ def _round_to_ds(number: float) -> float:
 
 def _set_pixels(image: Dataset, pixels: np.ndarray, encoding: _Encoding) -> None:
     """Set the pixels (X, Y) of a slice, and the elements that describe them."""
-    from pydicom.valuerep import DSfloat
-
     stored = np.ascontiguousarray(encoding.stored(pixels).T)
     image.Rows, image.Columns = stored.shape
     image.SamplesPerPixel, image.BitsAllocated, image.BitsStored, image.HighBit = 1, 16, 16, 15
@@ -254,6 +285,5 @@ def _set_pixels(image: Dataset, pixels: np.ndarray, encoding: _Encoding) -> None
     image.PixelData = stored.astype(encoding.dtype.newbyteorder("<")).tobytes()
     rescaled = "RescaleSlope" in image or (encoding.slope, encoding.intercept) != (1, 0)
     if _is_ct(image) or rescaled:
-        image.RescaleSlope = DSfloat(encoding.slope, auto_format=True)
-        image.RescaleIntercept = DSfloat(encoding.intercept, auto_format=True)
+        image.RescaleSlope, image.RescaleIntercept = _decimals(encoding.slope, encoding.intercept)
         image.RescaleType = image.get("RescaleType") or ("HU" if _is_ct(image) else "US")

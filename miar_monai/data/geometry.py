@@ -15,7 +15,7 @@ from scipy.linalg import polar
 
 from miar_monai.errors import GeometryError
 
-__all__ = ["axial_axis", "corner_distance", "fov_corners", "is_singular", "nearest_rotation"]
+__all__ = ["axial_axis", "corner_distance", "fov_corners", "is_singular", "nearest_rotation", "plane_distance"]
 
 
 def is_singular(affine: np.ndarray) -> bool:
@@ -73,6 +73,27 @@ def corner_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int])
         9.5
     """
     return float(np.linalg.norm(fov_corners(affine, shape) - fov_corners(other, shape), axis=1).max())
+
+
+def plane_distance(affine: np.ndarray, axis: int) -> float:
+    """Return the distance of adjacent voxel planes, along their normal.
+
+    It is smaller than the spacing of the voxels along the axis if the affine is sheared, as with a tilted gantry.
+
+    Args:
+        affine: voxel indices to millimeters, (4, 4), not singular.
+        axis: the voxel axis across the planes.
+
+    Returns:
+        Millimeters.
+
+    Example:
+        >>> tilted = np.array([[1.0, 0, 0, 0], [0, 1, 3, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
+        >>> round(plane_distance(tilted, 2), 6), round(voxel_sizes(tilted)[2].item(), 6)
+        (4.0, 5.0)
+    """
+    # the index along the axis is a linear function of the position, and this row of the inverse is its gradient
+    return float(1 / np.linalg.norm(np.linalg.inv(np.asarray(affine, dtype=np.float64)[:3, :3])[axis]))
 
 
 def nearest_rotation(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -37,6 +37,8 @@ class Volume(NamedTuple):
             qform, (4, 4), which does not depend on the grid, and the code of the qform. If that code is 0, the map
             contains only the voxel sizes in pixdim. None if there is no second transform.
         frame_of_reference: FrameOfReferenceUID of DICOM; positions in different frames cannot be compared.
+        slice_thickness: of a DICOM series in millimeters, along its third axis, as its headers state it; None if they
+            state none, or several, and for other formats.
     """
 
     array: np.ndarray
@@ -52,6 +54,7 @@ class Volume(NamedTuple):
     select: tuple[str, ...] = ()
     qform: tuple[np.ndarray, int] | None = None
     frame_of_reference: str = ""
+    slice_thickness: float | None = None
 
     @property
     def grid(self) -> Grid:

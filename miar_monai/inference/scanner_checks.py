@@ -48,10 +48,10 @@ def scanner_warnings(lr: Volume) -> list[str]:
         if factor > 1
     ]
     if parts:
-        factors = ",".join(f"{factor:.3g}" for factor in acquired)
+        spacings = ",".join(f"{factor * spacing[axis]:.3g}" for axis, factor in zip(axes, acquired, strict=True))
         sentences.append(
             f"the image was interpolated along {' and '.join(parts)}, and its result is less sharp than that of the"
-            f" original: give the original, or reduce this image first (miar degrade --factor {factors} --blur 0)."
+            f" original: give the original, or the acquired spacing (--acquired-spacing {spacings})."
         )
     alternation = slice_alternation(lr.array, axes[2])
     if alternation:

@@ -63,4 +63,4 @@ def degrade_volume(
     if noise > 0:
         generator = np.random.default_rng(seed)
         array = array + noise * float(np.ptp(volume.array)) * generator.standard_normal(array.shape)
-    return volume._replace(array=array.astype(np.float32), affine=coarse.affine, description="")
+    return volume._replace(array=array.astype(np.float32), affine=coarse.affine, description="", slice_thickness=None)

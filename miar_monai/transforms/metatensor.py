@@ -10,8 +10,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms.utils import scale_affine
 from monai.utils import ImageMetaKey
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.data.volume import Volume
 
@@ -141,9 +143,9 @@ def finer_batch(inputs: MetaTensor, voxels: Tensor, scales: Sequence[float] | No
 def resampled(image: MetaTensor, voxels: Tensor) -> MetaTensor:
     """Return ``voxels``, of another resolution, with the metadata of ``image``.
 
-    A `MetaTensor` of voxels keeps its affine. Without one, the voxels cover the field of view of ``image``, in whole
-    multiples or fractions of its numbers of voxels. Voxel indices are voxel centers: on a grid with four times as many
-    voxels, voxel 0 moves by -3/8 voxels of the image.
+    A `MetaTensor` of voxels keeps its affine if that covers the field of view of ``image`` to within half a voxel, as
+    the finer grid of a broken factor does. Otherwise the affine follows from the sizes, for whole factors. Voxel
+    indices are voxel centers: on a grid with four times as many voxels, voxel 0 moves by -3/8 voxels of the image.
 
     Args:
         image: (C, X, Y, Z).
@@ -154,7 +156,10 @@ def resampled(image: MetaTensor, voxels: Tensor) -> MetaTensor:
         >>> resampled(image, torch.zeros(1, 32, 32, 3)).affine[:3, 3].tolist()
         [-0.75, -0.75, 0.0]
     """
+    coarse = np.asarray(image.affine, dtype=np.float64)
     if isinstance(voxels, MetaTensor):
-        return with_affine(image, voxels.as_tensor(), np.asarray(voxels.affine.cpu(), dtype=np.float64))
-    scaling = scale_affine(image.shape[1:], voxels.shape[1:])
-    return with_affine(image, voxels, np.asarray(image.affine, dtype=np.float64) @ scaling)
+        own, voxels = np.asarray(voxels.affine.cpu(), dtype=np.float64), voxels.as_tensor()
+        shift = fov_corners(own, voxels.shape[1:]) - fov_corners(coarse, image.shape[1:])
+        if np.linalg.norm(shift, axis=1).max() <= 0.5 * voxel_sizes(own).max():
+            return with_affine(image, voxels, own)
+    return with_affine(image, voxels, coarse @ scale_affine(image.shape[1:], voxels.shape[1:]))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.phantoms import head
+from helpers.scanner import anatomy, noisy, zero_filled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, uniform_filter, zoom
@@ -14,31 +15,6 @@ from scipy.ndimage import gaussian_filter, uniform_filter, zoom
 from miar_monai.data.io import Volume
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.scanner_checks import acquired_spacing, scanner_warnings, slice_alternation
-
-
-def anatomy(shape: tuple[int, int, int] = (150, 140, 4), seed: int = 0) -> np.ndarray:
-    """Return a head with folds in [0, 1]: its power falls with the square of the frequency, as in MR images."""
-    generator = np.random.default_rng(seed)
-    frequencies = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]).clip(0.02)
-    spectrum = np.fft.rfft2(generator.standard_normal(shape), axes=(0, 1)) / frequencies[..., None]
-    folds = np.fft.irfft2(spectrum, shape[:2], axes=(0, 1))
-    outline = head(shape, seed)
-    return np.where(outline > 0, (outline + 0.1 * folds / folds.std()).clip(0.15, 1.5), 0) / 1.5
-
-
-def noisy(image: np.ndarray, noise: float, seed: int = 1) -> np.ndarray:
-    """Return a complex image with noise in both parts, as a scanner measures it."""
-    generator = np.random.default_rng(seed)
-    return image + noise * (generator.standard_normal(image.shape) + 1j * generator.standard_normal(image.shape))
-
-
-def zero_filled(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """Return the magnitude on a finer grid, by zeros around k-space."""
-    before = [side // 2 - old // 2 for side, old in zip(sides, image.shape, strict=False)]
-    width = [(b, side - old - b) for b, side, old in zip(before, sides, image.shape, strict=False)]
-    k_space = np.pad(np.fft.fftshift(np.fft.fft2(image, axes=(0, 1)), (0, 1)), [*width, (0, 0)])
-    scale = np.prod(sides) / np.prod(image.shape[:2])
-    return scale * np.abs(np.fft.ifft2(np.fft.ifftshift(k_space, (0, 1)), axes=(0, 1)))
 
 
 def volume(array: np.ndarray, spacing: tuple[float, float, float] = (0.5, 0.5, 4)) -> Volume:
@@ -68,8 +44,8 @@ def test_only_the_interpolated_axis_is_named() -> None:
     factor = acquired_spacing(lr.array, 0) or 0
     assert sentences == [
         f"the image was interpolated along left-right (voxels of 0.45 mm, acquired at about {0.45 * factor:.2g} mm),"
-        " and its result is less sharp than that of the original: give the original, or reduce this image first"
-        f" (miar degrade --factor {factor:.3g},1,1 --blur 0)."
+        " and its result is less sharp than that of the original: give the original, or the acquired spacing"
+        f" (--acquired-spacing {0.45 * factor:.3g},0.9,4)."
     ]
     assert sentences[0] in input_warnings(lr, TrainingDomain(), None, (300, 140))
     turned = lr._replace(array=lr.array.transpose(2, 1, 0), affine=lr.affine[:, [2, 1, 0, 3]])

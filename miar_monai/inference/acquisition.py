@@ -1,0 +1,118 @@
+"""The slices as the scanner acquired them: thickness, spacing and gap, and the slice profile that is assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from miar_monai.data.geometry import plane_distance
+from miar_monai.data.volume import Volume
+from miar_monai.errors import SettingError
+
+__all__ = ["Acquisition"]
+
+_MIN_RATIO, _MAX_RATIO = 0.05, 3.0  # of thickness and spacing; slices of CT overlap by up to two thirds
+_EQUAL = 0.01  # relative difference of thickness and spacing that is no gap
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How the slices of a volume were acquired. The thickness of a slice is not its distance from the next one.
+
+    Args:
+        axis: the patient axis across the slices: 0 left-right, 1 posterior-anterior, 2 inferior-superior.
+        spacing: distance of adjacent slices along their normal in millimeters.
+        thickness: full width at half maximum of the slice profile in millimeters.
+        profile: the assumed slice profile; see `miar_monai.degradation.axis.PROFILES`.
+        doubt: why the thickness is assumed to be the spacing, or empty if it is known.
+
+    Example:
+        >>> print(Acquisition(2, 6.0, 5.0))
+        slices 5 mm thick, 6 mm apart (gap 1 mm), Gaussian profile assumed
+        >>> Acquisition(2, 2.0, 2.5).widths
+        (1.0, 1.0, 1.25)
+    """
+
+    axis: int
+    spacing: float
+    thickness: float
+    profile: str = "gaussian"
+    doubt: str = ""
+
+    @classmethod
+    def of(cls, volume: Volume, thickness: float | None = None, profile: str = "gaussian") -> Acquisition:
+        """Return the acquisition of a volume.
+
+        A thickness that the file does not state, or that is impossible, is taken as the spacing. The slices lie across
+        the third voxel axis of a DICOM series. Other formats do not say: it is the axis with the largest spacing, and
+        the inferior-superior one if spacings are equal.
+
+        Args:
+            volume: just read.
+            thickness: in millimeters, in place of that of the file; from 0.05 to 3 times the spacing.
+            profile: the slice profile to assume.
+
+        Raises:
+            SettingError: if ``thickness`` is impossible.
+
+        Example:
+            >>> import numpy as np
+            >>> from pathlib import Path
+            >>> array = np.zeros((9, 9, 4), np.float32)
+            >>> volume = Volume(array, np.diag([1.0, 1, 4, 1]), np.dtype("int16"), Path("scan.nii"))
+            >>> print(Acquisition.of(volume, thickness=3.0))
+            slices 3 mm thick, 4 mm apart (gap 1 mm), Gaussian profile assumed
+            >>> Acquisition.of(volume).thickness
+            4.0
+        """
+        voxel_axis = _slice_axis(volume)
+        axis, spacing = volume.grid.patient_axes[voxel_axis], plane_distance(volume.affine, voxel_axis)
+        if thickness is not None:
+            if not _is_possible(thickness, spacing):
+                raise SettingError(
+                    f"{volume.path}: a slice thickness of {thickness:g} mm is given, but for slices {spacing:.4g} mm"
+                    f" apart it must lie between {_MIN_RATIO * spacing:.3g} and {_MAX_RATIO * spacing:.3g} mm; correct"
+                    " it."
+                )
+            return cls(axis, spacing, float(thickness), profile)
+        stated = volume.slice_thickness
+        if stated is None:
+            return cls(axis, spacing, spacing, profile, "the file states none")
+        if not _is_possible(stated, spacing):
+            return cls(axis, spacing, spacing, profile, f"the {stated:.4g} mm of the file are impossible")
+        return cls(axis, spacing, stated, profile)
+
+    @property
+    def gap(self) -> float:
+        """Distance between the edges of adjacent slices in millimeters; negative if they overlap."""
+        return self.spacing - self.thickness
+
+    @property
+    def widths(self) -> tuple[float, float, float]:
+        """Width of the profile over the spacing along the patient axes: ``thickness`` of a `Degradation`."""
+        x, y, z = (self.thickness / self.spacing if axis == self.axis else 1.0 for axis in range(3))
+        return x, y, z
+
+    def __str__(self) -> str:
+        """Return the description for screen and report."""
+        name = "Gaussian" if self.profile == "gaussian" else self.profile
+        spacing = f"{self.spacing:.3g} mm apart"
+        if self.doubt:
+            return (
+                f"slices {spacing}, taken as {self.thickness:.3g} mm thick since {self.doubt}, {name} profile assumed"
+            )
+        between = f" ({'gap' if self.gap > 0 else 'overlap'} {abs(self.gap):.2g} mm)"
+        between = between if abs(self.gap) > _EQUAL * self.spacing else ""
+        return f"slices {self.thickness:.3g} mm thick, {spacing}{between}, {name} profile assumed"
+
+
+def _is_possible(thickness: float, spacing: float) -> bool:
+    return _MIN_RATIO * spacing <= thickness <= (1 + _EQUAL) * _MAX_RATIO * spacing
+
+
+def _slice_axis(volume: Volume) -> int:
+    """Return the voxel axis across the slices."""
+    if volume.modality or volume.slice_thickness is not None:  # a DICOM series
+        return 2
+    spacing, axial = volume.grid.spacing, volume.grid.patient_axes.index(2)
+    thickest = int(spacing.argmax())
+    return thickest if spacing[thickest] > (1 + _EQUAL) * spacing[axial] else axial
