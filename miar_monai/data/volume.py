@@ -63,6 +63,11 @@ class Volume(NamedTuple):
         return Grid((width, height, depth), self.affine)
 
     @property
+    def slice_axis(self) -> int | None:
+        """The voxel axis across the slices of a DICOM series; None for other formats, which do not state it."""
+        return 2 if self.modality or self.slice_thickness is not None else None
+
+    @property
     def is_miar_result(self) -> bool:
         """Whether this is a result of this package."""
         return SOFTWARE in self.description

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from miar_monai.data.geometry import plane_distance
+from miar_monai.data.grid import Grid
 from miar_monai.data.volume import Volume
 from miar_monai.errors import SettingError
+from miar_monai.transforms.metatensor import acquired_slices, grid_of, image_name
 
 __all__ = ["Acquisition"]
 
@@ -64,22 +68,33 @@ class Acquisition:
             >>> Acquisition.of(volume).thickness
             4.0
         """
-        voxel_axis = _slice_axis(volume)
-        axis, spacing = volume.grid.patient_axes[voxel_axis], plane_distance(volume.affine, voxel_axis)
+        return cls._of(volume.grid, volume.slice_axis, volume.slice_thickness, thickness, profile, str(volume.path))
+
+    @classmethod
+    def of_image(cls, image: Tensor, thickness: float | None = None, profile: str = "gaussian") -> Acquisition:
+        """Return the acquisition of a volume (1, X, Y, Z) in any orientation; without metadata, its axes are RAS+."""
+        slices = acquired_slices(image)
+        axis = None if slices.axis is None else grid_of(image).patient_axes.index(slices.axis)
+        return cls._of(grid_of(image), axis, slices.thickness, thickness, profile, image_name(image))
+
+    @classmethod
+    def _of(
+        cls, grid: Grid, axis: int | None, stated: float | None, thickness: float | None, profile: str, name: str
+    ) -> Acquisition:
+        voxel_axis = _slice_axis(grid) if axis is None else axis
+        patient_axis, spacing = grid.patient_axes[voxel_axis], plane_distance(grid.affine, voxel_axis)
         if thickness is not None:
             if not _is_possible(thickness, spacing):
                 raise SettingError(
-                    f"{volume.path}: a slice thickness of {thickness:g} mm is given, but for slices {spacing:.4g} mm"
-                    f" apart it must lie between {_MIN_RATIO * spacing:.3g} and {_MAX_RATIO * spacing:.3g} mm; correct"
-                    " it."
+                    f"{name}: a slice thickness of {thickness:g} mm is given, but for slices {spacing:.4g} mm apart it"
+                    f" must lie between {_MIN_RATIO * spacing:.3g} and {_MAX_RATIO * spacing:.3g} mm; correct it."
                 )
-            return cls(axis, spacing, float(thickness), profile)
-        stated = volume.slice_thickness
+            return cls(patient_axis, spacing, float(thickness), profile)
         if stated is None:
-            return cls(axis, spacing, spacing, profile, "the file states none")
+            return cls(patient_axis, spacing, spacing, profile, "the file states none")
         if not _is_possible(stated, spacing):
-            return cls(axis, spacing, spacing, profile, f"the {stated:.4g} mm of the file are impossible")
-        return cls(axis, spacing, stated, profile)
+            return cls(patient_axis, spacing, spacing, profile, f"the {stated:.4g} mm of the file are impossible")
+        return cls(patient_axis, spacing, stated, profile)
 
     @property
     def gap(self) -> float:
@@ -109,10 +124,8 @@ def _is_possible(thickness: float, spacing: float) -> bool:
     return _MIN_RATIO * spacing <= thickness <= (1 + _EQUAL) * _MAX_RATIO * spacing
 
 
-def _slice_axis(volume: Volume) -> int:
-    """Return the voxel axis across the slices."""
-    if volume.modality or volume.slice_thickness is not None:  # a DICOM series
-        return 2
-    spacing, axial = volume.grid.spacing, volume.grid.patient_axes.index(2)
+def _slice_axis(grid: Grid) -> int:
+    """Return the voxel axis with the largest spacing, the axial one if spacings are equal."""
+    spacing, axial = grid.spacing, grid.patient_axes.index(2)
     thickest = int(spacing.argmax())
     return thickest if spacing[thickest] > (1 + _EQUAL) * spacing[axial] else axial

@@ -13,8 +13,9 @@ from torch import Tensor
 from miar_monai.data.grid import Grid
 from miar_monai.data.spectrum import PLANES
 from miar_monai.degradation import Degradation, operators
+from miar_monai.inference.acquisition import Acquisition
 
-__all__ = ["THICK", "Pass", "Plan", "plan_passes", "slice_axis"]
+__all__ = ["THICK", "Pass", "Plan", "plan_passes"]
 
 Plane = tuple[int, int]
 
@@ -71,56 +72,40 @@ class Plan(NamedTuple):
         return result
 
 
-def slice_axis(spacing: Sequence[float]) -> int:
-    """Return the patient axis across the slices: the one with the largest spacing, if equal the last.
-
-    Args:
-        spacing: distance of the voxels along the patient axes, (3,).
-
-    Example:
-        >>> slice_axis((1, 1, 5)), slice_axis((5, 1, 1)), slice_axis((1, 1, 1))
-        (2, 0, 2)
-    """
-    sizes = np.asarray(spacing, dtype=np.float64)
-    return int(np.flatnonzero(sizes >= 0.99 * sizes.max())[-1])  # axes of an oblique volume differ by rounding
-
-
 def plan_passes(
     factors: Sequence[float],
     spacing: Sequence[float],
     in_plane: Callable[[Plane], Degradation],
-    slice_thickness: float | None = None,
-    slice_profile: str = "gaussian",
+    acquisition: Acquisition,
 ) -> Plan:
     """Return the passes that make the axes of a volume finer.
 
     - One axis is made finer in both families of planes that contain it, such as sagittal and coronal slices for the
       inferior-superior axis. Their results are averaged: each is consistent with the input, and so is their mean.
     - Two axes are made finer together, in the plane that they span.
-    - Three axes need two stages: first the one with the largest spacing as a single axis, then the other two in their
-      plane, on the new slices.
+    - Three axes need two stages: first the one across the slices as a single axis, then the other two in their plane,
+      on the new slices.
 
-    An axis across slices is degraded by the profile of the slices. This is an axis that is made finer by itself, or one
-    of two whose spacing is more than `THICK` times the median: a series of thick sagittal or coronal slices. All other
-    axes are degraded as in the plane of the slices: bicubic and by a blur. Axes that stay have the identity.
+    An axis that is made finer by itself is degraded by the profile of the slices, and so is the axis across the slices
+    if their distance is more than `THICK` times the median spacing, as in axial planes through thick sagittal slices.
+    All other axes are degraded as in the plane of the slices: bicubic and by a blur. Axes that stay have the identity.
 
     Args:
         factors: how many times finer the patient axes become, (3,), at least 1, one of them above.
         spacing: distance of the voxels along the patient axes in millimeters, (3,).
         in_plane: returns the degradation within the slices of a plane, whose scale is ignored.
-        slice_thickness: full width at half maximum of the slice profile in millimeters; the spacing by default.
-        slice_profile: one of `miar_monai.degradation.axis.PROFILES`.
+        acquisition: axis, thickness and profile of the slices.
 
     Example:
         >>> def in_plane(plane):
         ...     return Degradation(sigma=0.5)
-        >>> for stage in plan_passes((4, 4, 5), (0.8, 0.8, 5), in_plane).stages:
+        >>> for stage in plan_passes((4, 4, 5), (0.8, 0.8, 5), in_plane, Acquisition(2, 5.0, 4.0)).stages:
         ...     print([(one.name, one.degradation.scale) for one in stage])
-        [('coronal', (1.0, 5.0)), ('sagittal', (1.0, 5.0))]
+        [('sagittal', (1.0, 5.0)), ('coronal', (1.0, 5.0))]
         [('axial', (4.0, 4.0))]
     """
     x, y, z = (float(factor) for factor in factors)
-    finer, across = [axis for axis, factor in enumerate((x, y, z)) if factor > 1], slice_axis(spacing)
+    finer, across = [axis for axis, factor in enumerate((x, y, z)) if factor > 1], acquisition.axis
     thick = across in finer and spacing[across] > THICK * float(np.median(spacing))
     steps: list[tuple[list[int], int | None]]  # the axes of a stage, and which of them has the profile of the slices
     if len(finer) == 3:
@@ -135,8 +120,8 @@ def plan_passes(
         described = list(measured.axes((1, 1), (1, 1)))
         for i, axis in enumerate(plane):
             if axis == profiled:
-                width = slice_thickness / spacing[axis] if slice_thickness and axis == across else 1.0
-                described[i] = replace(described[i], profile=slice_profile, thickness=width, sigma=0.0)
+                profile, width = acquisition.profile, acquisition.widths[axis]
+                described[i] = replace(described[i], profile=profile, thickness=width, sigma=0.0)
             elif axis not in axes:
                 described[i] = replace(described[i], profile="bicubic", thickness=1.0, sigma=0.0)  # the identity
         rows, columns = described

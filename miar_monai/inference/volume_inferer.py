@@ -16,6 +16,8 @@ from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, check_range
+from miar_monai.inference.acquisition import Acquisition
+from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
@@ -25,8 +27,6 @@ from miar_monai.transforms.guide import resample_guide
 from miar_monai.transforms.metatensor import grid_of, with_affine
 
 __all__ = ["VolumeInferer", "check_has_guide"]
-
-_MAX_THICKNESS = 100.0  # mm
 
 
 class VolumeInferer(Inferer):
@@ -46,8 +46,8 @@ class VolumeInferer(Inferer):
             left-right, posterior-anterior and inferior-superior; also as text, ``"1,1,5"``.
         spacing: distance of the new voxels in millimeters, likewise; at most that of the input.
         isotropic: whether all axes get the smallest spacing of the input.
-        slice_thickness: full width at half maximum of the slice profile in millimeters; by default the distance of the
-            slices.
+        slice_thickness: full width at half maximum of the slice profile in millimeters; by default that of the DICOM
+            headers or, without one, the distance of the slices.
 
     Raises:
         SettingError: if a setting is out of range, or more than one of factor, spacing and isotropic is given.
@@ -71,7 +71,7 @@ class VolumeInferer(Inferer):
         self.inferer = inferer
         self.request = GridRequest.of(factor, spacing, isotropic)
         if slice_thickness is not None:
-            check_range("slice_thickness", slice_thickness, 0.01, _MAX_THICKNESS)
+            check_range("slice_thickness", slice_thickness, 0, float("inf"))
         self.slice_thickness = slice_thickness
 
     def plan(self, image: Tensor, network: SuperResolutionNetwork) -> Plan:
@@ -85,7 +85,7 @@ class VolumeInferer(Inferer):
             SettingError: if the requested grid is not possible for this volume.
         """
         grid = grid_of(image)
-        voxels = image.as_tensor() if isinstance(image, MetaTensor) else image
+        voxels = plain_tensor(image)
 
         def in_plane(plane: tuple[int, int]) -> Degradation:
             rows, columns = (1 + grid.patient_axes.index(axis) for axis in plane)
@@ -93,7 +93,8 @@ class VolumeInferer(Inferer):
             return self.inferer.input_degradation(slices, network)
 
         factors = self.request.factors(grid, (*network.degradation.scales, 1.0))
-        return plan_passes(factors, grid.patient_spacing, in_plane, self.slice_thickness)
+        acquisition = Acquisition.of_image(image, self.slice_thickness)
+        return plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
 
     def __call__(
         self,
@@ -132,7 +133,7 @@ class VolumeInferer(Inferer):
         on_grid = partial(_on_grid, guide[0]) if isinstance(guide, MetaTensor) else guide
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
         grids = plan.grids(grid_of(inputs[0]))
-        volume, weights = {"image": inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs}, []
+        volume, weights = {"image": plain_tensor(inputs)}, []
         for stage, grid in zip(plan.stages, grids[1:], strict=True):
             results, other = [], None if on_grid is None else on_grid(grid)[None]
             for one in stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from miar_monai.data.volume import Volume
 __all__ = [
     "DESCRIPTION_KEY",
     "DTYPE_KEY",
+    "AcquiredSlices",
+    "acquired_slices",
     "finer_batch",
     "grid_of",
     "image_name",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 DTYPE_KEY, DESCRIPTION_KEY = "original_dtype", "descrip"
+_AXIS_KEY, _THICKNESS_KEY = "slice_axis", "slice_thickness"
 _SPACE_KEY, _QFORM_KEY, _QFORM_CODE_KEY = "sform_code", "sform_to_qform", "qform_code"
 _FRAME_KEY = "frame_of_reference"
 
@@ -43,7 +47,8 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
     Returns:
         The intensities, (1, X, Y, Z), float32. The metadata contain the affine, the path (``filename_or_obj``), the
         dtype of results (``original_dtype``), the space and the description under their names in NIfTI
-        (``sform_code`` and ``descrip``), the qform (``sform_to_qform``, (4, 4), and ``qform_code``) and
+        (``sform_code`` and ``descrip``), the qform (``sform_to_qform``, (4, 4), and ``qform_code``), what
+        `acquired_slices` returns (``slice_axis``, -1 if unknown, and ``slice_thickness``, NaN if unknown), and
         ``frame_of_reference``.
 
     Example:
@@ -52,6 +57,7 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
         >>> image.shape, image.meta["original_dtype"], metatensor_to_volume(image).path
         (torch.Size([1, 5, 4, 3]), 'int16', PosixPath('a.nii'))
     """
+    axis = volume.slice_axis
     to_qform, code = volume.qform or (np.eye(4), volume.space)  # None cannot be collated
     return MetaTensor(
         torch.from_numpy(np.ascontiguousarray(volume.array))[None],
@@ -64,6 +70,8 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
             _QFORM_KEY: to_qform,
             _QFORM_CODE_KEY: code,
             _FRAME_KEY: volume.frame_of_reference,
+            _AXIS_KEY: -1 if axis is None else volume.grid.patient_axes[axis],
+            _THICKNESS_KEY: float("nan") if volume.slice_thickness is None else volume.slice_thickness,
         },
     )
 
@@ -89,16 +97,32 @@ def metatensor_to_volume(image: MetaTensor) -> Volume:
     )
 
 
+class AcquiredSlices(NamedTuple):
+    """What the file of an image states of its slices."""
+
+    axis: int | None
+    """The patient axis across them; None if unknown."""
+    thickness: float | None
+    """In millimeters; None if unknown."""
+
+
+def acquired_slices(image: Tensor) -> AcquiredSlices:
+    """Return what the file of an image, loaded as by `volume_to_metatensor`, states of its slices."""
+    meta = getattr(image, "meta", {})
+    axis, thickness = int(meta.get(_AXIS_KEY, -1)), float(meta.get(_THICKNESS_KEY, "nan"))
+    return AcquiredSlices(None if axis < 0 else axis, None if np.isnan(thickness) else thickness)
+
+
 def grid_of(image: Tensor) -> Grid:
-    """Return the voxel grid of an image (C, X, Y, Z); without an affine, its axes are those of the patient, in mm.
+    """Return the grid of a volume (1, X, Y, Z); without an affine, one of millimeters in RAS+.
 
     Example:
-        >>> grid_of(MetaTensor(torch.zeros(1, 8, 7, 3), affine=torch.diag(torch.tensor([2.0, 2, 5, 1])))).spacing
-        array([2., 2., 5.])
+        >>> grid_of(torch.zeros(1, 4, 3, 2)).spacing
+        array([1., 1., 1.])
     """
     width, height, depth = image.shape[1:]
-    affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else np.eye(4)
-    return Grid((width, height, depth), affine.astype(np.float64).reshape(4, 4))
+    affine = np.asarray(image.affine.cpu(), dtype=np.float64) if isinstance(image, MetaTensor) else np.eye(4)
+    return Grid((width, height, depth), affine.reshape(4, 4))
 
 
 def image_name(image: Tensor) -> str:

@@ -18,6 +18,7 @@ from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError
+from miar_monai.inference.acquisition import Acquisition
 from miar_monai.inference.error_model import ErrorModel
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import plan_passes
@@ -46,7 +47,8 @@ def inferer(uncertainty: bool = False, **request: Any) -> VolumeInferer:
 
 def volume(fine: tuple[int, int, int], factors: tuple[float, ...], spacing: tuple[float, ...]) -> MetaTensor:
     """Return a head, degraded as assumed to the given spacing, as a batch of one volume in float64."""
-    plan = plan_passes(factors, spacing, lambda plane: Degradation())
+    axis = int(np.argmax(spacing))
+    plan = plan_passes(factors, spacing, lambda plane: Degradation(), Acquisition(axis, spacing[axis], spacing[axis]))
     coarse = Grid(fine, np.diag([*np.divide(spacing, factors), 1.0])).resized(factors)
     lr = plan.degraded(torch.from_numpy(head(fine)), plan.grids(coarse))
     return MetaTensor(lr[None, None], affine=torch.from_numpy(coarse.affine))
@@ -228,12 +230,19 @@ def test_memory_on_the_device_does_not_grow_with_the_number_of_slices() -> None:
         ({"factor": 2, "spacing": 1}, "factor and spacing are given, but only one of factor, spacing and isotropic"),
         ({"factor": 9}, "factor is 9, but it must lie between 1 and 8"),
         ({"factor": "a"}, "factor 'a' must be one positive number, or three with commas, such as 1,1,5"),
-        ({"slice_thickness": 0}, "slice_thickness is 0, but it must lie between 0.01"),
     ],
 )
 def test_wrong_requests_are_one_sentence(request_: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
         inferer(**request_)
+
+
+def test_an_impossible_slice_thickness_is_refused() -> None:
+    x = MetaTensor(torch.rand(1, 1, 5, 4, 3), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+    with pytest.raises(SettingError, match="a slice thickness of 50 mm is given, but for slices 5 mm apart it"):
+        inferer(factor=2, slice_thickness=50)(x, tiny_estimator())
+    with pytest.raises(SettingError, match="slice_thickness is 'thin', but it must lie between"):
+        inferer(factor=2, slice_thickness="thin")(x, tiny_estimator())
 
 
 def test_other_shapes_are_refused() -> None:
