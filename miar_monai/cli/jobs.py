@@ -41,6 +41,7 @@ class Request:
     lookahead_tokens: int | None = None
     fidelity: float | None = None
     blur: float | str | None = None
+    guide: Path | None = None
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
     uncertainty: bool = False

@@ -14,7 +14,7 @@ import click
 
 from miar_monai.cli.jobs import Job, Request, auxiliary_outputs, check_outputs, list_jobs
 from miar_monai.data.atomic_write import atomic_file
-from miar_monai.data.cases import Case, find_cases, unpacked
+from miar_monai.data.cases import Case, cases_for_guide, find_cases, read_case, unpacked
 from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
@@ -45,6 +45,8 @@ def run(request: Request) -> list[str]:
         raise SettingError("--overwrite and --skip-existing exclude each other: give one of them.")
     with processes() as group:
         cases = find_cases(request.source)
+        if request.guide is not None:
+            cases = cases_for_guide(cases, request.guide)
         single = len(cases) == 1 and cases[0].source == request.source
         if request.series and not single:
             raise SettingError(f"{request.source} is a folder of cases, but --series selects from one DICOM folder.")
@@ -123,11 +125,12 @@ class CaseRunner:
             return {"input": str(case.source), "output": str(target), "skipped": True}
         check_output(target, request.overwrite, request.as_dicom)
         volume, headers = self._read(case)
+        guide = None if request.guide is None else read_case(request.guide)
         auxiliary = auxiliary_outputs(target, request.with_preview, self.resolver.settings["uncertainty"])
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
-            prepared = self.resolver.prepare(volume)
+            prepared = self.resolver.prepare(volume, guide)
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
         self._write(volume, result, target, auxiliary, headers)
@@ -142,6 +145,7 @@ class CaseRunner:
             [*prepared.warnings, *captured],
             auxiliary,
             prepared.limits,
+            request.guide,
         )
         report["acquired_spacing_mm"] = request.acquired_spacing
         self.print(case_message(report, prepared.warnings))

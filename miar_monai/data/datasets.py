@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 from monai.utils import ensure_tuple
 
-from miar_monai.data.cases import find_cases
+from miar_monai.data.cases import cases_for_guide, find_cases
 from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.data.slices import SliceDataset
-from miar_monai.errors import DatasetError, SettingError
+from miar_monai.errors import DatasetError
 
 __all__ = [
     "SliceDataset",
     "brats_datalist",
-    "check_one_case",
     "lidc_datalist",
     "paired_datalist",
     "series_datalist",
@@ -201,15 +200,13 @@ def volume_datalist(
         DatasetError: if a folder has no case, or a file that looks like a case but is not one.
     """
     cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
+    if guide is not None:
+        cases = cases_for_guide(cases, guide)
     if problems := [case.problem for case in cases if case.problem]:
         more = f"; and {len(problems) - 1} more such problems: miar sr names all and does the other cases."
         raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
-    items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
-    if guide is not None:
-        others = [item for item in items if os.path.realpath(item["image"]) != os.path.realpath(guide)]
-        items = others or items  # a guide that is the only image is refused later, by `check_guide`
-        check_one_case(len(items), guide)
-        items = [{**item, "guide": str(guide)} for item in items]
+    guides = {} if guide is None else {"guide": str(guide)}
+    items = [{"image": str(case.source), "name": case.name.as_posix(), **guides} for case in cases]
     if output_dir is None:
         return items
     results = {
@@ -218,18 +215,6 @@ def volume_datalist(
         for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"]))
     }
     return [item for item in items if os.path.realpath(item["image"]) not in results]
-
-
-def check_one_case(num_cases: int, guide: str | os.PathLike[str]) -> None:
-    """Check that there is one case for a guide.
-
-    Raises:
-        SettingError: if there are more.
-    """
-    if num_cases > 1:
-        raise SettingError(
-            f"the input has {num_cases} cases, but {guide} can guide one image only; give one case at a time."
-        )
 
 
 def split_by_patient(

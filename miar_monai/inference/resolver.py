@@ -19,9 +19,11 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.devices import choose_device
+from miar_monai.inference.guide_checks import check_guide
 from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
+from miar_monai.inference.volume_inferer import check_has_guide
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
@@ -29,7 +31,13 @@ from miar_monai.transforms.metatensor import metatensor_to_volume
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
 
-def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> Any:
+def super_resolve(
+    image: Image,
+    model: str | os.PathLike[str] = "brats",
+    device: str = "auto",
+    guide: Image | None = None,
+    **settings: Any,
+) -> Any:
     """Super-resolve the axial slices of an image four times in-plane, with a bundle and its weights.
 
     The result covers the same field of view, at the same distance between slices. Each call loads the weights: for many
@@ -46,6 +54,8 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         model: ``"brats"`` for brain MRI, ``"lidc"`` for chest CT, or the folder of a bundle (see
             `miar_monai.inference.bundle.find_bundle`).
         device: ``"auto"`` (a GPU with CUDA, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+        guide: another contrast of the same patient, of one of these types, for a model that was trained with a guide.
+            It may have any orientation and resolution, since positions in millimeters count; voxels of arrays are 1 mm.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
             ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default.
 
@@ -66,7 +76,7 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         >>> super_resolve(np.random.rand(9, 7), model="brats", device="cpu", lookahead_tokens=0).shape
         (36, 28)
     """
-    return SuperResolver(model, device, **settings)(image)
+    return SuperResolver(model, device, **settings)(image, guide)
 
 
 class Prepared(NamedTuple):
@@ -77,12 +87,14 @@ class Prepared(NamedTuple):
         assumed: the degradation that is assumed for the volume.
         limits: intensities beyond which the result is interpolated, in units of the volume, or None.
         warnings: sentences on properties that make the result doubtful, such as differences from the training data.
+        guide: another contrast on its own grid, (1, X, Y, Z), after the bundle's preprocessing, or None.
     """
 
     image: MetaTensor
     assumed: Degradation
     limits: tuple[float, float] | None
     warnings: list[str]
+    guide: MetaTensor | None = None
 
 
 class SuperResolver:
@@ -166,10 +178,11 @@ class SuperResolver:
         advice = "the inference.json of a MIAR bundle is needed; restore it."
         return in_one_sentence(ConfigurationError, f"{config} cannot be used", advice)
 
-    def __call__(self, image: Image) -> Any:
-        """Super-resolve an image; see `super_resolve` for its types and the return value."""
-        volume = read_case(image) if isinstance(image, str | os.PathLike) else image_volume(image)
-        return image_like(image, self.volume(volume))
+    def __call__(self, image: Image, guide: Image | None = None) -> Any:
+        """Super-resolve an image; see `super_resolve` for its types, its guide and the return value."""
+        volume = _read_image(image)
+        prepared = None if guide is None else self.prepare(volume, _read_image(guide))
+        return image_like(image, self.volume(volume, prepared))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
@@ -182,38 +195,69 @@ class SuperResolver:
             The finer volume over the same field of view, in the same units, axes and storage dtype, with
             ``uncertainty`` if that setting is on.
         """
-        image, assumed = (prepared.image, prepared.assumed) if prepared else (self._preprocessed(volume), None)
-        data = {"image": image, "pred": self.infer(image, assumed)}
+        if prepared:
+            image, assumed, guide = prepared.image, prepared.assumed, prepared.guide
+        else:
+            image, assumed, guide = self._preprocessed(volume)["image"], None, None
+        data = {"image": image, "pred": self.infer(image, assumed, guide)}
         with self._wrap_config_errors():
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
         error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
         return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
 
-    def prepare(self, volume: Volume) -> Prepared:
-        """Preprocess and check a volume, and determine its degradation, before the network runs."""
-        image = self._preprocessed(volume)
+    def prepare(self, volume: Volume, guide: Volume | None = None) -> Prepared:
+        """Preprocess and check a volume, and determine its degradation, before the network runs.
+
+        Args:
+            volume: in its own units, (X, Y, Z); not changed.
+            guide: another contrast of the same patient, on any grid in the same millimeters.
+
+        Raises:
+            SettingError: if there is a guide, but the network has none.
+            ImageError, GeometryError: if the guide cannot be used, see `check_guide`.
+        """
+        check_has_guide(self.network, guide)
+        about_guide = [] if guide is None else check_guide(guide, volume)
+        data = self._preprocessed(volume, guide)
+        image = data["image"]
         limits = limits_in_units(image, self.inferer.intensity_range)
         warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits)
-        return Prepared(image, self.input_degradation(image), limits, warnings)
+        return Prepared(image, self.input_degradation(image), limits, warnings + about_guide, data.get("guide"))
 
-    def _preprocessed(self, volume: Volume) -> MetaTensor:
+    def _preprocessed(self, volume: Volume, guide: Volume | None = None) -> dict[str, MetaTensor]:
+        """Return the volume (``"image"``) and the guide, if there is one, after the preprocessing of the bundle."""
         with self._wrap_config_errors():
-            image: MetaTensor = self.preprocessing({"image": volume})["image"]
-        return image
+            data: dict[str, MetaTensor] = self.preprocessing(
+                {"image": volume} if guide is None else {"image": volume, "guide": guide}
+            )
+        return data
 
-    def infer(self, image: MetaTensor, assumed: Degradation | None = None) -> Tensor | dict[str, Tensor]:
-        """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches."""
+    def infer(
+        self, image: MetaTensor, assumed: Degradation | None = None, guide: MetaTensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches.
+
+        Args:
+            image: the volume.
+            assumed: the assumed degradation of the slices; measured by default.
+            guide: a preprocessed guide on any grid in the same millimeters, (1, X, Y, Z).
+        """
         # recording a CUDA graph synchronizes the current device, which must not be that of another process
         own_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
         with torch.inference_mode(), own_device, bfloat16:
-            result = self.inferer(image[None], self.network, assumed=assumed)
+            guides = {} if guide is None else {"guide": guide[None]}
+            result = self.inferer(image[None], self.network, assumed=assumed, **guides)
         return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
     def input_degradation(self, image: MetaTensor) -> Degradation:
         """Return the degradation that is assumed for a preprocessed volume; its blur is measured if that is "auto"."""
         return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
+
+
+def _read_image(image: Image) -> Volume:
+    return read_case(image) if isinstance(image, str | os.PathLike) else image_volume(image)
 
 
 def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
