@@ -101,7 +101,7 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
         volume = read_volume(source)
     stages = {
         "preprocessing": "preprocess",
-        "input_degradation": "blur",
+        "plan": "blur",
         "infer": "network",
         "postprocessing": "postprocess",
     }
@@ -115,7 +115,7 @@ def from_file_to_file(resolver: SuperResolver, source: Path, target: Path) -> di
     with watch("write"):
         write_volume(target, result, overwrite=True)
     with watch("report"):
-        case_report(str(source), target, volume, result, prepared.assumed, 0.0, resolver.device, limits=prepared.limits)
+        case_report(str(source), target, volume, result, prepared.plan, 0.0, resolver.device, limits=prepared.limits)
     return dict(watch.seconds)
 
 

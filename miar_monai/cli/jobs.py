@@ -42,6 +42,10 @@ class Request:
     fidelity: float | None = None
     blur: float | str | None = None
     guide: Path | None = None
+    factor: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    isotropic: bool = False
+    slice_thickness: float | None = None
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
     uncertainty: bool = False
@@ -64,9 +68,12 @@ class Request:
             "lookahead_tokens": self.lookahead_tokens,
             "fidelity": self.fidelity,
             "blur": self.blur,
+            "factor": self.factor,
+            "spacing": self.spacing,
+            "slice_thickness": self.slice_thickness,
+            "uncertainty": self.uncertainty or None,
+            "isotropic": self.isotropic or None,
         }
-        if self.uncertainty:
-            settings["uncertainty"] = True
         return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -108,14 +108,8 @@ def number_option(_: click.Context, __: click.Parameter, value: str | None) -> A
     return number_or_text(value)
 
 
-def numbers_option(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+def numbers_option(_: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Return one or three positive numbers, separated by commas."""
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3) or not all(0 < number < float("inf") for number in numbers):
-        raise click.BadParameter(f"{value!r} must be one positive number, or three with commas, such as 1,1,5.")
-    return numbers
+    from miar_monai.data.grid_request import axis_values
+
+    return axis_values(str(option.name).replace("_", "-"), value)

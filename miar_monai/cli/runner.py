@@ -17,6 +17,7 @@ from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.cases import Case, cases_for_guide, find_cases, read_case, unpacked
 from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
+from miar_monai.data.grid_request import GridRequest
 from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CaseRunner", "run"]
 
+_GRID_OPTIONS = "--isotropic, --spacing or --factor"
+
 
 def run(request: Request) -> list[str]:
     """Super-resolve the cases of a request; under ``torchrun`` the processes share them.
@@ -43,6 +46,7 @@ def run(request: Request) -> list[str]:
     """
     if request.overwrite and request.skip_existing:
         raise SettingError("--overwrite and --skip-existing exclude each other: give one of them.")
+    GridRequest.of(request.factor, request.spacing, request.isotropic)  # refused before anything is loaded
     with processes() as group:
         cases = find_cases(request.source)
         if request.guide is not None:
@@ -131,6 +135,8 @@ class CaseRunner:
         start = time.perf_counter()
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume, guide)
+            for sentence in prepared.plan.sentences(_GRID_OPTIONS):
+                self.print(sentence)
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
         self._write(volume, result, target, auxiliary, headers)
@@ -139,7 +145,7 @@ class CaseRunner:
             target,
             volume,
             result,
-            prepared.assumed,
+            prepared.plan,
             seconds,
             self.resolver.device,
             [*prepared.warnings, *captured],

@@ -16,6 +16,8 @@ __all__ = ["sr"]
 _EXAMPLES = f"""\b
 Examples:
   miar sr scan.nii.gz                         writes scan_sr.nii.gz here
+  miar sr scan.nii.gz --isotropic             all axes get the smallest voxel spacing
+  miar sr scan.nii.gz --spacing 0.5,0.5,1     or --spacing 1, --factor 2, --factor 1,1,5
   miar sr dicom_series/ -o result.nii.gz --preview
   miar sr study.zip -o results --model chest_ct --report run.json
   miar sr patients/ -o results                every case in the folder
@@ -50,6 +52,26 @@ Examples:
     default="nifti",
     show_default=True,
     help="dicom writes a derived series, a folder <name>_sr, in the study of INPUT, which must be a DICOM series.",
+)
+@click.option("--isotropic", is_flag=True, help="Give all axes the smallest voxel spacing of INPUT.")
+@click.option(
+    "--spacing",
+    callback=options.numbers_option,
+    metavar="MM[,MM,MM]",
+    help="Voxel spacing of the result in millimeters: one number, or three (left-right, posterior-anterior,"
+    " inferior-superior).",
+)
+@click.option(
+    "--factor",
+    callback=options.numbers_option,
+    metavar="F[,F,F]",
+    help="How many times finer the axes become, likewise: 1 to 8, whole or not. [default: 4 in the axial plane]",
+)
+@click.option(
+    "--slice-thickness",
+    type=float,
+    metavar="MM",
+    help="Thickness of the slices of INPUT, if it is not their distance. [default: of the DICOM headers]",
 )
 @options.model
 @options.device
@@ -99,7 +121,7 @@ Examples:
 @options.debug
 @click.pass_context
 def sr(context: click.Context, **arguments: Any) -> None:
-    """Super-resolve INPUT four times in the axial plane.
+    """Super-resolve INPUT: four times in the axial plane, or to the voxels that you ask for.
 
     INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
     covers the same field of view, in the units of the input.

@@ -18,11 +18,10 @@ from miar_monai.data.cases import read_case
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.guide_checks import check_guide
-from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.report import capture_warnings, case_message, case_report
-from miar_monai.inference.volume_inferer import check_has_guide
-from miar_monai.networks import MIAR
+from miar_monai.inference.volume_inferer import VolumeInferer, check_has_guide
+from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
 
@@ -42,7 +41,11 @@ class CaseReporter:
     """
 
     def __init__(
-        self, bundle_root: str | os.PathLike[str], output_dir: str, network: MIAR, inferer: BeamSearchInferer
+        self,
+        bundle_root: str | os.PathLike[str],
+        output_dir: str,
+        network: SuperResolutionNetwork,
+        inferer: VolumeInferer,
     ) -> None:
         self.bundle_root = Path(bundle_root)
         self.output_dir = output_dir
@@ -82,14 +85,15 @@ class CaseReporter:
         image, name = data["image"], engine.state.batch[0].get("name", "")
         source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
         lr, sr = read_case(source), metatensor_to_volume(data["pred"])  # the image in the batch is preprocessed
-        assumed = self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
+        plan, slices = self.inferer.plan(image, self.network), self.inferer.inferer
         paths, auxiliary = ResultPaths.of(result_path(source, self.output_dir, name=name)), {}
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
             auxiliary = {"uncertainty": paths.uncertainty}
-        limits = limits_in_units(image, self.inferer.intensity_range)
-        warnings = [*input_warnings(lr, self._domain, self.inferer.blur, image.shape[1:3], limits)]
-        warnings += [*self._about_guide, *self._captured]
+        limits, asked = limits_in_units(image, slices.intensity_range), not plan.request.is_default
+        found = input_warnings(lr, self._domain, slices.blur, image.shape[1:3], limits, asked)
+        warnings = [*found, *self._about_guide, *self._captured]
         device = engine.state.device
-        report = case_report(source, paths.image, lr, sr, assumed, self._seconds, device, warnings, auxiliary, limits)
-        print(case_message(report, warnings), paths.image, sep="\n", file=sys.stderr, flush=True)
+        report = case_report(source, paths.image, lr, sr, plan, self._seconds, device, warnings, auxiliary, limits)
+        lines = [*plan.sentences(), case_message(report, warnings), paths.image]
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

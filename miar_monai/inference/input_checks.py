@@ -122,6 +122,7 @@ def input_warnings(
     blur: float | str | None,
     sides: Sequence[int],
     limits: tuple[float, float] | None = None,
+    asked: bool = False,
 ) -> list[str]:
     """Return sentences on all properties of a volume that make its result doubtful, known before inference.
 
@@ -131,9 +132,10 @@ def input_warnings(
         blur: the setting of the inferer.
         sides: sides of the axial slices in voxels.
         limits: intensities beyond which the result is interpolated, in units of the input, or None.
+        asked: whether the user asked for the grid of the result.
     """
     sentences = [
-        *volume_warnings(lr),
+        *volume_warnings(lr, asked),
         *scanner_warnings(lr),
         *clipping_warnings(lr, limits),
         *domain.warnings(lr),
@@ -146,8 +148,12 @@ def input_warnings(
     return sentences
 
 
-def volume_warnings(lr: Volume) -> list[str]:
+def volume_warnings(lr: Volume, asked: bool = False) -> list[str]:
     """Return sentences on properties of a volume that make its result doubtful with any model.
+
+    Args:
+        lr: the input.
+        asked: whether the user asked for the grid of the result; otherwise the axial plane becomes finer.
 
     Example:
         >>> from pathlib import Path
@@ -165,11 +171,11 @@ def volume_warnings(lr: Volume) -> list[str]:
         )
     spacing = voxel_sizes(lr.affine)
     thickest, direction = int(spacing.argmax()), io_orientation(lr.affine)[:, 0]
-    if direction[thickest] != 2 and spacing[thickest] > 1.5 * np.median(spacing):
+    if not asked and direction[thickest] != 2 and spacing[thickest] > 1.5 * np.median(spacing):
         plane = ("sagittal", "coronal")[int(direction[thickest])]
         sentences.append(
             f"the slices are {plane}, {spacing[thickest]:.3g} mm apart: only the axial plane becomes finer, which"
-            " crosses them; give an axial series."
+            " crosses them; ask for isotropic voxels, or for a factor or a spacing of each axis."
         )
     return sentences
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from miar_monai.data.grid import Grid
+from miar_monai.data.grid_request import PATIENT_AXES, GridRequest
 from miar_monai.data.spectrum import PLANES
 from miar_monai.degradation import Degradation, operators
 from miar_monai.inference.acquisition import Acquisition
@@ -47,18 +48,97 @@ class Plan(NamedTuple):
 
     factors: tuple[float, float, float]
     """How many times finer each patient axis becomes."""
+    spacing: tuple[float, float, float]
+    """Distance of the voxels of the input along each patient axis in millimeters."""
     stages: tuple[tuple[Pass, ...], ...]
     """Successive stages; the results of the passes of a stage are averaged."""
+    acquisition: Acquisition
+    """The slices of the input."""
+    request: GridRequest = GridRequest()
+    """What the user asked for."""
 
-    def degraded(self, volume: Tensor, grids: Sequence[Grid]) -> Tensor:
+    @property
+    def assumed(self) -> Degradation:
+        """The assumed degradation in the last pass; of the only one, if the axial plane becomes finer."""
+        return self.stages[-1][-1].degradation
+
+    @property
+    def blur(self) -> float | None:
+        """Standard deviation of the assumed blur in voxels of the input; None if the axes have a slice profile."""
+        lines = [line for stage in self.stages for one in stage for line in one.degradation.axes((1, 1), (1, 1))]
+        return max((line.lr_sigma for line in lines if line.factor > 1 and line.profile == "bicubic"), default=None)
+
+    @property
+    def assumes_slice_profile(self) -> bool:
+        """Whether the profile and the thickness of the slices affect the result."""
+        return any(profile != "bicubic" for stage in self.stages for profile in stage[0].degradation.profiles)
+
+    def sentences(self, hint: str = "isotropic, spacing or factor") -> list[str]:
+        """Return what happens to the axes, and what is assumed of the slices if it matters.
+
+        Args:
+            hint: the settings by which a user asks for another grid.
+
+        Example:
+            >>> axial = plan_passes((4, 4, 1), (0.8, 0.8, 5), lambda plane: Degradation(), Acquisition(2, 5.0, 5.0))
+            >>> for part in axial.sentences()[0].replace(";", ",").split(", "): print(part)
+            left-right 4 x finer (0.2 mm)
+            posterior-anterior 4 x finer (0.2 mm)
+            inferior-superior as it is (5 mm)
+            thinner slices with isotropic
+            spacing or factor
+        """
+        parts = [
+            f"{name} {factor:.4g} x finer ({mm / factor:.4g} mm)" if factor > 1 else f"{name} as it is ({mm:.4g} mm)"
+            for name, factor, mm in zip(PATIENT_AXES, self.factors, self.spacing, strict=True)
+        ]
+        across = self.acquisition.axis
+        thick = self.factors[across] == 1 and self.spacing[across] > THICK * float(np.median(self.spacing))
+        grid = ", ".join(parts) + (f"; thinner slices with {hint}" if thick else "")
+        return [grid, str(self.acquisition)] if self.assumes_slice_profile else [grid]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan for JSON: per patient axis, and the settings of the two axes of each pass."""
+        passes = [
+            {
+                "stage": number,
+                "plane": one.name,
+                "axes": [PATIENT_AXES[axis] for axis in one.plane],
+                "factor": list(one.degradation.scales),
+                "profile": list(one.degradation.profiles),
+                "thickness": [line.thickness for line in one.degradation.axes((1, 1), (1, 1))],
+                "blur_voxels": [round(line.lr_sigma, 2) for line in one.degradation.axes((1, 1), (1, 1))],
+            }
+            for number, stage in enumerate(self.stages, start=1)
+            for one in stage
+        ]
+        return {
+            "requested": self.request._asdict(),
+            "axes": list(PATIENT_AXES),
+            "factor": list(self.factors),
+            "spacing_mm": [round(mm / factor, 6) for mm, factor in zip(self.spacing, self.factors, strict=True)],
+            "passes": passes,
+            "slices": str(self.acquisition) if self.assumes_slice_profile else None,
+        }
+
+    def degraded(
+        self,
+        volume: Tensor,
+        grids: Sequence[Grid],
+        device: str | torch.device | None = None,
+        limits: tuple[float, float] | None = None,
+    ) -> Tensor:
         """Return a result after all assumed degradations, which is the input if the two are consistent.
 
         Args:
             volume: the result, (X, Y, Z), in any voxel axes.
             grids: from `grids`, for the grid of the input in the same voxel axes.
+            device: where slices are degraded, in batches; that of the volume by default.
+            limits: intensities to which the result is clipped first, or None.
         """
         for stage, coarse, fine in reversed(list(zip(self.stages, grids, grids[1:], strict=False))):
-            volume = _degraded(volume, stage[0], coarse, fine)
+            volume = _degraded(volume, stage[0], coarse, fine, device or volume.device, limits)
+            limits = None
         return volume
 
     def grids(self, grid: Grid) -> list[Grid]:
@@ -137,13 +217,23 @@ def plan_passes(
         tuple(Pass(plane, degradation(plane, axes, profiled)) for plane in _PLANES if {*axes} <= {*plane})
         for axes, profiled in steps
     )
-    return Plan((x, y, z), stages)
+    a, b, c = (float(mm) for mm in spacing)
+    return Plan((x, y, z), (a, b, c), stages, acquisition)
 
 
-def _degraded(volume: Tensor, one: Pass, coarse: Grid, fine: Grid) -> Tensor:
+def _degraded(
+    volume: Tensor,
+    one: Pass,
+    coarse: Grid,
+    fine: Grid,
+    device: str | torch.device,
+    limits: tuple[float, float] | None,
+) -> Tensor:
     """Degrade the slices of a volume (X, Y, Z) as in a pass."""
     rows, columns = (fine.patient_axes.index(axis) for axis in one.plane)
     hr_shape, lr_shape = ((grid.shape[rows], grid.shape[columns]) for grid in (fine, coarse))
-    slices = volume.movedim((rows, columns), (1, 2))  # (N, H, W)
-    parts = [operators((one.degradation,), hr_shape, lr_shape, part).A(part) for part in slices.split(_BATCH_SIZE)]
+    parts = []
+    for part in volume.movedim((rows, columns), (1, 2)).split(_BATCH_SIZE):  # (n, H, W)
+        hr = part.to(device) if limits is None else part.to(device).clamp(*limits)
+        parts.append(operators((one.degradation,), hr_shape, lr_shape, hr).A(hr).to(volume.device))
     return torch.cat(parts).movedim((1, 2), (rows, columns))

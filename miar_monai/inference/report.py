@@ -13,11 +13,13 @@ import torch
 from nibabel.affines import voxel_sizes
 
 from miar_monai._version import __version__
-from miar_monai.data.geometry import axial_axis, fov_corners
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import SOFTWARE, Volume
 from miar_monai.degradation import Degradation
+from miar_monai.inference.acquisition import Acquisition
 from miar_monai.inference.bundle import weights_sha256
 from miar_monai.inference.packages import installed_versions
+from miar_monai.inference.passes import Plan, plan_passes
 from miar_monai.inference.resolver import SuperResolver
 
 __all__ = [
@@ -29,8 +31,6 @@ __all__ = [
     "run_report",
     "summary",
 ]
-
-_BATCH_SIZE = 16  # slices
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def capture_warnings() -> Iterator[list[str]]:
 def data_consistency_rms(
     lr: Volume,
     sr: Volume,
-    degradation: Degradation | None = None,
+    plan: Plan | None = None,
     device: str | torch.device = "cpu",
     limits: tuple[float, float] | None = None,
 ) -> float:
@@ -73,21 +73,16 @@ def data_consistency_rms(
 
     Args:
         lr: the input, (X, Y, Z).
-        sr: its result, on a finer grid in the axial plane.
-        degradation: the assumed one; that of the paper's Section 4.1 by default.
+        sr: its result, on a finer grid.
+        plan: the passes with the assumed degradations; by default that of the paper's Section 4.1 in the axial plane.
         device: where the slices are degraded.
         limits: intensities beyond which SR is interpolated, or None; both volumes are clipped to them.
     """
-    axis, squares = axial_axis(lr.affine), 0.0
-    low, high = (np.moveaxis(volume.array, axis, 0) for volume in (lr, sr))  # (Z, X, Y)
-    for start in range(0, len(low), _BATCH_SIZE):
-        coarse, fine = (
-            torch.from_numpy(np.ascontiguousarray(array[start : start + _BATCH_SIZE])).to(device)
-            for array in (low, high)
-        )
-        coarse, fine = (coarse, fine) if limits is None else (coarse.clamp(*limits), fine.clamp(*limits))
-        squares += float(((degradation or Degradation())(fine) - coarse).square().sum())
-    return float(np.sqrt(squares / low.size))
+    grid = lr.grid
+    plan = plan or plan_passes((4, 4, 1), grid.patient_spacing, lambda _: Degradation(), Acquisition.of(lr))
+    degraded = plan.degraded(torch.from_numpy(sr.array), plan.grids(grid), device, limits).numpy()
+    expected = lr.array if limits is None else lr.array.clip(*limits)
+    return float(np.sqrt(np.mean((degraded - expected) ** 2, dtype=np.float64)))
 
 
 def case_report(
@@ -95,7 +90,7 @@ def case_report(
     output: Path,
     lr: Volume,
     sr: Volume,
-    degradation: Degradation,
+    plan: Plan,
     seconds: float,
     device: str | torch.device = "cpu",
     warnings: Sequence[str] = (),
@@ -110,7 +105,7 @@ def case_report(
         output: file of the result.
         lr: the input.
         sr: its result.
-        degradation: the assumed degradation of the input.
+        plan: its passes and assumed degradations.
         seconds: duration of the inference.
         device: where the residual is computed.
         warnings: sentences on the input and from the inference.
@@ -121,7 +116,8 @@ def case_report(
     Returns:
         The selection from a DICOM folder (``series``, ``select``), the modality (null if no header states it), sizes in
         voxels, spacings and fields of view in millimeters along the voxel axes, ranges and residual in units of the
-        input; ``assumed_blur_voxels`` is the standard deviation of the assumed blur in voxels of the input;
+        input; ``grid``, the requested grid and the passes with their assumed degradations, see `Plan.as_dict`;
+        ``assumed_blur_voxels``, the standard deviation of the assumed blur in voxels of the input, null without one;
         ``largest_corner_shift_mm`` is the largest distance between corresponding corners of both fields of view. With
         uncertainty, mean and maximum of the expected error.
     """
@@ -138,8 +134,9 @@ def case_report(
         "before": _description(lr),
         "after": _description(sr),
         "largest_corner_shift_mm": float(np.linalg.norm(shift, axis=1).max()),
-        "assumed_blur_voxels": round(degradation.lr_sigma, 2),
-        "data_consistency_rms": data_consistency_rms(lr, sr, degradation, device, limits),
+        "grid": plan.as_dict(),
+        "assumed_blur_voxels": None if plan.blur is None else round(plan.blur, 2),
+        "data_consistency_rms": data_consistency_rms(lr, sr, plan, device, limits),
         "expected_absolute_error": None if uncertainty is None else _mean_and_maximum(uncertainty),
         "seconds": round(seconds, 3),
         "warnings": list(warnings),
@@ -188,9 +185,10 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
 def derivation(resolver: SuperResolver) -> str:
     """Return two sentences on software, model and settings, for the header of a DICOM result."""
     about = resolver.about
-    settings = ", ".join(f"{name} {value}" for name, value in resolver.settings.items() if name != "progress")
+    given = {name: value for name, value in resolver.settings.items() if name != "progress" and value is not None}
+    settings = ", ".join(f"{name} {value}" for name, value in given.items())
     return (
-        f"MIAR super-resolution in the axial plane, {SOFTWARE} {__version__}, "
+        f"MIAR super-resolution, {SOFTWARE} {__version__}, "
         f"bundle {about.get('name')} {about.get('version')}, {settings}. For research: detail may be invented."
     )
 
@@ -211,10 +209,11 @@ def summary(report: dict[str, Any]) -> str:
         f"{'x'.join(map(str, side['shape']))} at {'x'.join(f'{mm:.3g}' for mm in side['spacing_mm'])} mm"
         for side in (report["before"], report["after"])
     )
-    blur = f"assumed blur {report['assumed_blur_voxels']:.2g} voxels"
+    blur = report["assumed_blur_voxels"]
+    assumed = "" if blur is None else f"assumed blur {blur:.2g} voxels; "
     unit = "HU" if report["modality"] == "CT" else "in units of the input"
     residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g} {unit}"
-    return f"{before} -> {after} in {report['seconds']:.1f} s; {blur}; {residual}"
+    return f"{before} -> {after} in {report['seconds']:.1f} s; {assumed}{residual}"
 
 
 def case_message(report: dict[str, Any], warnings: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from miar_monai.data.cases import read_case
+from miar_monai.data.grid_request import axis_values
 from miar_monai.data.io import Volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
@@ -23,7 +24,8 @@ from miar_monai.inference.guide_checks import check_guide
 from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
-from miar_monai.inference.volume_inferer import check_has_guide
+from miar_monai.inference.passes import Plan
+from miar_monai.inference.volume_inferer import VolumeInferer, check_has_guide
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
@@ -38,10 +40,11 @@ def super_resolve(
     guide: Image | None = None,
     **settings: Any,
 ) -> Any:
-    """Super-resolve the axial slices of an image four times in-plane, with a bundle and its weights.
+    """Super-resolve an image, with a bundle and its weights.
 
-    The result covers the same field of view, at the same distance between slices. Each call loads the weights: for many
-    images use one `SuperResolver`.
+    The result covers the same field of view. By default, the axial plane becomes four times finer and the distance
+    between slices stays; ``factor``, ``spacing`` or ``isotropic`` ask for another grid. Each call loads the weights:
+    for many images use one `SuperResolver`.
 
     Args:
         image: a gray-value image in its own units (HU for CT):
@@ -57,7 +60,10 @@ def super_resolve(
         guide: another contrast of the same patient, of one of these types, for a model that was trained with a guide.
             It may have any orientation and resolution, since positions in millimeters count; voxels of arrays are 1 mm.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
-            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default.
+            ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default. For the
+            grid, at most one of ``factor`` (how many times finer, 1 to 8), ``spacing`` (in millimeters), both one
+            number or three for left-right, posterior-anterior and inferior-superior, and ``isotropic=True``;
+            ``slice_thickness`` in millimeters if it is not the distance of the slices.
 
     Returns:
         The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
@@ -75,8 +81,13 @@ def super_resolve(
         >>> import numpy as np
         >>> super_resolve(np.random.rand(9, 7), model="brats", device="cpu", lookahead_tokens=0).shape
         (36, 28)
+        >>> super_resolve(np.random.rand(9, 7, 4), device="cpu", lookahead_tokens=0, factor=(1, 1, 2.5)).shape
+        (9, 7, 10)
     """
     return SuperResolver(model, device, **settings)(image, guide)
+
+
+_AXIS_SETTINGS = ("factor", "spacing")  # one number, or three
 
 
 class Prepared(NamedTuple):
@@ -84,17 +95,22 @@ class Prepared(NamedTuple):
 
     Attributes:
         image: the input of the inferer, (1, X, Y, Z), after the bundle's preprocessing.
-        assumed: the degradation that is assumed for the volume.
+        plan: the passes of the super-resolution, with the degradations that are assumed.
         limits: intensities beyond which the result is interpolated, in units of the volume, or None.
         warnings: sentences on properties that make the result doubtful, such as differences from the training data.
         guide: another contrast on its own grid, (1, X, Y, Z), after the bundle's preprocessing, or None.
     """
 
     image: MetaTensor
-    assumed: Degradation
+    plan: Plan
     limits: tuple[float, float] | None
     warnings: list[str]
     guide: MetaTensor | None = None
+
+    @property
+    def assumed(self) -> Degradation:
+        """The assumed degradation in the last pass; of the only one, if the axial plane becomes finer."""
+        return self.plan.assumed
 
 
 class SuperResolver:
@@ -116,7 +132,7 @@ class SuperResolver:
         weights: file of the weights.
         device: device of the network.
         settings: all settings of inference.
-        network, inferer, preprocessing, postprocessing: the components of the bundle.
+        network, inferer, volume_inferer, preprocessing, postprocessing: the components of the bundle.
     """
 
     def __init__(self, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> None:
@@ -140,10 +156,11 @@ class SuperResolver:
         with self._wrap_config_errors():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
-            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty")})
+            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty", "isotropic")})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             if not isinstance(self.inferer, BeamSearchInferer):
                 raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
+            self.volume_inferer: VolumeInferer = parser.get_parsed_content("volume_inferer")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
@@ -196,10 +213,10 @@ class SuperResolver:
             ``uncertainty`` if that setting is on.
         """
         if prepared:
-            image, assumed, guide = prepared.image, prepared.assumed, prepared.guide
+            image, plan, guide = prepared.image, prepared.plan, prepared.guide
         else:
-            image, assumed, guide = self._preprocessed(volume)["image"], None, None
-        data = {"image": image, "pred": self.infer(image, assumed, guide)}
+            image, plan, guide = self._preprocessed(volume)["image"], None, None
+        data = {"image": image, "pred": self.infer(image, plan, guide)}
         with self._wrap_config_errors():
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
@@ -221,9 +238,10 @@ class SuperResolver:
         about_guide = [] if guide is None else check_guide(guide, volume)
         data = self._preprocessed(volume, guide)
         image = data["image"]
-        limits = limits_in_units(image, self.inferer.intensity_range)
-        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits)
-        return Prepared(image, self.input_degradation(image), limits, warnings + about_guide, data.get("guide"))
+        limits, plan = limits_in_units(image, self.inferer.intensity_range), self.plan(image)
+        asked = not plan.request.is_default
+        warnings = input_warnings(volume, self.domain, self.inferer.blur, image.shape[1:3], limits, asked)
+        return Prepared(image, plan, limits, warnings + about_guide, data.get("guide"))
 
     def _preprocessed(self, volume: Volume, guide: Volume | None = None) -> dict[str, MetaTensor]:
         """Return the volume (``"image"``) and the guide, if there is one, after the preprocessing of the bundle."""
@@ -234,26 +252,26 @@ class SuperResolver:
         return data
 
     def infer(
-        self, image: MetaTensor, assumed: Degradation | None = None, guide: MetaTensor | None = None
+        self, image: MetaTensor, plan: Plan | None = None, guide: MetaTensor | None = None
     ) -> Tensor | dict[str, Tensor]:
         """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches.
 
         Args:
             image: the volume.
-            assumed: the assumed degradation of the slices; measured by default.
+            plan: from `plan`; made here by default.
             guide: a preprocessed guide on any grid in the same millimeters, (1, X, Y, Z).
         """
         # recording a CUDA graph synchronizes the current device, which must not be that of another process
         own_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
         with torch.inference_mode(), own_device, bfloat16:
-            guides = {} if guide is None else {"guide": guide[None]}
-            result = self.inferer(image[None], self.network, assumed=assumed, **guides)
+            guides = None if guide is None else guide[None]
+            result = self.volume_inferer(image[None], self.network, plan=plan, guide=guides)
         return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
-    def input_degradation(self, image: MetaTensor) -> Degradation:
-        """Return the degradation that is assumed for a preprocessed volume; its blur is measured if that is "auto"."""
-        return self.inferer.input_degradation(image.as_tensor().movedim(-1, 0), self.network)
+    def plan(self, image: MetaTensor) -> Plan:
+        """Return the passes for a preprocessed volume; its blur is measured if that is "auto"."""
+        return self.volume_inferer.plan(image, self.network)
 
 
 def _read_image(image: Image) -> Volume:
@@ -268,8 +286,10 @@ def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:
     unknown = sorted(set(overrides) - {*names, "bundle_root", "device"})
     if unknown:
         raise SettingError(f"there is no setting {unknown[0]!r}: {config} has {', '.join(sorted(names))}.")
+    overrides = {name: axis_values(name, x) if name in _AXIS_SETTINGS else x for name, x in overrides.items()}
     for name, value in overrides.items():
-        if isinstance(value, dict | list) or str(value)[:1] in ("$", "@", "%"):  # a config would run it as code
+        is_several = isinstance(value, dict | list | tuple) and name not in _AXIS_SETTINGS
+        if is_several or str(value)[:1] in ("$", "@", "%"):  # a config would run it as code
             raise SettingError(f"{name} is {value!r}, but a number or a word is needed; correct the setting.")
     if "progress" in names:
         parser["progress"] = False

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from miar_monai.data.grid import Grid
@@ -94,7 +95,8 @@ class VolumeInferer(Inferer):
 
         factors = self.request.factors(grid, (*network.degradation.scales, 1.0))
         acquisition = Acquisition.of_image(image, self.slice_thickness)
-        return plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
+        plan = plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
+        return plan._replace(request=self.request)
 
     def __call__(
         self,
@@ -102,7 +104,7 @@ class VolumeInferer(Inferer):
         network: Callable[..., Tensor],
         *args: Any,
         plan: Plan | None = None,
-        guide: MetaTensor | Callable[[Grid], Tensor] | None = None,
+        guide: Tensor | Callable[[Grid], Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor | dict[str, Tensor]:
         """Super-resolve a volume.
@@ -130,7 +132,7 @@ class VolumeInferer(Inferer):
                 " pass volumes one by one."
             )
         check_has_guide(network, guide)
-        on_grid = partial(_on_grid, guide[0]) if isinstance(guide, MetaTensor) else guide
+        on_grid = partial(_on_grid, guide[0]) if isinstance(guide, Tensor) else guide
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
         grids = plan.grids(grid_of(inputs[0]))
         volume, weights = {"image": plain_tensor(inputs)}, []
@@ -173,8 +175,8 @@ def check_has_guide(network: Callable[..., Tensor], guide: Any) -> None:
         )
 
 
-def _on_grid(guide: Any, grid: Grid) -> Tensor:
-    return resample_guide(guide, grid).as_tensor()
+def _on_grid(guide: Tensor, grid: Grid) -> Tensor:
+    return resample_guide(convert_to_tensor(guide, track_meta=True), grid).as_tensor()
 
 
 def _mean(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from uuid import uuid4
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.utils.others.generic import device_list, name_to_device
 
+from miar_monai.data.grid_request import axis_values
 from miar_monai.data.io import Volume, as_float, as_stored, read_volume, write_volume
 from miar_monai.data.nrrd import write_nrrd
 from miar_monai.errors import ConfigurationError
@@ -55,7 +56,10 @@ class SuperResolutionTask(InferTask):
         bundle: folder of the bundle.
     """
 
-    displayable_configs = ("lookahead_tokens", "fidelity", "blur", "uncertainty")
+    displayable_configs = (
+        *("lookahead_tokens", "fidelity", "blur", "uncertainty"),
+        *("factor", "spacing", "isotropic", "slice_thickness"),
+    )
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
@@ -69,7 +73,7 @@ class SuperResolutionTask(InferTask):
             description=metadata(bundle)["description"],
             config={
                 "device": device_list(),
-                **{name: config[name] for name in self.displayable_configs},
+                **{name: "" if config[name] is None else config[name] for name in self.displayable_configs},
                 "save_image": False,
                 "result_extension": list(_WRITERS),
             },
@@ -117,7 +121,7 @@ class SuperResolutionTask(InferTask):
         file = Path(tempfile.gettempdir(), f"miar-{uuid4().hex}{extension}")
         seconds, warnings = inferred - waited, [*prepared.warnings, *captured]
         report = case_report(
-            source.name, file, lr, sr, prepared.assumed, seconds, resolver.device, warnings, limits=prepared.limits
+            source.name, file, lr, sr, prepared.plan, seconds, resolver.device, warnings, limits=prepared.limits
         )
         _WRITERS[extension](file, as_float(sr))  # last, as only the server removes it
         file.chmod(0o600)  # other users can list the folder
@@ -142,7 +146,9 @@ class SuperResolutionTask(InferTask):
         device = name_to_device(str(request.get("device") or ""))
         requested = {name: request.get(name) for name in self.displayable_configs}
         settings = {name: self._config[name] if value is None else _number(value) for name, value in requested.items()}
-        settings["uncertainty"] = parse_flag(settings, "uncertainty")
+        settings |= {name: parse_flag(settings, name) for name in ("uncertainty", "isotropic")}
+        settings |= {name: None for name, value in settings.items() if value == ""}  # how clients show an empty one
+        settings |= {name: axis_values(name, settings[name]) for name in ("factor", "spacing")}
         with self._loading:
             resolver = self._resolvers.get(device) or SuperResolver(self._bundle, device, **settings)
             if any(resolver.settings[name] != value for name, value in settings.items()):

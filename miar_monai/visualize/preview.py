@@ -9,11 +9,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from nibabel.affines import voxel_sizes
 
 from miar_monai.data.io import Volume
-from miar_monai.degradation.resampling import interpolation_matrix, resample
+from miar_monai.degradation import AxisDegradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.visualize.drawing import (
     LINE_HEIGHT,
@@ -57,7 +56,7 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
 
     Args:
         lr: the input.
-        sr: its result, on a finer grid in the axial plane.
+        sr: its result, on a finer grid.
         path: the picture, .png or another format of matplotlib. Its folder is created if needed.
         overwrite: replace an existing file.
 
@@ -69,8 +68,8 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
         OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
     """
     check_preview()
-    (coarse, _), (fine, spacing) = _upright(lr), _upright(sr)
-    bicubic = _bicubic(coarse, fine.shape)
+    (coarse, coarse_spacing), (fine, spacing) = _upright(lr), _upright(sr)
+    bicubic = _bicubic(coarse, fine.shape, coarse_spacing / spacing)
     difference = fine - bicubic
     limit = max(float(np.percentile(abs(difference), 99.8)), 1e-6)
     gray = color_levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
@@ -103,10 +102,15 @@ def _upright(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj), voxel_sizes(image.affine)
 
 
-def _bicubic(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(coarse, 2, 0)))  # (Z, X, Y)
-    rows, columns = (interpolation_matrix(coarse.shape[i], shape[i], "bicubic").to(slices) for i in (0, 1))
-    return np.moveaxis(resample(slices, rows, columns).numpy(), 0, 2)
+def _bicubic(coarse: np.ndarray, shape: tuple[int, ...], factors: np.ndarray) -> np.ndarray:
+    """Interpolate a volume to a finer grid with the same center."""
+    result = coarse
+    for axis, factor in enumerate(factors.tolist()):
+        if shape[axis] != coarse.shape[axis]:
+            line = AxisDegradation(shape[axis], coarse.shape[axis], factor)
+            matrix = line.upsampling().numpy().astype(result.dtype)  # (hr_size, lr_size)
+            result = np.moveaxis(np.tensordot(matrix, result, axes=(1, axis)), 0, axis)
+    return result
 
 
 def _draw(ax: Any, image: np.ndarray, size: np.ndarray, style: dict[str, Any]) -> Any:

@@ -119,9 +119,10 @@ def test_doubtful_inputs_cause_a_warning() -> None:
     ]
     coronal = np.array([[1.0, 0, 0, 0], [0, 0, 4, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     assert volume_warnings(axial._replace(affine=coronal)) == [
-        "the slices are coronal, 4 mm apart: only the axial plane becomes finer, which crosses them; give an axial"
-        " series."
+        "the slices are coronal, 4 mm apart: only the axial plane becomes finer, which crosses them; ask for isotropic"
+        " voxels, or for a factor or a spacing of each axis."
     ]
+    assert volume_warnings(axial._replace(affine=coronal), asked=True) == []
     assert "qform_code and sform_code are 0" in volume_warnings(axial._replace(space=0))[0]
     assert "already a super-resolved image" in volume_warnings(axial._replace(description=result_description()))[0]
 

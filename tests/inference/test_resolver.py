@@ -279,7 +279,7 @@ def test_unusable_images_are_refused_in_one_sentence(
 def test_unknown_settings_devices_and_bundles_are_reported(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*\.json has alpha, amp, blur, fidelity"):
+    with pytest.raises(ConfigurationError, match=r"no setting 'beams': .*\.json has alpha, amp, blur, factor"):
         SuperResolver(bundle, "cpu", beams=3)
     with pytest.raises(ConfigurationError, match="fidelity"):
         SuperResolver(bundle, "cpu", fidelity=3)
