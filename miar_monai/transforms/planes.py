@@ -20,7 +20,7 @@ class DetailedPlanesd(Transform):
     `miar_monai.data.slices.SliceDataset` then yields the slices of these planes. Planes that an item has already stay.
 
     Args:
-        key: of the volume, a `MetaTensor` (1, X, Y, Z) in RAS orientation.
+        key: of the volume, a `monai.data.MetaTensor` (1, X, Y, Z) in RAS orientation.
         planes_key: of the planes.
 
     Example:
