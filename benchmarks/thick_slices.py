@@ -1,0 +1,219 @@
+"""Volumes with thick slices, made of truly isotropic ones, and the methods that make their slices thin again."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from nibabel.processing import resample_from_to
+
+from miar_monai.data.datasets import split_by_patient
+from miar_monai.data.geometry import corner_distance
+from miar_monai.data.io import Volume
+from miar_monai.degradation import Degradation
+from miar_monai.errors import DatasetError
+from miar_monai.transforms import CentralSlices
+from miar_monai.transforms.degrade import degrade_volume
+from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
+
+__all__ = [
+    "PLANES",
+    "SLICES",
+    "ThickSlices",
+    "VolumeMethod",
+    "cubic",
+    "high_frequency_energy",
+    "is_isotropic",
+    "isotropic_volumes",
+    "linear_inverse",
+    "saved_results",
+]
+
+SLICES = ((3.0, 0.0), (4.0, 0.0), (4.0, 1.0), (5.0, 0.0), (5.0, 1.0), (8.0, 0.0))
+"""Thickness and gap in millimeters."""
+
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The axis across each plane, in RAS orientation."""
+
+DAMPING = 1e-3  # as that of the linear inverse in other tables
+_CORE = 64  # voxels along each axis that are examined, the inside of a head
+_TOLERANCE = 0.01  # mm
+
+
+class ThickSlices(NamedTuple):
+    """A volume, and its thick axial slices.
+
+    Attributes:
+        subject: the patient.
+        contrast: of an MRI data set, or ``"ct"``.
+        thickness: full width at half maximum of the Gaussian slice profile in millimeters.
+        gap: distance between the slices less their thickness, in millimeters.
+        truth: the volume, in RAS orientation, whose height is a multiple of the distance of the slices.
+        thick: the slices, with the same field of view.
+    """
+
+    subject: str
+    contrast: str
+    thickness: float
+    gap: float
+    truth: Volume
+    thick: Volume
+
+    @classmethod
+    def of(cls, subject: str, contrast: str, thickness: float, gap: float, volume: Volume) -> ThickSlices:
+        """Degrade the central part of a volume in RAS orientation, which covers a whole number of slices."""
+        factor = (thickness + gap) / float(volume.grid.spacing[2])
+        height = round(int(volume.array.shape[2] / factor) * factor)
+        truth = metatensor_to_volume(CentralSlices(height)(volume_to_metatensor(volume)))
+        relative = thickness / (thickness + gap)
+        thick = degrade_volume(truth, (1, 1, factor), "gaussian", relative, blur=0)
+        return cls(subject, contrast, thickness, gap, truth, thick)
+
+    @property
+    def name(self) -> str:
+        """Name of the files of this volume, without the suffix."""
+        return f"{self.subject}_{self.contrast}_{self.thickness:g}_{self.gap:g}"
+
+    @property
+    def title(self) -> str:
+        """Thickness and gap, such as ``5‖0``."""
+        return f"{self.thickness:g}‖{self.gap:g}"
+
+    @property
+    def degradation(self) -> Degradation:
+        """Degradation of sagittal and coronal planes, whose columns are thick."""
+        factor = float(self.thick.grid.spacing[2] / self.truth.grid.spacing[2])
+        relative = self.thickness / (self.thickness + self.gap)
+        return Degradation((1.0, factor), 0.0, profile=("bicubic", "gaussian"), thickness=(1.0, relative))
+
+
+VolumeMethod = Callable[[ThickSlices], np.ndarray | None]
+"""From thick slices to a volume with the shape, the grid and the units of the truth, or None to leave it out."""
+
+
+def high_frequency_energy(array: np.ndarray) -> np.ndarray:
+    """Return the fraction of the energy above half the Nyquist frequency along each axis of a volume: (3,).
+
+    The central 64 voxels along each axis count, under a Hann window.
+
+    Example:
+        >>> volume = np.random.default_rng(0).normal(size=(64, 64, 64))
+        >>> [round(float(x), 1) for x in high_frequency_energy((volume + np.roll(volume, 1, axis=2)) / 2)]
+        [0.5, 0.5, 0.2]
+    """
+    starts = [max(size - _CORE, 0) // 2 for size in array.shape]
+    core = array[tuple(slice(start, start + _CORE) for start in starts)].astype(np.float64)
+    result = []
+    for axis, size in enumerate(core.shape):
+        lines = np.moveaxis(core - core.mean(axis=axis, keepdims=True), axis, -1) * np.hanning(size + 2)[1:-1]
+        power = (np.abs(np.fft.rfft(lines)) ** 2).sum(axis=(0, 1))
+        result.append(power[np.fft.rfftfreq(size) > 0.25].sum() / max(power.sum(), np.finfo(float).tiny))
+    return np.array(result)
+
+
+def is_isotropic(array: np.ndarray) -> bool:
+    """Return whether a volume in RAS orientation has as much detail across its axial slices as within them.
+
+    The energy across must be at least half the mean of both others; thick slices that were interpolated have a tenth.
+    """
+    x, y, z = high_frequency_energy(array)
+    return bool(z >= (x + y) / 4)
+
+
+def isotropic_volumes(
+    config: ConfigParser, subjects: Sequence[str] = (), limit: int | None = None
+) -> Iterator[tuple[str, str, Volume]]:
+    """Yield patient, contrast and volume, in RAS orientation, of truly isotropic volumes.
+
+    Args:
+        config: an ``evaluate.json``.
+        subjects: patients to use, of any section, isotropic or not; by default those of the config's section.
+        limit: largest number of volumes.
+
+    Raises:
+        DatasetError: if there is no such volume.
+    """
+    get = config.get_parsed_content
+    items = get("datalist")
+    if subjects:
+        chosen = [item for item in items if item["subject"] in subjects]
+    else:
+        chosen = split_by_patient(items, get("section"), seed=get("seed"), split_file=get("split_file"))
+    load, found = Compose(get("load_transforms")), 0
+    for item in chosen:
+        if limit is not None and found == limit:
+            return
+        volume = metatensor_to_volume(load({"image": item["image"]})["image"])
+        if subjects or is_isotropic(volume.array):
+            found += 1
+            yield item["subject"], item.get("contrast") or "ct", volume
+    if not found:
+        raise DatasetError(
+            f"none of the {len(chosen)} volumes can be used: volumes with as much detail across their axial slices as "
+            "within them are needed; give other subjects, or another section."
+        )
+
+
+def cubic(case: ThickSlices) -> np.ndarray:
+    """Interpolate thick slices by a cubic B-spline, constant beyond the centers of the outer slices."""
+    image = nib.Nifti1Image(case.thick.array, case.thick.affine)
+    target = case.truth.array.shape, case.truth.affine
+    return np.asarray(resample_from_to(image, target, order=3, mode="nearest").dataobj, np.float32)
+
+
+def linear_inverse(case: ThickSlices) -> np.ndarray:
+    """Restore thick slices by the linear inverse of their degradation; sagittal and coronal planes give the same."""
+    planes = torch.from_numpy(case.thick.array)[:, None].double()  # (X, 1, Y, z)
+    return case.degradation.for_lr(planes).restore(planes, DAMPING)[:, 0].float().numpy()
+
+
+def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMethod, Mapping[str, float]]:
+    """Return a method that reads the results of another program, and the seconds that it took.
+
+    Args:
+        folder: folder of ``<name>.nii.gz`` for the `ThickSlices.name` of each volume; all or none of a thickness and
+            gap. It may have a ``seconds.csv`` with the columns ``name`` and ``seconds``.
+        cases: the volumes.
+
+    Returns:
+        The method, and the seconds by name.
+
+    Raises:
+        DatasetError: if results are missing.
+    """
+    present = {case.name for case in cases if (folder / f"{case.name}.nii.gz").is_file()}
+    titles = {case.title for case in cases if case.name in present}
+    missing = sorted(case.name for case in cases if case.title in titles and case.name not in present)
+    if missing or not present:
+        names = ", ".join(missing) or "any volume"
+        raise DatasetError(
+            f"{folder} has no results of {names}: all volumes of the same thickness and gap are needed; run the method "
+            "on the files that the subcommand prepare writes."
+        )
+    seconds, table = {}, folder / "seconds.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            seconds = {row["name"]: float(row["seconds"]) for row in csv.DictReader(file)}
+
+    def read(case: ThickSlices) -> np.ndarray | None:
+        if case.title not in titles:
+            return None
+        path = folder / f"{case.name}.nii.gz"
+        image = nib.as_closest_canonical(nib.load(path))
+        shape = case.truth.array.shape
+        if image.shape != shape or corner_distance(image.affine, case.truth.affine, shape) > _TOLERANCE:
+            raise DatasetError(
+                f"{path} has the grid {image.shape} with the affine {np.round(image.affine, 3).tolist()}, but the grid "
+                f"of the truth, {shape} with the affine {np.round(case.truth.affine, 3).tolist()}, is needed; give a "
+                "result with the field of view of its input and the original distance of the slices."
+            )
+        return image.get_fdata(dtype=np.float32)
+
+    return read, seconds
