@@ -4,14 +4,15 @@
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/miar \
         --command "miar sr {input} -o {folder}/sr.nii.gz --factor 1,1,{spacing} --slice-thickness {thickness}"
 
-runs ECLARE, or any other command, on the files that ``benchmarks.through_plane prepare`` wrote. Volumes with a result are
-skipped, so that a run can be continued. Writes ``<name>.nii.gz``, with 16 bits, and a row of ``seconds.csv`` for each
-volume, from the start of the program to its end; the output of the program goes to ``<name>.log``.
+runs ECLARE, or any other command, on the files that ``benchmarks.through_plane prepare`` wrote. Volumes with a result
+are skipped, so that a run can be continued. Writes ``<name>.nii.gz``, with 16 bits, and a row of ``seconds.csv`` for
+each volume, from the start of the program to its end; the output of the program goes to ``<name>.log``.
 
-ECLARE (GPL-3) runs as a program in an environment of its own, never as a part of this one: ``pip install eclare==1.0.1``,
-or without a network ``pip install --no-deps --target site <wheels>`` of eclare 1.0.1, radifox-utils 1.0.3, sigpy-lite,
-transforms3d and nibabel beside PyTorch, SciPy, Matplotlib and tqdm. Here it is told the thickness of the slices; without
-``--relative-slice-thickness`` it estimates their profile (ESPRESO), which takes longer.
+ECLARE (GPL-3) runs as a program in an environment of its own, never as a part of this one: ``pip install
+eclare==1.0.1``, or without a network ``pip install --no-deps --target site <wheels>`` of eclare 1.0.1, radifox-utils
+1.0.3, sigpy-lite, transforms3d and nibabel beside PyTorch, SciPy, Matplotlib and tqdm. Here it is told the thickness of
+the slices; without ``--relative-slice-thickness`` it estimates their profile (ESPRESO), which takes longer. It loads
+its training patches in as many processes as PyTorch has threads, at most 8, so leave OMP_NUM_THREADS unset.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def run(path: Path, command: str, output_dir: Path, gpu: int) -> float:
 
     Args:
         path: the prepared file.
-        command: with placeholders ``{folder}`` (where its only ``.nii.gz`` is expected), ``{gpu}`` and those of `values`.
+        command: with placeholders ``{folder}`` (where its only ``.nii.gz`` is expected), ``{gpu}`` and those of
+            `values`.
         output_dir: folder of the result and of the program's output.
         gpu: index of the GPU, -1 for none.
 
@@ -80,8 +82,8 @@ def run(path: Path, command: str, output_dir: Path, gpu: int) -> float:
             words = shlex.split(command.format(**values(path), folder=folder, gpu=gpu))
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigurationError(
-                f"the command {command!r} cannot be used ({error}): the placeholders are {{input}}, {{folder}}, {{gpu}},"
-                " {thickness}, {spacing}, {relative_thickness} and {factor}; correct it."
+                f"the command {command!r} cannot be used ({error}): the placeholders are {{input}}, {{folder}}, "
+                "{gpu}, {thickness}, {spacing}, {relative_thickness} and {factor}; correct it."
             ) from error
         start = time.perf_counter()
         try:
@@ -126,6 +128,7 @@ def main(
         DatasetError: if there is no file, or the program fails.
     """
     check_output_folder(output_dir)
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
     paths = [path for path in sorted(Path(input_dir).glob("*.nii.gz")) if only in path.name]
     if not paths:
         raise DatasetError(f"{input_dir} has no {only}*.nii.gz; write it by benchmarks.through_plane prepare.")

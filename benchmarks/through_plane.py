@@ -7,8 +7,8 @@
         --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--every 4] [--device cuda:0] ...
 
 The slice profile is Gaussian. A volume counts as isotropic if it has at least half as much detail across its axial
-slices as within them. ``measure`` compares the cubic B-spline, the linear inverse, and the results of other methods, one
-folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast,
+slices as within them. ``measure`` compares the cubic B-spline, the linear inverse, and the results of other methods,
+one folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast,
 thickness, plane, slice and method) and ``through_plane.md``; ``prepare`` writes the thick slices, for other programs.
 """
 
@@ -268,8 +268,8 @@ def measure(
     notes = [
         f"- Commit {commit()}, {machine(evaluation.device)}, torch {torch.__version__}.",
         f"- Volumes: {', '.join(volumes)}.",
-        f"- Every {every}th slice of each plane with a quarter or more of the body's largest section; seconds are medians"
-        " over the volumes, those of programs as they were measured when they ran.",
+        f"- One in {every} slices of each plane with a quarter or more of the body's largest section; seconds are "
+        "medians over the volumes, those of programs as they were measured when they ran.",
         *(f"- {sentence}" for sentence in evaluation.missing),
     ]
     write_csv(rows, Path(output_dir, RESULTS[0]), overwrite)
