@@ -23,7 +23,8 @@ from miar_monai.inference.bundle import read_json
 __all__ = ["composed_files", "write_configs"]
 
 WORKFLOWS = {
-    "train": ("base", "data", "network", "tokenizer", "simulation", "training", "train"),
+    "train": ("base", "data", "network", "tokenizer", "simulation", "training", "validation", "train"),
+    "train_estimator": ("base", "data", "estimator", "simulation", "training", "validation", "train_estimator"),
     "train_stage1": ("base", "data", "tokenizer", "training", "train_stage1"),
     "evaluate": ("base", "data", "network", "simulation", "prediction", "evaluate"),
     "inference": ("base", "network", "prediction", "inference"),

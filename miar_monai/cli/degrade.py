@@ -47,7 +47,7 @@ def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> tu
 )
 @click.option(
     "--profile",
-    type=click.Choice(["bicubic", "gaussian", "box"]),
+    type=click.Choice(["bicubic", "gaussian", "box", "slr"]),
     default="bicubic",
     show_default=True,
     help="Point spread function of a voxel.",
@@ -57,7 +57,7 @@ def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> tu
     type=float,
     default=1.0,
     show_default=True,
-    help="Full width at half maximum of a gaussian or box profile, relative to the voxel spacing.",
+    help="Full width at half maximum of the profile (not for bicubic), relative to the voxel spacing.",
 )
 @click.option(
     "--blur",

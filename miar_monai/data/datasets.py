@@ -1,33 +1,29 @@
-"""Lists of the volumes in a dataset, their split by patient, and a dataset of their slices in memory."""
+"""Lists of the volumes in a dataset, and their split by patient."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from monai.data import Dataset, PersistentDataset
-from monai.data.utils import pickle_hashing
-from monai.utils import convert_to_tensor, ensure_tuple
-from torch import Tensor
+from monai.utils import ensure_tuple
 
 from miar_monai.data.cases import find_cases
 from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
 from miar_monai.data.outputs import ResultPaths, result_path
+from miar_monai.data.slices import SliceDataset
 from miar_monai.errors import DatasetError
 
 __all__ = [
     "SliceDataset",
     "brats_datalist",
     "lidc_datalist",
+    "paired_datalist",
     "series_datalist",
     "split_by_patient",
     "subject_datalist",
@@ -113,6 +109,32 @@ def brats_datalist(dataset_dir: Paths, contrasts: Sequence[str] = ("t2",)) -> li
         for contrast in ensure_tuple(contrasts)
     }
     return subject_datalist(dataset_dir, names)
+
+
+def paired_datalist(items: Sequence[Item]) -> list[Item]:
+    """Pair each volume with the other contrasts of its subject, as guides.
+
+    Args:
+        items: dictionaries with ``"image"``, ``"subject"`` and ``"contrast"``, such as those of `brats_datalist`.
+
+    Returns:
+        For each item and each other contrast of its subject a copy with ``"guide"`` (path); an item without another
+        contrast as it is.
+
+    Example:
+        >>> t1, t2, lone = ({"image": f"{s}_{c}.nii", "subject": s, "contrast": c} for s, c in ("a1", "a2", "b1"))
+        >>> [(item["image"], item.get("guide")) for item in paired_datalist([t1, t2, lone])]
+        [('a_1.nii', 'a_2.nii'), ('a_2.nii', 'a_1.nii'), ('b_1.nii', None)]
+    """
+    pairs = []
+    for item in items:
+        guides = [
+            other["image"]
+            for other in items
+            if other["subject"] == item["subject"] and other.get("contrast") != item.get("contrast")
+        ]
+        pairs += [{**item, "guide": guide} for guide in guides] or [item]
+    return pairs
 
 
 def series_datalist(dataset_dir: Paths, modality: str) -> list[Item]:
@@ -256,73 +278,3 @@ def _read_split(path: str | os.PathLike[str]) -> dict[str, Sequence[str]]:
                 "trained on mean nothing; list each patient once."
             )
     return split
-
-
-class SliceDataset(torch.utils.data.Dataset):
-    """All axial slices of some volumes, in memory; each volume is loaded once.
-
-    The slices are plain contiguous float32 tensors, because a `monai.data.MetaTensor` costs more than the augmentation.
-    Constant (empty) slices are left out. `monai.data.DataLoader` seeds ``augmentation`` through ``set_rnd``.
-
-    Args:
-        data: dictionaries with ``"image"`` (path), as the datalists of this module return them.
-        transform: loads a volume: dictionary in, dictionary with ``"image"`` (1, X, Y, Z) out.
-        augmentation: applied to ``{"image": (1, X, Y)}`` each time that a slice is asked for.
-        cache_dir: keeps the loaded volumes on disk between runs (`monai.data.PersistentDataset`); a volume is loaded
-            again when the transform, the path, the size or the time stamp of its file changes.
-        progress: show a progress bar while loading.
-        num_workers: threads that load volumes; 0 loads them one after the other.
-
-    Raises:
-        DatasetError: if no slice with content is left.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[Item],
-        transform: Callable,
-        augmentation: Callable | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        progress: bool = False,
-        num_workers: int = 0,
-    ) -> None:
-        self.data = list(data)
-        self.transform = transform
-        self.augmentation = augmentation
-        self.slices = self._load(cache_dir, progress, num_workers)
-        if not self.slices:
-            raise DatasetError(
-                f"none of {len(self.data)} volumes has a slice with content: at least one is needed; "
-                "check the dataset folder and the transform."
-            )
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item = {"image": self.slices[index]}
-        return item if self.augmentation is None else convert_to_tensor(self.augmentation(item), track_meta=False)
-
-    def _load(self, cache_dir: str | os.PathLike[str] | None, progress: bool, num_workers: int) -> list[Tensor]:
-        from tqdm.auto import tqdm
-
-        volumes: Dataset = Dataset(self.data, self.transform)
-        if cache_dir is not None:
-            volumes = PersistentDataset(
-                self.data, self.transform, Path(cache_dir), hash_func=_hash_with_file, hash_transform=pickle_hashing
-            )
-        # on an error this pool waits for its threads; one that is cut off inside C++ aborts the process at its exit
-        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-            loaded = pool.map(lambda i: _slices(volumes[i]["image"]), range(len(self.data)))
-            return [one for many in tqdm(loaded, "volumes", len(self.data), disable=not progress) for one in many]
-
-
-def _slices(volume: Tensor) -> Tensor:
-    """Return the slices with content, (Z', 1, X, Y), of a volume (1, X, Y, Z)."""
-    slices = convert_to_tensor(volume, track_meta=False).float().movedim(-1, 0)
-    return slices[slices.amax((1, 2, 3)) > slices.amin((1, 2, 3))].contiguous()
-
-
-def _hash_with_file(item: Mapping[str, Any]) -> bytes:
-    state = os.stat(item["image"])
-    return pickle_hashing({**item, "size": state.st_size, "modified": state.st_mtime_ns})

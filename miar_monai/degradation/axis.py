@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -37,15 +38,22 @@ def _box(distance: Tensor, width: float) -> Tensor:
     return ((1 + width) / 2 - distance.abs()).clamp(min=0, max=min(1, width))
 
 
+def _slr(distance: Tensor, width: float) -> Tensor:
+    """Return the profile of a slice-selective pulse: a box whose edges rise over a fifth of its width."""
+    edge = width / 10  # standard deviation
+    return torch.erf((distance + width / 2) / edge) - torch.erf((distance - width / 2) / edge)
+
+
 PROFILES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "bicubic": lambda distance, width: _cubic(distance / max(width, 1.0), -0.5),
     "gaussian": lambda distance, width: torch.exp(-0.5 * (distance * _FWHM / width) ** 2),
     "box": _box,
+    "slr": _slr,
 }
 """Point spread functions of an LR voxel, of the distance from its center and the width, both in HR voxels.
 
-``"bicubic"`` is antialiased bicubic downsampling, with the width of an LR voxel; for ``"gaussian"`` and
-``"box"`` the width is the full width at half maximum, the thickness of a slice.
+``"bicubic"`` is antialiased bicubic downsampling, with the width of an LR voxel; for the others the width is the full
+width at half maximum, the thickness of a slice. ``"slr"`` resembles a Shinnar-Le Roux pulse.
 """
 
 
@@ -58,7 +66,7 @@ class AxisDegradation:
         lr_size: number of LR voxels.
         factor: size of an LR voxel in HR voxels, at least 1, not necessarily whole.
         profile: see `PROFILES`.
-        thickness: width of the profile in LR voxels: gaps below 1, overlap above 1.
+        thickness: width of the profile in LR voxels, if it is not bicubic: gaps below 1, overlap above 1.
         sigma: standard deviation of a Gaussian blur, in voxels of the side it acts on; 0 for no blur.
         blur_on: ``"lr"`` blurs after downsampling, ``"hr"`` before.
 
@@ -118,7 +126,7 @@ class AxisOperator(NamedTuple):
     smooth: Tensor
     """Bicubic interpolation after a Gaussian blur, (..., n, m)."""
     u: Tensor
-    """Left singular vectors of P, (..., m, m)."""
+    """Left singular vectors of P in the order of their frequency, (..., m, m)."""
     s: Tensor
     """Singular values of P, (..., m)."""
     vt: Tensor
@@ -130,14 +138,69 @@ class AxisOperator(NamedTuple):
     def of(cls, axis: AxisDegradation) -> AxisOperator:
         """Build the operator of a description, in float64."""
         matrix, upsample = axis.matrix(), axis.upsampling()
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        u, s, vt = by_frequency(*torch.linalg.svd(matrix, full_matrices=False))
         smooth = upsample @ blur_matrix(axis.lr_size, _LEVEL_SIGMA)
         return cls(matrix, upsample, smooth, u, s, vt, torch.tensor(axis.lr_sigma, dtype=torch.float64))
+
+    @property
+    def frequency(self) -> Tensor:
+        """Frequencies of the left singular vectors, 1 for the Nyquist frequency of the HR grid, (..., m)."""
+        return frequencies(self.u) / self.factor[..., None]
+
+    @property
+    def factor(self) -> Tensor:
+        """HR voxels for each LR voxel, (...)."""
+        return self.matrix.shape[-1] / self.matrix.sum(dim=(-2, -1))  # rows sum to 1, those of a padding to 0
+
+    @property
+    def effective_factor(self) -> Tensor:
+        """HR voxels for each singular value, weighted by its size relative to the largest, (...)."""
+        return self.matrix.shape[-1] * self.s[..., 0] / self.s.sum(dim=-1)
+
+    def padded(self, size: int) -> AxisOperator:
+        """Return the operator of a line with more LR voxels, ``size``, which are all 0."""
+        missing = size - self.matrix.shape[-2]
+        below, right = (0, 0, 0, missing), (0, missing)
+        return AxisOperator(
+            F.pad(self.matrix, below),
+            F.pad(self.upsample, right),
+            F.pad(self.smooth, right),
+            F.pad(self.u, (0, missing, 0, missing)),
+            F.pad(self.s, right),
+            F.pad(self.vt, below),
+            self.sigma,
+        )
 
     @classmethod
     def stack(cls, operators: Sequence[AxisOperator]) -> AxisOperator:
         """Stack operators of equal sizes along a new first axis."""
         return cls(*(torch.stack(tensors) for tensors in zip(*operators, strict=True)))
+
+
+def frequencies(vectors: Tensor) -> Tensor:
+    """Return the mean frequencies of unit vectors (..., m, n), columns, 1 for the Nyquist frequency: (..., n)."""
+    roughness = torch.diff(vectors, dim=-2).square().sum(dim=-2)  # 4 sin²(πf / 2) for a cosine of frequency f
+    return 2 / torch.pi * (roughness / 4).clamp(max=1).sqrt().asin()
+
+
+def by_frequency(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a singular value decomposition (m, m), (m,), (m, n) in the order of the frequencies of ``u``.
+
+    Vectors of equal singular values, such as all of a box profile, are arbitrary mixtures; they are rotated to separate
+    their frequencies.
+    """
+    start, u, vt = 0, u.clone(), vt.clone()
+    for end in range(1, len(s) + 1):
+        if end < len(s) and s[end - 1] - s[end] <= 1e-6 * s[0]:
+            continue
+        if end - start > 1:
+            steps = torch.diff(u[:, start:end], dim=0)
+            rotation = torch.linalg.eigh(steps.mT @ steps).eigenvectors
+            u[:, start:end] = u[:, start:end] @ rotation
+            vt[start:end] = rotation.mT @ vt[start:end]
+        start = end
+    order = frequencies(u).argsort(stable=True)
+    return u[:, order], s[order], vt[order]
 
 
 def check_profile(profile: str) -> None:

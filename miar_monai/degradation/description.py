@@ -35,9 +35,9 @@ class Degradation:
             for no downsampling.
         sigma: standard deviation of the blur in voxels of the side it acts on, one number or two; 0 for no blur.
         blur_on: ``"lr"`` blurs after downsampling (the paper's), ``"hr"`` before.
-        profile: point spread function of an LR voxel: ``"bicubic"``, ``"gaussian"`` or ``"box"``, one for both axes or
-            two; see `miar_monai.degradation.axis.PROFILES`.
-        thickness: width of the profile in LR voxels, for ``"gaussian"`` and ``"box"``; one number or two.
+        profile: point spread function of an LR voxel, one for both axes or two: ``"bicubic"``, ``"gaussian"``,
+            ``"box"`` or ``"slr"``; see `miar_monai.degradation.axis.PROFILES`.
+        thickness: width of the profile in LR voxels, if it is not bicubic; one number or two.
 
     Raises:
         ConfigurationError: if a setting is out of range.

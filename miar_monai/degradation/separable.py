@@ -42,13 +42,15 @@ class SeparableOperator(NamedTuple):
     rows: AxisOperator
     columns: AxisOperator
     stop_band: Tensor
-    """Indices of the eighth of the coefficients with the smallest singular values, flattened, (..., n)."""
+    """1 for the eighth of the coefficients where the least signal is expected, otherwise 0, (..., h, w)."""
 
     @classmethod
     def of(cls, rows: AxisOperator, columns: AxisOperator) -> SeparableOperator:
         """Combine the operators of both axes."""
-        gains = torch.outer(rows.s, columns.s).flatten()
-        return cls(rows, columns, gains.argsort()[: max(len(gains) // 8, 1)])
+        frequency = torch.hypot(rows.frequency[:, None], columns.frequency)  # (h, w)
+        signal = torch.outer(rows.s, columns.s) / frequency.clamp(min=1e-6)  # images have a spectrum of about 1/f
+        lowest = signal.flatten().argsort()[: max(signal.numel() // 8, 1)]
+        return cls(rows, columns, torch.zeros_like(signal).flatten().index_fill_(0, lowest, 1).view_as(signal))
 
     @classmethod
     def stack(cls, operators: Sequence[SeparableOperator]) -> SeparableOperator:
@@ -73,8 +75,7 @@ class SeparableOperator(NamedTuple):
 
     def to(self, like: Tensor) -> SeparableOperator:
         """Convert to the dtype and the device of a tensor."""
-        *floats, stop_band = self.tensors
-        return self.from_tensors([*(x.to(like) for x in floats), stop_band.to(like.device)])
+        return self.from_tensors([x.to(like) for x in self.tensors])
 
     @property
     def hr_shape(self) -> tuple[int, int]:
@@ -179,11 +180,12 @@ class SeparableOperator(NamedTuple):
         return x
 
     def noise_level(self, y: Tensor) -> Tensor:
-        """Estimate the standard deviation of the noise of LR images from their coefficients in the stop band.
+        """Estimate the standard deviation of the noise of LR images in their stop band.
 
-        The estimate includes rounding (0.29 for integers) and, in images sharper than this operator, the detail that
-        its blur would have removed. Without a blur there is no real stop band, so that fine detail is included too. The
-        estimator is robust: the median of the absolute coefficients, except those that are zero by symmetry.
+        There, little of the image is left, and what is left lies at edges: the median of the absolute values excludes
+        it. Constant background, as around a segmented brain, is excluded too. The estimate includes rounding (0.29 for
+        integers) and, in images sharper than this operator, the detail that its blur would have removed. Without a blur
+        there is no real stop band, so that some fine detail is included.
 
         Args:
             y: LR images, (..., h, w).
@@ -197,11 +199,16 @@ class SeparableOperator(NamedTuple):
             >>> round(Degradation().for_lr(noise).noise_level(noise).item(), 3)
             0.01
         """
+        rows, columns = (axis.matrix.sum(dim=-1) for axis in (self.rows, self.columns))  # 1, or 0 in a padding
+        inside = (rows[..., :, None] * columns[..., None, :]).expand_as(y)  # (..., h, w)
         with torch.autocast(y.device.type, enabled=False):
-            coefficients = self._coefficients(y).flatten(-2)  # (..., h · w)
-        sizes = coefficients.gather(-1, self.stop_band.expand(*y.shape[:-2], -1)).abs()  # (..., n)
-        rounding = torch.finfo(sizes.dtype).eps * coefficients.abs().amax(dim=-1, keepdim=True)
-        level = sizes.where(sizes > rounding, torch.nan).nanmedian(dim=-1).values / 0.6745  # median of |x|, x ~ N(0, 1)
+            residual = resample(self._coefficients(y) * self.stop_band, self.rows.u, self.columns.u)  # (..., h, w)
+        low = y.where(inside > 0.5, torch.inf).amin(dim=(-2, -1), keepdim=True)
+        high = y.where(inside > 0.5, -torch.inf).amax(dim=(-2, -1), keepdim=True)
+        foreground = (y > low + 1e-3 * (high - low)) & (inside > 0.5)
+        sizes = residual.abs().where(foreground, torch.nan).flatten(-2)
+        share = self.stop_band.sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1))  # of white noise
+        level = sizes.nanmedian(dim=-1).values / (0.6745 * share.sqrt())  # median of |x|, x ~ N(0, 1)
         return level.nan_to_num(nan=0.0)[..., None, None]
 
     def suppressed_fraction(self, damping: Tensor) -> Tensor:

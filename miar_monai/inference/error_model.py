@@ -22,12 +22,12 @@ _FLOOR = 1e-3  # of the intensity range: smaller differences carry no informatio
 _MIN_WEIGHT = 1e-3  # below, the disagreement is mostly rounding error
 
 
-def error_predictors(estimate: Estimate, entropy: Tensor, suppressed: Tensor) -> Tensor:
+def error_predictors(estimate: Estimate, entropy: Tensor | None, suppressed: Tensor) -> Tensor:
     """Return predictors of the error of super-resolved slices, in network intensities, about [0, 1].
 
     Args:
         estimate: the super-resolved slices.
-        entropy: entropy of the tokens, in [0, 1], (B, 1, H, W).
+        entropy: entropy of the tokens, in [0, 1], (B, 1, H, W); None without tokens.
         suppressed: fraction of the coefficients suppressed because of noise, in [0, 1], (B, 1, 1, 1).
 
     Returns:
@@ -41,7 +41,8 @@ def error_predictors(estimate: Estimate, entropy: Tensor, suppressed: Tensor) ->
         disagreement = difference / estimate.network_weight.clamp(min=_MIN_WEIGHT)
         edges = torch.linalg.vector_norm(torch.stack(torch.gradient(image, dim=(2, 3))), dim=0)
         sizes = smoothed(torch.cat([disagreement, edges], dim=1))
-        return torch.cat([(sizes + _FLOOR).log(), entropy.to(image), suppressed.to(image).expand_as(image)], dim=1)
+        entropy = torch.zeros_like(image) if entropy is None else entropy.to(image)
+        return torch.cat([(sizes + _FLOOR).log(), entropy, suppressed.to(image).expand_as(image)], dim=1)
 
 
 def smoothed(images: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class ErrorModel:
     entropy: float
     noise: float = 0.0
 
-    def __call__(self, estimate: Estimate, entropy: Tensor, suppressed: Tensor) -> Tensor:
+    def __call__(self, estimate: Estimate, entropy: Tensor | None, suppressed: Tensor) -> Tensor:
         """Return the expected error in network intensities, (B, 1, H, W); for the arguments see `error_predictors`."""
         predictors = error_predictors(estimate, entropy, suppressed)  # (B, 4, H, W)
         weights = predictors.new_tensor([getattr(self, name) for name in PREDICTORS]).view(1, -1, 1, 1)

@@ -1,7 +1,9 @@
-"""The networks of MIAR: tokenizer, transformer, and the complete super-resolution network."""
+"""The networks: the estimator, and MIAR with its tokenizer and transformer."""
 
+from miar_monai.networks.base import SuperResolutionNetwork
+from miar_monai.networks.estimator import Estimator
 from miar_monai.networks.miar import MIAR
 from miar_monai.networks.msvqvae import MSVQVAE
 from miar_monai.networks.transformer import MIARTransformer
 
-__all__ = ["MIAR", "MSVQVAE", "MIARTransformer"]
+__all__ = ["MIAR", "MSVQVAE", "Estimator", "MIARTransformer", "SuperResolutionNetwork"]

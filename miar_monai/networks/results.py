@@ -28,12 +28,30 @@ class Observation(NamedTuple):
     """Damping of a noiseless slice."""
     network_weight: Tensor
     """Weight of the network estimate in the result, in [0, 1]; the linear estimate has the rest: (B, 1, 1, 1)."""
+    guide: Tensor | None = None
+    """Another contrast on the HR grid, for networks with a guide: (B, 1, H, W)."""
+
+    @property
+    def images(self) -> Tensor:
+        """Input of the networks, the linear estimate and the guide if there is one: (B, 1 or 2, H, W)."""
+        return self.linear if self.guide is None else torch.cat([self.linear, self.guide], dim=1)
 
     @property
     def condition(self) -> Tensor:
-        """Conditioning vector of the networks, log-damping and blur, both centered near 0: (B, 2, 1, 1)."""
+        """Conditioning vector of `MIAR`, log-damping and blur, both centered near 0: (B, 2, 1, 1)."""
         sigma = torch.zeros_like(self.damping) + self.operator.sigma
         return torch.cat([self.damping.log10() + 2, sigma - 1], dim=1)
+
+    @property
+    def resolution(self) -> Tensor:
+        """Conditioning vector of `Estimator`, all centered near 0: (B, 5, 1, 1).
+
+        Log-damping and, for the rows and for the columns, the binary logarithms of the factor and of the effective
+        factor, by which profile and blur together lower the resolution.
+        """
+        axes = [f for axis in (self.operator.rows, self.operator.columns) for f in (axis.factor, axis.effective_factor)]
+        logs = [torch.zeros_like(self.damping) + axis.log2()[..., None, None] - 1 for axis in axes]
+        return torch.cat([self.damping.log10() + 2, *logs], dim=1)
 
     @property
     def suppressed_by_noise(self) -> Tensor:
@@ -81,5 +99,5 @@ class Estimate(NamedTuple):
     """Expected absolute error of ``image``, if there is an error model: (B, 1, H, W)."""
 
 
-ErrorEstimator = Callable[[Estimate, Tensor, Tensor], Tensor]
-"""Maps an estimate, the entropy (B, 1, H, W) and the suppressed fraction (B, 1, 1, 1) to the error (B, 1, H, W)."""
+ErrorEstimator = Callable[[Estimate, Tensor | None, Tensor], Tensor]
+"""Maps an estimate, the entropy (B, 1, H, W) or None, and the suppressed fraction (B, 1, 1, 1) to the error."""

@@ -177,15 +177,15 @@ class TokenizerTrainer(_StepTrainer):
 
 
 class MIARTrainer(_StepTrainer):
-    """Stage 2: trains transformer, LR encoder and decoder with `miar_monai.training.losses.MIARObjective`.
+    """Trains a network by an objective: stage 2 of a MIAR by `MIARObjective`, or an `Estimator`.
 
     Args:
         device: where to train.
         max_epochs: number of epochs.
-        train_data_loader: batches with ``"image"``, LR slices (B, 1, h, w), ``"label"``, HR slices (B, 1, H, W), and
-            optionally ``"degradation"``, the index of each slice's degradation in those of the objective, (B,).
-        objective: the objective, possibly wrapped for several GPUs.
+        train_data_loader: batches with the ``batch_keys``.
+        objective: maps these tensors to named losses, possibly wrapped for several GPUs.
         optimizer: optimizer of the network's trainable parameters.
+        batch_keys: keys of the arguments of the objective, in their order; those that a batch lacks are left out.
         train_handlers, epoch_length, amp, max_grad_norm, cuda_graphs: as for `TokenizerTrainer`.
     """
 
@@ -196,9 +196,11 @@ class MIARTrainer(_StepTrainer):
         train_data_loader: Iterable,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
+        batch_keys: Sequence[str] = ("image", "label", "degradation"),
         **options: Any,
     ) -> None:
         super().__init__(device, max_epochs, train_data_loader, **options)
+        self.batch_keys = tuple(batch_keys)
         self.objective = objective
         self.optimizer = optimizer
         self._graphed_step = self.graphed(self._step)
@@ -206,7 +208,7 @@ class MIARTrainer(_StepTrainer):
         self.add_event_handler(Events.STARTED, module.prepare)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
-        batch = [self.to_device(batchdata[key]) for key in ("image", "label", "degradation") if key in batchdata]
+        batch = [self.to_device(batchdata[key]) for key in self.batch_keys if key in batchdata]
         self.objective.train()
         return [self._graphed_step(*batch)]
 

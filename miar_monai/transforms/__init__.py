@@ -16,11 +16,13 @@ from miar_monai.transforms.dictionary import (
 from miar_monai.transforms.files import LoadVolume, SaveVolume
 from miar_monai.transforms.intensity import ScaleIntensityHU, ScaleIntensityRobust, limits_in_units
 from miar_monai.transforms.invert import InvertSuperResolutiond, SplitUncertaintyd
+from miar_monai.transforms.planes import DetailedPlanesd
 from miar_monai.transforms.simulate import CentralSlices, SimulateLowResolution
 
 __all__ = [
     "CentralSlices",
     "CentralSlicesd",
+    "DetailedPlanesd",
     "InvertSuperResolutiond",
     "LoadVolume",
     "LoadVolumed",

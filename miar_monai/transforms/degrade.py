@@ -31,7 +31,7 @@ def degrade_volume(
         factors: size of the new voxels over that of the old ones along each voxel axis, (3,), from 1 to 64, whole or
             not; 1 leaves an axis as it is.
         profile: point spread function of the new voxels; see `miar_monai.degradation.axis.PROFILES`.
-        thickness: its width over the new spacing, for ``"gaussian"`` and ``"box"``: below 1 there are gaps.
+        thickness: its width over the new spacing, for profiles other than bicubic: below 1 there are gaps.
         blur: standard deviation of a Gaussian blur in new voxels, along the axes that change.
         noise: standard deviation of white Gaussian noise, as a fraction of the range of the intensities.
         seed: of the noise.

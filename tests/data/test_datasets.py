@@ -2,30 +2,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.data import DataLoader
-from monai.transforms import Compose, MapTransform, Orientationd, RandFlipd
 
 from miar_monai.data.datasets import (
-    SliceDataset,
     brats_datalist,
     lidc_datalist,
+    paired_datalist,
     series_datalist,
     split_by_patient,
     subject_datalist,
     volume_datalist,
 )
 from miar_monai.errors import DatasetError, ImageError
-from miar_monai.transforms import CentralSlicesd, LoadVolumed, ScaleIntensityRobustd
 
 SECTIONS = ("training", "validation", "test")
 SHAPE = (17, 13, 9)
@@ -67,6 +61,23 @@ def test_a_folder_without_brats_volumes_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DatasetError, match=sentence):
         brats_datalist(tmp_path)
+
+
+def test_the_other_contrasts_of_a_subject_are_guides(tmp_path: Path) -> None:
+    write_brats_folder(tmp_path, subjects=2, shape=SHAPE)
+    (tmp_path / "BraTS_00001" / "BraTS_00001_t1.nii.gz").unlink()
+    write_nifti_phantom(tmp_path / "BraTS_00000" / "BraTS_00000_flair.nii.gz", SHAPE)
+    items = brats_datalist(tmp_path, ("t1", "t2", "flair"))
+    found = [(Path(item["image"]).name, Path(item.get("guide", "none")).name) for item in paired_datalist(items)]
+    t1, t2, flair = (f"BraTS_00000_{contrast}.nii.gz" for contrast in ("t1", "t2", "flair"))
+    lone = "BraTS_00001_t2.nii.gz"
+    assert found == [(t1, t2), (t1, flair), (t2, t1), (t2, flair), (flair, t1), (flair, t2), (lone, "none")]
+    assert all("guide" not in item for item in items), "the items themselves do not change"
+
+
+def test_volumes_without_contrast_are_no_pairs() -> None:
+    scans = [{"image": f"{i}.nii", "subject": "a"} for i in range(2)]
+    assert paired_datalist(scans) == scans
 
 
 def test_file_names_of_subjects_and_modalities_of_series_can_be_chosen(tmp_path: Path) -> None:
@@ -215,121 +226,6 @@ def test_real_splits(real_data: Path) -> None:
         for section in SECTIONS:
             found = split_by_patient(items, section, split_file=folder / "split.json")
             assert {item["subject"] for item in found} == {Path(name).name for name in names[section]}
-
-
-# ------------------------------------------------------------------------------------------------ slices
-
-
-class Counted(MapTransform):
-    """Counts how often volumes are loaded."""
-
-    calls = 0
-
-    def __call__(self, data: dict) -> dict:
-        type(self).calls += 1
-        return data
-
-
-@pytest.fixture
-def items(tmp_path: Path) -> list[dict[str, str]]:
-    return brats_datalist(write_brats_folder(tmp_path / "brats", subjects=3, shape=SHAPE, contrasts=("t2",)))
-
-
-@pytest.fixture
-def transform() -> Compose:
-    Counted.calls = 0
-    return Compose(
-        [
-            Counted("image"),
-            LoadVolumed("image"),
-            CentralSlicesd("image", None),
-            Orientationd("image", axcodes="RAS", labels=None),
-            ScaleIntensityRobustd("image"),
-        ]
-    )
-
-
-def test_slices_are_those_of_the_volumes(items: list[dict[str, str]], transform: Compose) -> None:
-    dataset = SliceDataset(items, transform)
-    expected = [s for item in items for s in transform(item)["image"].as_tensor().unbind(-1) if s.max() > s.min()]
-    assert 0 < len(dataset) == len(expected) < 27, "the slices above and below the head are empty"
-    for i, slice_ in enumerate(expected):
-        image = dataset[i]["image"]
-        assert type(image) is torch.Tensor
-        assert image.dtype == torch.float32
-        assert image.is_contiguous()
-        assert torch.equal(image, slice_)
-    assert dataset.data == items
-    assert dataset.transform is transform
-
-
-@pytest.mark.parametrize("settings", [{"num_workers": 2}, {"progress": True}])
-def test_loading_in_other_ways_changes_nothing(
-    items: list[dict[str, str]], transform: Compose, settings: dict, capsys: pytest.CaptureFixture
-) -> None:
-    reference = SliceDataset(items, transform)
-    assert capsys.readouterr().err == ""
-    dataset = SliceDataset(items, transform, **settings)
-    assert all(torch.equal(a, b) for a, b in zip(reference.slices, dataset.slices, strict=True))
-    assert ("3/3" in capsys.readouterr().err) is settings.get("progress", False)
-
-
-def test_cache_loads_once_and_notices_changes(tmp_path: Path, items: list[dict[str, str]], transform: Compose) -> None:
-    reference = SliceDataset(items, transform)
-    for calls in (6, 6):
-        cached = SliceDataset(items, transform, cache_dir=tmp_path / "cache")
-        assert Counted.calls == calls
-        assert all(torch.equal(a, b) for a, b in zip(reference.slices, cached.slices, strict=True))
-    SliceDataset(
-        items, Compose([*transform.transforms[:-1], ScaleIntensityRobustd("image", 90)]), cache_dir=tmp_path / "cache"
-    )
-    assert Counted.calls == 9
-    os.utime(items[0]["image"], (1, 1))
-    SliceDataset(items, transform, cache_dir=tmp_path / "cache")
-    assert Counted.calls == 10
-
-
-def test_augmentation_of_plain_slices(items: list[dict[str, str]], transform: Compose) -> None:
-    dataset = SliceDataset(items, transform, Compose([RandFlipd("image", prob=1, spatial_axis=0)]))
-    for _ in range(2):
-        image = dataset[4]["image"]
-        assert type(image) is torch.Tensor
-        assert torch.equal(image, dataset.slices[4].flip(1)), "the slices in memory do not change"
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_loader_seeds_the_augmentation(items: list[dict[str, str]], transform: Compose, num_workers: int) -> None:
-    dataset = SliceDataset(items, transform, Compose([RandFlipd("image", prob=0.5, spatial_axis=1)]))
-
-    def epochs(seed: int) -> list[torch.Tensor]:
-        torch.manual_seed(seed)
-        loader = DataLoader(dataset, batch_size=4, num_workers=num_workers)
-        return [torch.cat([batch["image"] for batch in loader]) for _ in range(2)]
-
-    first, again, other = epochs(0), epochs(0), epochs(1)
-    assert all(map(torch.equal, first, again))
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first[0], other[0])
-
-
-def test_volumes_without_content(items: list[dict[str, str]]) -> None:
-    def empty(item: dict[str, str]) -> dict[str, torch.Tensor]:
-        return {"image": torch.zeros(1, 5, 4, 3)}
-
-    with pytest.raises(
-        DatasetError, match=r"none of 3 volumes has a slice with content: at least one is needed; check"
-    ):
-        SliceDataset(items, empty)
-
-
-def test_volumes_of_different_sizes(tmp_path: Path, transform: Compose) -> None:
-    paths = [write_nifti_phantom(tmp_path / f"{n}.nii", (n, n + 2, 5)) for n in (8, 11)]
-    dataset = SliceDataset(volume_datalist(paths), transform)
-    assert {tuple(item["image"].shape) for item in (dataset[i] for i in range(len(dataset)))} == {
-        (1, 8, 10),
-        (1, 11, 13),
-    }
-    assert np.isfinite(torch.cat([s.flatten() for s in dataset.slices]).numpy()).all()
 
 
 def test_a_patient_in_two_sections_is_refused(tmp_path: Path) -> None:

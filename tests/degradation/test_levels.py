@@ -48,7 +48,7 @@ def test_scans_keep_their_mean_intensity(scan: str, brain_mri: SuperResolver, re
     volume = read_volume(real_data / SCANS[scan])
     x, y, z = (size // 2 for size in volume.array.shape)
     result = levels(brain_mri, volume._replace(array=volume.array[x - 64 : x + 64, y - 64 : y + 64, z : z + 1]))
-    assert result.block < 0.1
+    assert result.block < 0.12
     assert abs(result.flat_tissue) < 0.1
 
 

@@ -181,7 +181,7 @@ def test_local_means_are_preserved_for_any_noise_blur_and_estimate(
         assert blocks.abs().max() < 1e-3 * float(lr.max() - lr.min()) + 4 * noise / 8
     darker, inner = estimate + inside, (slice(32, -32), slice(32, -32))  # without the border
     corrected = operator.prox(darker, degradation(estimate), damping)
-    torch.testing.assert_close(corrected[inner], estimate[inner], atol=1e-3, rtol=0)
+    torch.testing.assert_close(corrected[inner], estimate[inner], atol=1.2e-3, rtol=0)
 
 
 def test_damping_reduces_the_error_of_noisy_data(hr: torch.Tensor) -> None:
@@ -263,7 +263,7 @@ def test_settings_out_of_range_are_refused(settings: dict) -> None:
 
 
 def test_unknown_profiles_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^profile is 'sinc', but it must be one of bicubic, gaussian, box;"):
+    with pytest.raises(ConfigurationError, match=r"^profile is 'sinc', but it must be one of bicubic, gaussian, box, slr;"):
         Degradation(profile="sinc")
 
 
@@ -320,7 +320,7 @@ def test_an_operator_can_be_rebuilt_from_its_tensors(degradation: Degradation, h
     assert torch.equal(again.noise_level(lr), operator.noise_level(lr))
     assert (again.hr_shape, again.lr_shape) == (tuple(hr.shape[1:]), tuple(lr.shape[1:]))
     single = operator.to(torch.empty(0))
-    assert {x.dtype for x in single.tensors} == {torch.float32, torch.int64}
+    assert {x.dtype for x in single.tensors} == {torch.float32}
 
 
 def test_operators_are_cached() -> None:

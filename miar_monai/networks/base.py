@@ -1,0 +1,203 @@
+"""The algorithm that all super-resolution networks share: observe, predict, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from miar_monai.degradation import Degradation, SeparableOperator
+from miar_monai.networks.decoding import Decoding
+from miar_monai.networks.linear import DataConsistency, LinearInverse, NoiseModel
+from miar_monai.networks.results import ErrorEstimator, Estimate, Observation, Prediction
+
+__all__ = ["SuperResolutionNetwork"]
+
+Network = TypeVar("Network", bound="SuperResolutionNetwork")
+
+
+class SuperResolutionNetwork(nn.Module):
+    """Super-resolution of LR slices in three steps, of which a subclass defines the second.
+
+    `observe` solves the linear part on whole slices; `predict` runs the network, on tiles of the HR grid or on whole
+    slices; `finish` corrects, bounds and mixes its two output maps, the perceptual and the faithful estimate, on whole
+    slices again. Networks work on the HR grid, so they do not depend on the scale factor, only the operator does.
+
+    Args:
+        degradation: default of `observe`; the paper's by default.
+        noise_model: damping of the linear estimate, from the noise of each slice; `NoiseModel` by default.
+        front_end: maps LR slices, operator and damping to the linear estimate: `LinearInverse` by default, or
+            `Interpolation`.
+        back_end: corrects the maps: `DataConsistency` by default, or `NoConsistency`.
+
+    Reference:
+        Wang et al., Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, 2023 (range-null-space
+        decomposition).
+    """
+
+    guide_channels = 0
+    """Number of guides that the network accepts, 0 or 1."""
+
+    def __init__(
+        self,
+        degradation: Degradation | None = None,
+        noise_model: NoiseModel | None = None,
+        front_end: Callable[[Tensor, SeparableOperator, Tensor], Tensor] | None = None,
+        back_end: Callable[[Tensor, Observation], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.degradation = degradation or Degradation()
+        self.noise_model = noise_model or NoiseModel()
+        self.front_end = front_end or LinearInverse()
+        self.back_end = back_end or DataConsistency()
+
+    @property
+    def side(self) -> int | None:
+        """Side of the tiles on the HR grid, or None for convolutions, which accept any multiple of ``stride``."""
+        return None
+
+    @property
+    def stride(self) -> int:
+        """Voxels of the HR grid for each position of the coarsest features."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The parts that may compute in lower precision."""
+        raise NotImplementedError
+
+    @property
+    def shared_layers(self) -> Sequence[nn.Module]:
+        """The parts that must keep their precision, and are shared by the copies of `cast`."""
+        return ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the layers."""
+        return next(self.layers[0].parameters()).dtype
+
+    def cast(self: Network, dtype: torch.dtype) -> Network:
+        """Return a copy for inference whose layers compute in another precision; faster than autocast.
+
+        Autocast casts every weight before each use, and many results back. The closed forms keep the precision of the
+        image.
+
+        Args:
+            dtype: precision of the copied weights, such as `torch.bfloat16`.
+        """
+        with torch.inference_mode(False):  # tensors of inference mode could not be updated outside of it
+            copy = deepcopy(self, {id(part): part for part in self.shared_layers})
+            for part in copy.layers:
+                part.to(dtype).requires_grad_(False)
+        return copy
+
+    def cast_from(self: Network, source: Network) -> None:
+        """Update this copy, made by ``source.cast``, to the weights of ``source``, in a few kernel launches."""
+        targets, sources = ([p.detach() for part in x.layers for p in part.parameters()] for x in (self, source))
+        torch._foreach_copy_(targets, sources)
+
+    def observe(
+        self, lr: Tensor, operator: SeparableOperator | None = None, guide: Tensor | None = None
+    ) -> Observation:
+        """Estimate the noise of each slice and compute the linear estimate, damped by the noise.
+
+        Args:
+            lr: LR slices of any size, (B, 1, h, w).
+            operator: operator of their degradation; ``self.degradation`` by default.
+            guide: another contrast on the HR grid, scaled as the slices, for networks with ``guide_channels``:
+                (B, 1, H, W); 0 where there is none.
+        """
+        operator = operator or self.degradation.for_lr(lr)
+        damping, weight = self.noise_model(operator.noise_level(lr))  # (B, 1, 1, 1)
+        linear = self.front_end(lr, operator, damping)
+        if self.guide_channels and guide is None:
+            guide = torch.zeros_like(linear)
+        return Observation(lr, operator, linear, damping, self.noise_model.min_damping, weight, guide)
+
+    def condition(self, observed: Observation) -> Tensor:
+        """Return the conditioning vector of the network: (B, C, 1, 1)."""
+        raise NotImplementedError
+
+    def predict(
+        self, images: Tensor, condition: Tensor, decoding: Decoding | None = None, with_entropy: bool = False
+    ) -> Prediction:
+        """Predict the output maps.
+
+        Args:
+            images: linear estimates of the tiles or slices and, as further channels, their guides:
+                (B, 1 + guide_channels, H, W).
+            condition: result of `condition`, (B, C, 1, 1).
+            decoding: strategy and its settings, for networks with tokens.
+            with_entropy: also return the entropy of the tokens, for networks with tokens.
+        """
+        raise NotImplementedError
+
+    def correct(self, maps: Tensor, observed: Observation) -> Tensor:
+        """Correct output maps (B, 2, H, W) by the back end, in the precision of the LR slices."""
+        return self.back_end(maps.to(observed.lr.dtype), observed)
+
+    def finish(
+        self,
+        prediction: Prediction,
+        observed: Observation,
+        fidelity: float = 0.25,
+        error_model: ErrorEstimator | None = None,
+    ) -> Estimate:
+        """Return the super-resolved images of a prediction: corrected, bounded and mixed.
+
+        Voxels are not darker than the darkest of their LR slice, while local means are preserved. For inference only:
+        clipped voxels have no gradient, so in training they would drift.
+
+        Args:
+            prediction: prediction for whole slices.
+            observed: result of `observe`.
+            fidelity: from 0, the perceptual estimate, to 1, the faithful estimate.
+            error_model: predicts the error of the image; one that uses the entropy of tokens needs a prediction with
+                entropy.
+        """
+        maps = self.correct(prediction.maps, observed)
+        maps = observed.operator.bounded(maps, observed.lr.amin(dim=(2, 3), keepdim=True))
+        perceptual, faithful = maps.split(1, dim=1)
+        image = torch.lerp(perceptual, faithful, fidelity)
+        estimate = Estimate(image, perceptual, faithful, observed.network_weight)
+        if error_model is None:
+            return estimate
+        return estimate._replace(error=error_model(estimate, prediction.entropy, observed.suppressed_by_noise))
+
+    @torch.no_grad()
+    def super_resolve(
+        self,
+        lr: Tensor,
+        decoding: Decoding | None = None,
+        fidelity: float = 0.25,
+        operator: SeparableOperator | None = None,
+        error_model: ErrorEstimator | None = None,
+        predict: Callable[[Tensor, Tensor], Prediction] | None = None,
+        guide: Tensor | None = None,
+    ) -> Estimate:
+        """Super-resolve LR slices: observe, predict, finish.
+
+        Args:
+            lr: LR slices, (B, 1, h, w), of one tile each, or of any size supported by ``predict``.
+            decoding: strategy and its settings; greedy by default.
+            fidelity: from 0, the perceptual estimate, to 1, the faithful estimate.
+            operator: operator of the degradation; that of ``self.degradation`` by default.
+            error_model: predicts the error of the images; see `finish`.
+            predict: maps images (B, 1 + guide_channels, H, W) and conditions (B, C, 1, 1) to a prediction; `predict` by
+                default.
+            guide: another contrast on the HR grid; see `observe`.
+
+        Raises:
+            ConfigurationError: if ``lr`` has a size that ``predict`` does not support.
+        """
+        observed = self.observe(lr, operator, guide)
+        predict = predict or partial(self.predict, decoding=decoding, with_entropy=error_model is not None)
+        return self.finish(predict(observed.images, self.condition(observed)), observed, fidelity, error_model)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Super-resolve LR images (B, 1, h, w) by greedy decoding: (B, 1, H, W)."""
+        return self.super_resolve(lr).image

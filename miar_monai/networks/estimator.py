@@ -1,0 +1,156 @@
+"""The estimator: super-resolution by convolutions alone, for any grid and with another contrast as a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miar_monai.degradation import Degradation, SeparableOperator
+from miar_monai.errors import ConfigurationError
+from miar_monai.networks.autoencoder import zero_conv
+from miar_monai.networks.base import SuperResolutionNetwork
+from miar_monai.networks.decoding import Decoding
+from miar_monai.networks.linear import NoiseModel
+from miar_monai.networks.lr_encoder import PlainBlock
+from miar_monai.networks.results import Observation, Prediction
+
+__all__ = ["Estimator"]
+
+_CONDITIONS = 5  # channels of `Observation.resolution`
+
+
+class Estimator(SuperResolutionNetwork):
+    """A U-Net on the linear estimate, with the perceptual and the faithful estimate as output maps.
+
+    One set of weights serves any factor, profile and blur of both axes, which are its condition, and works with or
+    without a guide: another contrast of the same patient on the HR grid. It consists of convolutions without
+    normalization, so that its result at a voxel depends on a neighborhood only and large slices need no tiles.
+
+    Args:
+        channels: width of each level, fine to coarse; each level is coarser by 2 than the previous one.
+        blocks: residual blocks of each level, on both sides of the U; on the coarsest level once.
+        patch_size: side of the pixel patches of the finest level.
+        guide_channels: 1 for a network with a guide, otherwise 0.
+        degradation, noise_model, front_end, back_end: see `SuperResolutionNetwork`.
+
+    Raises:
+        ConfigurationError: if ``channels`` and ``blocks`` have different lengths.
+
+    Reference:
+        Zhang et al., Plug-and-Play Image Restoration with Deep Denoiser Prior, 2021 (U-Net of plain residual blocks);
+        Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, 2017.
+
+    Example:
+        >>> network = Estimator(channels=(8, 16), blocks=(1, 1), guide_channels=1).eval()
+        >>> lr, guide = torch.rand(2, 1, 16, 8), torch.rand(2, 1, 64, 40)
+        >>> operator = Degradation(scale=(4, 5), sigma=0, profile="gaussian").for_lr(lr)
+        >>> network.super_resolve(lr, operator=operator, guide=guide).image.shape
+        torch.Size([2, 1, 64, 40])
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256),
+        blocks: Sequence[int] = (2, 3, 6),
+        patch_size: int = 2,
+        guide_channels: int = 0,
+        degradation: Degradation | None = None,
+        noise_model: NoiseModel | None = None,
+        front_end: Callable[[Tensor, SeparableOperator, Tensor], Tensor] | None = None,
+        back_end: Callable[[Tensor, Observation], Tensor] | None = None,
+    ) -> None:
+        super().__init__(degradation, noise_model, front_end, back_end)
+        if len(channels) != len(blocks):
+            raise ConfigurationError(
+                f"channels has {len(channels)} levels but blocks {len(blocks)}; give one number for each level."
+            )
+        self.guide_channels = guide_channels
+        self.unet = UNet((1 + guide_channels) * patch_size**2 + _CONDITIONS, 2 * patch_size**2, channels, blocks)
+        self.patch_size = patch_size
+
+    @property
+    def stride(self) -> int:
+        """Voxels of the HR grid for each position of the coarsest features."""
+        return self.patch_size * self.unet.stride
+
+    @property
+    def layers(self) -> tuple[nn.Module]:
+        """The U-Net."""
+        return (self.unet,)
+
+    def condition(self, observed: Observation) -> Tensor:
+        """Return the damping, and the factor and the effective factor of both axes: (B, 5, 1, 1)."""
+        return observed.resolution
+
+    def maps(self, images: Tensor, condition: Tensor) -> Tensor:
+        """Return the uncorrected perceptual and faithful map, (B, 2, H, W); for the arguments see `predict`."""
+        patches = F.pixel_unshuffle(images, self.patch_size).to(self.dtype)  # (B, C · patch_size², H / patch_size, …)
+        planes = condition.to(patches).expand(-1, -1, *patches.shape[2:])
+        residuals = self.unet(torch.cat([patches, planes], dim=1))  # (B, 2 · patch_size², H / patch_size, …)
+        return images[:, :1] + F.pixel_shuffle(residuals, self.patch_size).to(images.dtype)  # (B, 2, H, W)
+
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor, condition: Tensor, decoding: Decoding | None = None, with_entropy: bool = False
+    ) -> Prediction:
+        """Predict the output maps; ``decoding`` and ``with_entropy`` have no effect without tokens.
+
+        Args:
+            images: linear estimates and, as a second channel, the guides: (B, 1 + guide_channels, H, W), H and W
+                multiples of ``stride``. Others are padded by replication.
+            condition: see `condition`.
+            decoding: ignored.
+            with_entropy: ignored.
+        """
+        height, width = images.shape[2:]
+        padding = [0, -width % self.stride, 0, -height % self.stride]
+        maps = self.maps(F.pad(images, padding, mode="replicate") if any(padding) else images, condition)
+        return Prediction(maps[..., :height, :width])
+
+
+class UNet(nn.Module):
+    """A U-Net of plain residual blocks; skips are added.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; the last layer is initialized to zero.
+        channels: width of each level, fine to coarse.
+        blocks: residual blocks of each level on each side; on the coarsest level once.
+
+    Example:
+        >>> UNet(3, 2, channels=(8, 16), blocks=(1, 2))(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, channels: Sequence[int], blocks: Sequence[int]) -> None:
+        super().__init__()
+
+        def level(width: int, count: int) -> nn.Sequential:
+            return nn.Sequential(*(PlainBlock(width) for _ in range(count)))
+
+        self.stride = 2 ** (len(channels) - 1)
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        finer, coarser = channels[:-1], channels[1:]
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(finer, coarser, strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(finer, coarser, strict=True))
+        self.encoder = nn.ModuleList(level(width, count) for width, count in zip(finer, blocks, strict=False))
+        self.middle = level(channels[-1], blocks[-1])
+        self.decoder = nn.ModuleList(level(width, count) for width, count in zip(finer, blocks, strict=False))
+        self.conv_out = zero_conv(channels[0], out_channels)
+        # the native layout of convolutions on a GPU, without which each one transposes its data twice
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W), H and W multiples of ``stride``."""
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for blocks, down in zip(self.encoder, self.down, strict=True):
+            skips.append(blocks(x))
+            x = down(skips[-1])  # (B, channels[i + 1], H / 2^(i + 1), W / 2^(i + 1))
+        x = self.middle(x)
+        for blocks, up in reversed([*zip(self.decoder, self.up, strict=True)]):
+            x = blocks(up(x) + skips.pop())  # (B, channels[i], H / 2^i, W / 2^i)
+        return self.conv_out(x + skips.pop())
