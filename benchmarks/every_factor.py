@@ -4,10 +4,11 @@
         --dataset_dir BraTS --split_file split.json --output_dir every_factor_output [--contrasts t1,t2] \
         [--num_slices 40] [--grids 5x1,4x4] [--device cuda:0] ...
 
-A grid such as ``5x1`` is the factor of rows and of columns. One axis is degraded by a Gaussian profile with the width of
-the new voxels, as thick slices are; two axes are degraded as in the paper, by bicubic downsampling and a blur. Networks
-are those of the bundle's config; ``NAME@GRID=FILE`` is a network for that grid alone, and the networks for all grids
-are compared with it. Writes ``every_factor.csv`` (a row for each grid, patient, contrast, slice and method) and
+A grid such as ``5x1`` is the factor of rows and of columns. One axis is degraded by a Gaussian profile with the width
+of the new voxels, as thick slices are; two axes are degraded as in the paper, by bicubic downsampling and a blur.
+Networks are those of the bundle's ``evaluate.json``, or of a config that is merged into it: ``--overlay
+bundles/common/estimator.json``. ``NAME@GRID=FILE`` is a network for that grid alone, and the networks for all grids are
+compared with it. Writes ``every_factor.csv`` (a row for each grid, patient, contrast, slice and method) and
 ``every_factor.md``.
 """
 
@@ -100,17 +101,23 @@ def parse_checkpoint(text: str) -> Checkpoint:
 
 
 def load_networks(
-    bundle: str, settings: Mapping[str, Any], checkpoints: Iterable[Checkpoint]
+    bundle: str, settings: Mapping[str, Any], checkpoints: Sequence[Checkpoint], overlay: str | None = None
 ) -> list[tuple[Checkpoint, Any]]:
     """Return the networks of a bundle's config with their weights, on the device of the config.
+
+    Args:
+        bundle: folder of the bundle.
+        settings: values of keys of its ``evaluate.json``.
+        checkpoints: the networks.
+        overlay: a config that is merged into it.
 
     Raises:
         CheckpointError: if weights are missing, damaged or of another network.
     """
-    return [
-        (one, load_weights(read_config(bundle, settings).get_parsed_content("network"), one.path, "train it.").eval())
-        for one in checkpoints
-    ]
+    overlays = [Path(overlay)] if overlay else []
+    networks = [read_config(bundle, settings, *overlays).get_parsed_content("network") for _ in checkpoints]
+    pairs = zip(checkpoints, networks, strict=True)
+    return [(one, load_weights(network, one.path, "train it.").eval()) for one, network in pairs]
 
 
 def open_slices(
@@ -120,10 +127,12 @@ def open_slices(
     contrasts: str | Sequence[str] | None,
     settings: Mapping[str, Any],
     results: Iterable[str],
+    overlay: str | None,
 ) -> tuple[ConfigParser, dict[str, Any]]:
     """Read the ``evaluate.json`` of a bundle, see `benchmarks.common.open_run`, for HR slices of `SIDE` voxels."""
     given = {"metrics": list(METRICS), "center_crop#spatial_size": [SIDE, SIDE, -1], **settings}
-    return open_run(bundle, dataset_dir, output_dir, contrasts, given, results)
+    overlays = [Path(overlay)] if overlay else []
+    return open_run(bundle, dataset_dir, output_dir, contrasts, given, results, *overlays)
 
 
 def maps_of(network: Any, lr: Tensor, operator: SeparableOperator, **inputs: Any) -> dict[str, Tensor]:
@@ -189,6 +198,7 @@ def main(
     output_dir: str = "every_factor_output",
     grids: str | Sequence[str] = GRIDS,
     contrasts: str | Sequence[str] | None = None,
+    overlay: str | None = None,
     **settings: Any,
 ) -> None:
     """Measure networks at many factors.
@@ -200,14 +210,15 @@ def main(
         output_dir: folder of ``every_factor.csv`` and ``every_factor.md``.
         grids: see `degradation_of`.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
+        overlay: a config that is merged into the bundle's, for another network.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, num_slices, amp, ...
     """
-    config, given = open_slices(bundle, dataset_dir, output_dir, contrasts, settings, RESULTS)
+    config, given = open_slices(bundle, dataset_dir, output_dir, contrasts, settings, RESULTS, overlay)
     get, folder = config.get_parsed_content, Path(output_dir)
     parsed = [parse_checkpoint(text) for text in checkpoints]
     wanted = [str(grid) for grid in ensure_tuple(grids)]
     degradations = {grid: degradation_of(grid) for grid in wanted}
-    networks = load_networks(bundle, given, parsed)
+    networks = load_networks(bundle, given, parsed, overlay)
     volumes = load_slice_pairs(config)
     rows: list[Row] = []
     missing, metrics = [], []

@@ -1,7 +1,8 @@
 """Super-resolution with another contrast of the patient as a guide, also when the guide is out of place.
 
     python -m benchmarks.guide guided=runs/guided/model.pt --dataset_dir BraTS --split_file split.json \
-        --output_dir guide_output [--contrast t2] [--guide t1] [--grids 4x4,5x1] [--shifts 0,0.5,1,2] [--num_slices 40] ...
+        --output_dir guide_output --overlay bundles/common/estimator.json --guide_channels 1 [--contrast t2] \
+        [--guide t1] [--grids 4x4,5x1] [--shifts 0,0.5,1,2] [--num_slices 40] ...
 
 A network that accepts guides is measured without one, and with the guide moved by some millimeters: along the diagonal
 of the patient axes, by a cubic B-spline, before the slices are cut, so that the guide is also that of another height.
@@ -79,15 +80,15 @@ def load_guides(config: ConfigParser, volumes: Sequence[SlicePairs], millimeters
     """
     get, guides = config.get_parsed_content, []
     paths = {item["subject"]: item["image"] for item in get("datalist")}
-    load, scale = (Compose(get(f"{name}_transforms")) for name in ("load", "intensity"))
-    cut = Compose([get("central_slices"), get("center_crop")])
+    load = Compose(get("load_transforms"))
+    prepare = Compose([get("central_slices"), *get("intensity_transforms"), get("center_crop")])
     for volume in tqdm(volumes, desc=f"guides, {millimeters:g} mm", unit="volume"):
         if volume.subject not in paths:
             raise DatasetError(
                 f"{volume.subject} has no volume of the guide's contrast: one for each patient is needed; add it."
             )
         item = load({"image": paths[volume.subject]})
-        image = cut(scale({"image": moved(item["image"], millimeters)}))["image"]
+        image = prepare({"image": moved(item["image"], millimeters)})["image"]
         slices = image.as_tensor().movedim(-1, 0).contiguous()  # (N, 1, H, W)
         if slices.shape != volume.hr.shape:
             raise DatasetError(
@@ -173,6 +174,7 @@ def main(
     guide: str = "t1",
     grids: str | Sequence[str] = ("4x4",),
     shifts: float | Sequence[float] = (0, 0.5, 1, 2),
+    overlay: str | None = None,
     **settings: Any,
 ) -> None:
     """Measure networks with and without a guide.
@@ -186,24 +188,25 @@ def main(
         guide: contrast of the guides.
         grids: see `benchmarks.every_factor.degradation_of`.
         shifts: displacements of the guides in millimeters.
+        overlay: a config that is merged into the bundle's, for another network.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, num_slices, amp, ...
 
     Raises:
         ConfigurationError: if a network accepts no guide, or none is given.
         DatasetError: if a patient has no guide.
     """
-    config, given = open_slices(bundle, dataset_dir, output_dir, contrast, settings, RESULTS)
+    config, given = open_slices(bundle, dataset_dir, output_dir, contrast, settings, RESULTS, overlay)
     get, folder = config.get_parsed_content, Path(output_dir)
     parsed = [parse_checkpoint(text) for text in checkpoints]
     if not parsed:
         raise ConfigurationError("no network is given: one that accepts guides is needed; give NAME=FILE.")
     degradations = {str(grid): degradation_of(str(grid)) for grid in ensure_tuple(grids)}
-    networks = {one.name: network for one, network in load_networks(bundle, given, parsed)}
+    networks = {one.name: network for one, network in load_networks(bundle, given, parsed, overlay)}
     for name, network in networks.items():
         if not getattr(network, "guide_channels", 0):
             raise ConfigurationError(f"the network {name} accepts no guide; use a config whose network does.")
     volumes = load_slice_pairs(config)
-    of_guides = read_config(bundle, {**given, "datalist#contrasts": [guide]})
+    of_guides = read_config(bundle, {**given, "datalist#contrasts": [guide]}, *([Path(overlay)] if overlay else []))
     guides = {f"{guide} moved by {float(mm):g} mm": load_guides(of_guides, volumes, mm) for mm in ensure_tuple(shifts)}
     rows: list[Row] = []
     metrics: list[str] = []

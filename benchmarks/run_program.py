@@ -76,10 +76,11 @@ def run(path: Path, command: str, output_dir: Path, gpu: int) -> float:
     Raises:
         DatasetError: if the program fails, or does not write exactly one ``.nii.gz``.
     """
+    given = values(path)
     log = output_dir / path.name.replace(".nii.gz", ".log")
     with tempfile.TemporaryDirectory() as folder, log.open("w", encoding="utf-8") as file:
         try:
-            words = shlex.split(command.format(**values(path), folder=folder, gpu=gpu))
+            words = shlex.split(command.format(**given, folder=folder, gpu=gpu))
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigurationError(
                 f"the command {command!r} cannot be used ({error}): the placeholders are {{input}}, {{folder}}, "

@@ -17,6 +17,7 @@ from nibabel.processing import resample_from_to
 from miar_monai.data.datasets import split_by_patient
 from miar_monai.data.geometry import corner_distance
 from miar_monai.data.io import Volume
+from miar_monai.data.spectrum import PLANES, detailed_planes
 from miar_monai.degradation import Degradation
 from miar_monai.errors import DatasetError
 from miar_monai.transforms import CentralSlices
@@ -24,13 +25,10 @@ from miar_monai.transforms.degrade import degrade_volume
 from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
 
 __all__ = [
-    "PLANES",
     "SLICES",
     "ThickSlices",
     "VolumeMethod",
     "cubic",
-    "high_frequency_energy",
-    "is_isotropic",
     "isotropic_volumes",
     "linear_inverse",
     "saved_results",
@@ -39,11 +37,7 @@ __all__ = [
 SLICES = ((3.0, 0.0), (4.0, 0.0), (4.0, 1.0), (5.0, 0.0), (5.0, 1.0), (8.0, 0.0))
 """Thickness and gap in millimeters."""
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The axis across each plane, in RAS orientation."""
-
 DAMPING = 1e-3  # as that of the linear inverse in other tables
-_CORE = 64  # voxels along each axis that are examined, the inside of a head
 _TOLERANCE = 0.01  # mm
 
 
@@ -98,39 +92,10 @@ VolumeMethod = Callable[[ThickSlices], np.ndarray | None]
 """From thick slices to a volume with the shape, the grid and the units of the truth, or None to leave it out."""
 
 
-def high_frequency_energy(array: np.ndarray) -> np.ndarray:
-    """Return the fraction of the energy above half the Nyquist frequency along each axis of a volume: (3,).
-
-    The central 64 voxels along each axis count, under a Hann window.
-
-    Example:
-        >>> volume = np.random.default_rng(0).normal(size=(64, 64, 64))
-        >>> [round(float(x), 1) for x in high_frequency_energy((volume + np.roll(volume, 1, axis=2)) / 2)]
-        [0.5, 0.5, 0.2]
-    """
-    starts = [max(size - _CORE, 0) // 2 for size in array.shape]
-    core = array[tuple(slice(start, start + _CORE) for start in starts)].astype(np.float64)
-    result = []
-    for axis, size in enumerate(core.shape):
-        lines = np.moveaxis(core - core.mean(axis=axis, keepdims=True), axis, -1) * np.hanning(size + 2)[1:-1]
-        power = (np.abs(np.fft.rfft(lines)) ** 2).sum(axis=(0, 1))
-        result.append(power[np.fft.rfftfreq(size) > 0.25].sum() / max(power.sum(), np.finfo(float).tiny))
-    return np.array(result)
-
-
-def is_isotropic(array: np.ndarray) -> bool:
-    """Return whether a volume in RAS orientation has as much detail across its axial slices as within them.
-
-    The energy across must be at least half the mean of both others; thick slices that were interpolated have a tenth.
-    """
-    x, y, z = high_frequency_energy(array)
-    return bool(z >= (x + y) / 4)
-
-
 def isotropic_volumes(
     config: ConfigParser, subjects: Sequence[str] = (), limit: int | None = None
 ) -> Iterator[tuple[str, str, Volume]]:
-    """Yield patient, contrast and volume, in RAS orientation, of truly isotropic volumes.
+    """Yield patient, contrast and volume, in RAS orientation, of volumes with detail in all three planes.
 
     Args:
         config: an ``evaluate.json``.
@@ -151,13 +116,13 @@ def isotropic_volumes(
         if limit is not None and found == limit:
             return
         volume = metatensor_to_volume(load({"image": item["image"]})["image"])
-        if subjects or is_isotropic(volume.array):
+        if subjects or len(detailed_planes(volume.array, volume.grid.spacing)) == len(PLANES):
             found += 1
             yield item["subject"], item.get("contrast") or "ct", volume
     if not found:
         raise DatasetError(
-            f"none of the {len(chosen)} volumes can be used: volumes with as much detail across their axial slices as "
-            "within them are needed; give other subjects, or another section."
+            f"none of the {len(chosen)} volumes has as much detail across its slices as within them: truly isotropic "
+            "volumes are needed; give other subjects, or another section."
         )
 
 

@@ -6,10 +6,11 @@
     python -m benchmarks.through_plane measure ECLARE=runs/eclare RCAN=runs/rcan --dataset_dir BraTS \
         --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--every 4] [--device cuda:0] ...
 
-The slice profile is Gaussian. A volume counts as isotropic if it has at least half as much detail across its axial
-slices as within them. ``measure`` compares the cubic B-spline, the linear inverse, and the results of other methods,
-one folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast,
-thickness, plane, slice and method) and ``through_plane.md``; ``prepare`` writes the thick slices, for other programs.
+The slice profile is Gaussian. A volume counts as isotropic if it has detail in all three planes, see
+`miar_monai.data.spectrum.detailed_planes`. ``measure`` compares the cubic B-spline, the linear inverse, and the results
+of other methods, one folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each
+patient, contrast, thickness, plane, slice and method) and ``through_plane.md``; ``prepare`` writes the thick slices,
+for other programs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from tqdm import tqdm
 from benchmarks.common import commit, machine, open_run, publish, write_csv
 from benchmarks.paired import EXPLANATION, differences_table
 from benchmarks.thick_slices import (
-    PLANES,
     SLICES,
     ThickSlices,
     VolumeMethod,
@@ -43,6 +43,7 @@ from benchmarks.thick_slices import (
 )
 from miar_monai.data.io import write_volume
 from miar_monai.data.outputs import check_output_folder
+from miar_monai.data.spectrum import PLANES
 from miar_monai.data.volume import as_float
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
@@ -67,7 +68,7 @@ def parse_slices(slices: str | Sequence[float] | Sequence[Sequence[float]] | Non
     if slices is None:
         return list(SLICES)
     given: Any = ensure_tuple(slices)
-    pairs = [tuple(pair) for pair in given] if isinstance(given[0], Sequence | tuple | list) else [tuple(given)]
+    pairs = [tuple(pair) for pair in given] if isinstance(given[0], list | tuple) else [tuple(given)]
     for pair in pairs:
         numbers = all(isinstance(number, int | float) for number in pair)
         if len(pair) != 2 or not numbers or not (pair[0] > 0 and pair[1] >= 0):
@@ -142,7 +143,7 @@ def measure_methods(
 
     Args:
         cases: the volumes.
-        methods: methods by name; a result of None leaves a volume out.
+        methods: methods by name; see `benchmarks.thick_slices.VolumeMethod`.
         evaluation: measures.
         config: an ``evaluate.json``, which scales the intensities.
         every: measure every n-th slice.
