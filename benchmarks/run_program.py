@@ -53,7 +53,7 @@ def values(path: Path) -> dict[str, str]:
             "benchmarks.through_plane."
         )
     thickness, gap = float(match["thickness"]), float(match["gap"])
-    pixel = min(nib.load(path).header.get_zooms()[:3])
+    pixel = min(nib.Nifti1Image.from_filename(path).header.get_zooms()[:3])
     return {
         "input": shlex.quote(str(path.resolve())),
         "thickness": f"{thickness:g}",
@@ -100,7 +100,7 @@ def run(path: Path, command: str, output_dir: Path, gpu: int) -> float:
                 f"{words[0]} ended with status {code} and {len(results)} results for {path}, but one result is needed;"
                 f" see {log}."
             )
-        image = nib.load(results[0])
+        image = nib.Nifti1Image.from_filename(results[0])
         smaller = nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine, dtype=np.int16)  # scaled by nibabel
         with atomic_file(output_dir / path.name, overwrite=True) as part:
             nib.save(smaller, part)

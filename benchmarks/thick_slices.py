@@ -116,7 +116,7 @@ def isotropic_volumes(
         if limit is not None and found == limit:
             return
         volume = metatensor_to_volume(load({"image": item["image"]})["image"])
-        if subjects or len(detailed_planes(volume.array, volume.grid.spacing)) == len(PLANES):
+        if subjects or len(detailed_planes(volume.array, volume.grid.patient_spacing)) == len(PLANES):
             found += 1
             yield item["subject"], item.get("contrast") or "ct", volume
     if not found:
