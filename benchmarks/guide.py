@@ -80,15 +80,15 @@ def load_guides(config: ConfigParser, volumes: Sequence[SlicePairs], millimeters
     """
     get, guides = config.get_parsed_content, []
     paths = {item["subject"]: item["image"] for item in get("datalist")}
-    load = Compose(get("load_transforms"))
-    prepare = Compose([get("central_slices"), *get("intensity_transforms"), get("center_crop")])
+    load = Compose([*get("load_transforms"), *get("intensity_transforms")])  # scaled as a whole, as in inference
+    cut = Compose([get("central_slices"), get("center_crop")])
     for volume in tqdm(volumes, desc=f"guides, {millimeters:g} mm", unit="volume"):
         if volume.subject not in paths:
             raise DatasetError(
                 f"{volume.subject} has no volume of the guide's contrast: one for each patient is needed; add it."
             )
         item = load({"image": paths[volume.subject]})
-        image = prepare({"image": moved(item["image"], millimeters)})["image"]
+        image = cut({"image": moved(item["image"], millimeters)})["image"]
         slices = image.as_tensor().movedim(-1, 0).contiguous()  # (N, 1, H, W)
         if slices.shape != volume.hr.shape:
             raise DatasetError(
