@@ -5,7 +5,7 @@
         --command "miar sr {input} -o {folder}/sr.nii.gz --factor 1,1,{spacing} --slice-thickness {thickness}"
 
 runs ECLARE, or any other command, on the files that ``benchmarks.through_plane prepare`` wrote. Volumes with a result
-are skipped, so that a run can be continued. Writes ``<name>.nii.gz``, with 16 bits, and a row of ``seconds.csv`` for
+are skipped, so that a run can be continued. Writes ``<name>.nii.gz``, rounded to 12 bits, and a row of ``seconds.csv`` for
 each volume, from the start of the program to its end; the output of the program goes to ``<name>.log``.
 
 ECLARE (GPL-3) runs as a program in an environment of its own, never as a part of this one: ``pip install
@@ -36,6 +36,7 @@ from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in
 ECLARE = (
     "run-eclare --in-fpath {input} --out-dir {folder} --relative-slice-thickness {relative_thickness} --gpu-id {gpu}"
 )
+_LEVELS = 4095  # a thousandth of a dB at 30 dB, and files of a third of the size
 _NAME = re.compile(r".+_(?P<thickness>[\d.]+)_(?P<gap>[\d.]+)")
 
 
@@ -101,7 +102,9 @@ def run(path: Path, command: str, output_dir: Path, gpu: int) -> float:
                 f" see {log}."
             )
         image = nib.Nifti1Image.from_filename(results[0])
-        smaller = nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine, dtype=np.int16)  # scaled by nibabel
+        array = image.get_fdata()
+        step = max(float(np.ptp(array)), np.finfo(float).tiny) / _LEVELS
+        smaller = nib.Nifti1Image(np.rint(array / step) * step, image.affine, dtype=np.int16)  # scaled by nibabel
         with atomic_file(output_dir / path.name, overwrite=True) as part:
             nib.save(smaller, part)
     return seconds
