@@ -4,9 +4,9 @@
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/miar \
         --command "miar sr {input} -o {folder}/sr.nii.gz --factor 1,1,{spacing} --slice-thickness {thickness}"
 
-runs ECLARE, or any other command, on the files that ``benchmarks.through_plane prepare`` wrote. Volumes with a result
-are skipped, so that a run can be continued. Writes ``<name>.nii.gz``, rounded to 12 bits, and a row of ``seconds.csv`` for
-each volume, from the start of the program to its end; the output of the program goes to ``<name>.log``.
+runs ECLARE, or any other command, on the files that ``benchmarks.thick_slices`` wrote. Volumes with a result
+are skipped, so that a run can be continued. Writes ``<name>.nii.gz``, rounded to 12 bits, and a row of ``seconds.csv``
+for each volume, from the start of the program to its end; the output of the program goes to ``<name>.log``.
 
 ECLARE (GPL-3) runs as a program in an environment of its own, never as a part of this one: ``pip install
 eclare==1.0.1``, or without a network ``pip install --no-deps --target site <wheels>`` of eclare 1.0.1, radifox-utils
@@ -50,8 +50,7 @@ def values(path: Path) -> dict[str, str]:
     match = _NAME.fullmatch(stem)
     if match is None:
         raise DatasetError(
-            f"{path} must be named <subject>_<contrast>_<thickness>_<gap>.nii.gz; use the subcommand prepare of "
-            "benchmarks.through_plane."
+            f"{path} must be named <subject>_<contrast>_<thickness>_<gap>.nii.gz; write it by benchmarks.thick_slices."
         )
     thickness, gap = float(match["thickness"]), float(match["gap"])
     pixel = min(nib.Nifti1Image.from_filename(path).header.get_zooms()[:3])
@@ -135,7 +134,7 @@ def main(
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     paths = [path for path in sorted(Path(input_dir).glob("*.nii.gz")) if only in path.name]
     if not paths:
-        raise DatasetError(f"{input_dir} has no {only}*.nii.gz; write it by benchmarks.through_plane prepare.")
+        raise DatasetError(f"{input_dir} has no {only}*.nii.gz; write it by benchmarks.thick_slices.")
     table, start = Path(output_dir, "seconds.csv"), time.perf_counter()
     for path in paths:
         if Path(output_dir, path.name).exists():

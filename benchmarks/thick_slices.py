@@ -1,25 +1,39 @@
-"""Volumes with thick slices, made of truly isotropic ones, and the methods that make their slices thin again."""
+"""Thick slices of truly isotropic volumes, for programs, and methods that make slices thin again.
+
+    python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick \
+        [--contrasts t1,t2] [--slices 5,0] [--section test] ...
+
+writes ``<subject>_<contrast>_<thickness>_<gap>.nii.gz`` for `benchmarks.run_program`. The slice profile is Gaussian. A
+volume counts as isotropic if it has detail in all three planes, see `miar_monai.data.spectrum.detailed_planes`.
+"""
 
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import fire
 import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
+from monai.utils import ensure_tuple
 from nibabel.processing import resample_from_to
+from tqdm import tqdm
 
+from benchmarks.common import open_run
 from miar_monai.data.datasets import split_by_patient
 from miar_monai.data.geometry import corner_distance
-from miar_monai.data.io import Volume
+from miar_monai.data.io import Volume, write_volume
+from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.spectrum import PLANES, detailed_planes
+from miar_monai.data.volume import as_float
 from miar_monai.degradation import Degradation
-from miar_monai.errors import DatasetError
+from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in_one_sentence
 from miar_monai.transforms import CentralSlices
 from miar_monai.transforms.degrade import degrade_volume
 from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
@@ -31,6 +45,8 @@ __all__ = [
     "cubic",
     "isotropic_volumes",
     "linear_inverse",
+    "load_cases",
+    "parse_slices",
     "saved_results",
 ]
 
@@ -126,6 +142,37 @@ def isotropic_volumes(
         )
 
 
+def parse_slices(slices: str | Sequence[float] | Sequence[Sequence[float]] | None) -> list[tuple[float, float]]:
+    """Return thicknesses and gaps: one pair, several, or None for `SLICES`.
+
+    Raises:
+        ConfigurationError: if they are not pairs of a positive and a non-negative number.
+    """
+    if slices is None:
+        return list(SLICES)
+    given: Any = ensure_tuple(slices)
+    pairs = [tuple(pair) for pair in given] if isinstance(given[0], list | tuple) else [tuple(given)]
+    for pair in pairs:
+        numbers = all(isinstance(number, int | float) for number in pair)
+        if len(pair) != 2 or not numbers or not (pair[0] > 0 and pair[1] >= 0):
+            raise ConfigurationError(
+                f"slices has {pair}, but a thickness above 0 and a gap of at least 0 in millimeters are needed; give"
+                " pairs such as 5,0 or [[5,0],[4,1]]."
+            )
+    return [(float(thickness), float(gap)) for thickness, gap in pairs]
+
+
+def load_cases(
+    config: ConfigParser, slices: Sequence[tuple[float, float]], subjects: Sequence[str], limit: int | None
+) -> list[ThickSlices]:
+    """Return the volumes of a config with each thickness and gap."""
+    return [
+        ThickSlices.of(subject, contrast, thickness, gap, volume)
+        for subject, contrast, volume in tqdm(isotropic_volumes(config, subjects, limit), desc="loading", unit="volume")
+        for thickness, gap in slices
+    ]
+
+
 def cubic(case: ThickSlices) -> np.ndarray:
     """Interpolate thick slices by a cubic B-spline, constant beyond the centers of the outer slices."""
     image = nib.Nifti1Image(case.thick.array, case.thick.affine)
@@ -160,7 +207,7 @@ def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMet
         names = ", ".join(missing) or "any volume"
         raise DatasetError(
             f"{folder} has no results of {names}: all volumes of the same thickness and gap are needed; run the method "
-            "on the files that the subcommand prepare writes."
+            "on the files that benchmarks.thick_slices writes."
         )
     seconds, table = {}, folder / "seconds.csv"
     if table.is_file():
@@ -182,3 +229,38 @@ def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMet
         return image.get_fdata(dtype=np.float32)
 
     return read, seconds
+
+
+def main(
+    dataset_dir: str | Sequence[str],
+    output_dir: str,
+    bundle: str = "bundles/miar_brats",
+    slices: Any = None,
+    subjects: str | Sequence[str] = (),
+    contrasts: str | Sequence[str] | None = None,
+    limit: int | None = None,
+    **settings: Any,
+) -> None:
+    """Write thick slices, and print the paths of the files.
+
+    Args:
+        dataset_dir: folder of the data, or several folders.
+        output_dir: folder of the files.
+        bundle: folder of the bundle.
+        slices: thickness and gap in millimeters, or several such pairs; `SLICES` by default.
+        subjects: patients, isotropic or not; by default those of the section.
+        contrasts: contrasts of a BraTS folder; those of the bundle by default.
+        limit: largest number of volumes.
+        settings: keys of the bundle's ``evaluate.json``: split_file, section, overwrite, ...
+    """
+    config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [])
+    check_output_folder(output_dir)
+    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit):
+        path = Path(output_dir, f"{case.name}.nii.gz")
+        print(write_volume(path, as_float(case.thick), config.get_parsed_content("overwrite")))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    report_errors_in_one_sentence()
+    fire.Fire(main)

@@ -1,16 +1,13 @@
 """Through-plane super-resolution: truly isotropic volumes, made thick along the inferior-superior axis and thin again.
 
-    python -m benchmarks.through_plane prepare --dataset_dir BraTS --split_file split.json --output_dir runs/thick \
-        [--contrasts t1,t2] [--slices 5,0]
+    python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick [...]
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/eclare
-    python -m benchmarks.through_plane measure ECLARE=runs/eclare RCAN=runs/rcan --dataset_dir BraTS \
-        --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--every 4] [--device cuda:0] ...
+    python -m benchmarks.through_plane ECLARE=runs/eclare RCAN=runs/rcan --dataset_dir BraTS --split_file split.json \
+        --output_dir through_plane_output [--contrasts t1,t2] [--slices 5,0] [--every 4] [--device cuda:0] ...
 
-The slice profile is Gaussian. A volume counts as isotropic if it has detail in all three planes, see
-`miar_monai.data.spectrum.detailed_planes`. ``measure`` compares the cubic B-spline, the linear inverse, and the results
-of other methods, one folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each
-patient, contrast, thickness, plane, slice and method) and ``through_plane.md``; ``prepare`` writes the thick slices,
-for other programs.
+compares the cubic B-spline, the linear inverse, and the results of other methods on the same thick slices, one folder
+each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast, thickness,
+plane, slice and method) and ``through_plane.md``.
 """
 
 from __future__ import annotations
@@ -33,18 +30,15 @@ from tqdm import tqdm
 from benchmarks.common import commit, machine, open_run, publish, write_csv
 from benchmarks.paired import EXPLANATION, differences_table
 from benchmarks.thick_slices import (
-    SLICES,
     ThickSlices,
     VolumeMethod,
     cubic,
-    isotropic_volumes,
     linear_inverse,
+    load_cases,
+    parse_slices,
     saved_results,
 )
-from miar_monai.data.io import write_volume
-from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.spectrum import PLANES
-from miar_monai.data.volume import as_float
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
 from miar_monai.evaluation.metrics import body_mask
@@ -57,37 +51,6 @@ METRICS = ("PSNR", "SSIM", "PSNR body", "SSIM body", "LPIPS")
 CUBIC = "cubic B-spline"
 THICKNESS, SECONDS = "thickness‖gap", "s per volume"
 _SHARE_OF_BODY = 0.25  # slices with less of the largest section of the body are left out
-
-
-def parse_slices(slices: str | Sequence[float] | Sequence[Sequence[float]] | None) -> list[tuple[float, float]]:
-    """Return thicknesses and gaps: one pair, several, or None for `SLICES`.
-
-    Raises:
-        ConfigurationError: if they are not pairs of a positive and a non-negative number.
-    """
-    if slices is None:
-        return list(SLICES)
-    given: Any = ensure_tuple(slices)
-    pairs = [tuple(pair) for pair in given] if isinstance(given[0], list | tuple) else [tuple(given)]
-    for pair in pairs:
-        numbers = all(isinstance(number, int | float) for number in pair)
-        if len(pair) != 2 or not numbers or not (pair[0] > 0 and pair[1] >= 0):
-            raise ConfigurationError(
-                f"slices has {pair}, but a thickness above 0 and a gap of at least 0 in millimeters are needed; give"
-                " pairs such as 5,0 or [[5,0],[4,1]]."
-            )
-    return [(float(thickness), float(gap)) for thickness, gap in pairs]
-
-
-def load_cases(
-    config: ConfigParser, slices: Sequence[tuple[float, float]], subjects: Sequence[str], limit: int | None
-) -> list[ThickSlices]:
-    """Return the volumes of a config with each thickness and gap."""
-    return [
-        ThickSlices.of(subject, contrast, thickness, gap, volume)
-        for subject, contrast, volume in tqdm(isotropic_volumes(config, subjects, limit), desc="loading", unit="volume")
-        for thickness, gap in slices
-    ]
 
 
 def slices_of_body(hr: Tensor, threshold: float, every: int) -> list[int]:
@@ -189,36 +152,7 @@ def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, f
     return "\n".join([head, "", EXPLANATION.replace("slices", "slices of all planes", 1), "", *details])
 
 
-def prepare(
-    dataset_dir: str | Sequence[str],
-    output_dir: str,
-    bundle: str = "bundles/miar_brats",
-    slices: Any = None,
-    subjects: str | Sequence[str] = (),
-    contrasts: str | Sequence[str] | None = None,
-    limit: int | None = None,
-    **settings: Any,
-) -> None:
-    """Write the thick slices as ``<subject>_<contrast>_<thickness>_<gap>.nii.gz``, for programs; print their paths.
-
-    Args:
-        dataset_dir: folder of the data, or several folders.
-        output_dir: folder of the files.
-        bundle: folder of the bundle.
-        slices: thickness and gap in millimeters, or several such pairs; `SLICES` by default.
-        subjects: patients, isotropic or not; by default those of the section.
-        contrasts: contrasts of a BraTS folder; those of the bundle by default.
-        limit: largest number of volumes.
-        settings: keys of the bundle's ``evaluate.json``: split_file, section, overwrite, ...
-    """
-    config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [])
-    check_output_folder(output_dir)
-    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit):
-        path = Path(output_dir, f"{case.name}.nii.gz")
-        print(write_volume(path, as_float(case.thick), config.get_parsed_content("overwrite")))
-
-
-def measure(
+def main(
     *folders: str,
     dataset_dir: str | Sequence[str],
     bundle: str = "bundles/miar_brats",
@@ -281,4 +215,4 @@ def measure(
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     report_errors_in_one_sentence()
-    fire.Fire({"prepare": prepare, "measure": measure})
+    fire.Fire(main)

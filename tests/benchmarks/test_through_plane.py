@@ -14,7 +14,7 @@ from helpers.phantoms import head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import run_program, through_plane
+from benchmarks import run_program, thick_slices, through_plane
 from benchmarks.thick_slices import SLICES, ThickSlices, cubic, linear_inverse, saved_results
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import Volume
@@ -113,7 +113,7 @@ def test_thick_slices_go_through_a_program_and_are_measured(
     data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     thick, results, out = (tmp_path / name for name in ("thick", "nearest", "out"))
-    through_plane.prepare(**data, output_dir=str(thick), slices=((5, 0), (4, 0)))
+    thick_slices.main(**data, output_dir=str(thick), slices=((5, 0), (4, 0)))
     names = [f"BraTS_{i}_t2_{t}_0.nii.gz" for i in (0, 2) for t in (4, 5)]
     assert sorted(path.name for path in thick.iterdir()) == names  # not the interpolated volume
     (tmp_path / "nearest.py").write_text(NEAREST)
@@ -127,7 +127,7 @@ def test_thick_slices_go_through_a_program_and_are_measured(
     wanted = nib.load(thick / names[1]).get_fdata().repeat(5, 2)
     np.testing.assert_allclose(image.get_fdata(), wanted, atol=wanted.max() / 2**12)
     options = {**data, "metrics": ["PSNR", "SSIM"], "every": 9, "output_dir": str(out)}
-    through_plane.measure(f"nearest={results}", **options, slices=[[5, 0], [4, 0]])
+    through_plane.main(f"nearest={results}", **options, slices=[[5, 0], [4, 0]])
     with (out / "through_plane.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["subject"] for row in rows} == {"BraTS_0", "BraTS_2"}
@@ -147,7 +147,7 @@ def test_thick_slices_go_through_a_program_and_are_measured(
     assert "| minus nearest |" not in text
     assert text.count("| minus cubic B-spline |") == 2
     with pytest.raises(OutputError, match="exists already"):
-        through_plane.measure(**options)
+        through_plane.main(**options)
 
 
 def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -> None:
@@ -172,16 +172,16 @@ def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -
 @pytest.mark.parametrize("slices", ["5", (5,), (0, 1), (5, -1), ((5, 0), (4,)), ("a", 0)])
 def test_wrong_slices_are_an_error(data: dict[str, Any], tmp_path: Path, slices: Any) -> None:
     with pytest.raises(ConfigurationError, match="a thickness above 0 and a gap"):
-        through_plane.prepare(**data, output_dir=str(tmp_path), slices=slices)
+        thick_slices.main(**data, output_dir=str(tmp_path), slices=slices)
 
 
 def test_a_folder_needs_a_name_and_a_section_an_isotropic_volume(data: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not NAME=FOLDER"):
-        through_plane.measure("runs/eclare", **data, output_dir=str(tmp_path), slices=(5, 0))
+        through_plane.main("runs/eclare", **data, output_dir=str(tmp_path), slices=(5, 0))
     Path(tmp_path, "split.json").write_text('{"training": [], "validation": ["BraTS_0"], "test": ["BraTS_1"]}')
     with pytest.raises(DatasetError, match="none of the 1 volumes has as much detail"):
-        through_plane.prepare(**{**data, "split_file": str(tmp_path / "split.json")}, output_dir=str(tmp_path / "out"))
-    through_plane.prepare(**data, output_dir=str(tmp_path / "out"), slices=(8, 0), subjects="BraTS_1")
+        thick_slices.main(**{**data, "split_file": str(tmp_path / "split.json")}, output_dir=str(tmp_path / "out"))
+    thick_slices.main(**data, output_dir=str(tmp_path / "out"), slices=(8, 0), subjects="BraTS_1")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["BraTS_1_t2_8_0.nii.gz"]
 
 
