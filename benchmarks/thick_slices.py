@@ -181,9 +181,10 @@ def cubic(case: ThickSlices) -> np.ndarray:
 
 
 def linear_inverse(case: ThickSlices) -> np.ndarray:
-    """Restore thick slices by the linear inverse of their degradation; sagittal and coronal planes give the same."""
-    planes = torch.from_numpy(case.thick.array)[:, None].double()  # (X, 1, Y, z)
-    return case.degradation.for_lr(planes).restore(planes, DAMPING)[:, 0].float().numpy()
+    """Restore thick slices by the linear inverse of their degradation, line by line."""
+    lines = torch.from_numpy(case.thick.array).double().flatten(0, 1)[:, None]  # (X · Y, 1, z)
+    restored = case.degradation.for_lr(lines).restore(lines, DAMPING)
+    return restored.reshape(case.truth.array.shape).float().numpy()
 
 
 def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMethod, Mapping[str, float]]:
