@@ -4,7 +4,8 @@
         [--contrasts t1,t2] [--slices 5,0] [--section test] ...
 
 writes ``<subject>_<contrast>_<thickness>_<gap>.nii.gz`` for `benchmarks.run_program`. The slice profile is Gaussian. A
-volume counts as isotropic if it has detail in all three planes, see `miar_monai.data.spectrum.detailed_planes`.
+volume counts as isotropic if it has detail in all three planes, see `miar_monai.data.spectrum.detailed_planes`. With
+``--changes noise0.01,box``, slices are also written that differ from what the methods are told, see `CHANGES`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from miar_monai.transforms.degrade import degrade_volume
 from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
 
 __all__ = [
+    "CHANGES",
     "SLICES",
     "ThickSlices",
     "VolumeMethod",
@@ -46,12 +48,27 @@ __all__ = [
     "isotropic_volumes",
     "linear_inverse",
     "load_cases",
+    "parse_changes",
     "parse_slices",
     "saved_results",
 ]
 
 SLICES = ((3.0, 0.0), (4.0, 0.0), (4.0, 1.0), (5.0, 0.0), (5.0, 1.0), (8.0, 0.0))
 """Thickness and gap in millimeters."""
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "8bits": {"levels": 2**8},
+    "10bits": {"levels": 2**10},
+    "noise0.003": {"noise": 0.003},
+    "noise0.01": {"noise": 0.01},
+    "noise0.02": {"noise": 0.02},
+    "box": {"profile": "box"},
+    "slr": {"profile": "slr"},
+    "thinner": {"width": 0.8},
+    "thicker": {"width": 1.25},
+}
+"""Slices that are not as assumed: rounded to levels of their range, with noise of a standard deviation relative to the
+range, with another profile, or of another thickness, relative to the assumed one."""
 
 DAMPING = 1e-3  # as that of the linear inverse in other tables
 _TOLERANCE = 0.01  # mm
@@ -67,6 +84,7 @@ class ThickSlices(NamedTuple):
         gap: distance between the slices less their thickness, in millimeters.
         truth: the volume, in RAS orientation, whose height is a multiple of the distance of the slices.
         thick: the slices, with the same field of view.
+        change: how they differ from what is assumed, one of `CHANGES`, or empty.
     """
 
     subject: str
@@ -75,30 +93,46 @@ class ThickSlices(NamedTuple):
     gap: float
     truth: Volume
     thick: Volume
+    change: str = ""
 
     @classmethod
-    def of(cls, subject: str, contrast: str, thickness: float, gap: float, volume: Volume) -> ThickSlices:
+    def of(
+        cls, subject: str, contrast: str, thickness: float, gap: float, volume: Volume, change: str = ""
+    ) -> ThickSlices:
         """Degrade the central part of a volume in RAS orientation, which covers a whole number of slices."""
         factor = (thickness + gap) / float(volume.grid.spacing[2])
         height = round(int(volume.array.shape[2] / factor) * factor)
         truth = metatensor_to_volume(CentralSlices(height)(volume_to_metatensor(volume)))
-        relative = thickness / (thickness + gap)
-        thick = degrade_volume(truth, (1, 1, factor), "gaussian", relative, blur=0)
-        return cls(subject, contrast, thickness, gap, truth, thick)
+        settings: dict[str, Any] = {
+            "profile": "gaussian",
+            "noise": 0.0,
+            "width": 1.0,
+            "levels": 0,
+            **CHANGES.get(change, {}),
+        }
+        relative = settings["width"] * thickness / (thickness + gap)
+        thick = degrade_volume(
+            truth, (1, 1, factor), settings["profile"], relative, blur=0, noise=settings["noise"], seed=0
+        )
+        if settings["levels"]:
+            step = float(np.ptp(thick.array)) / (settings["levels"] - 1)
+            thick = thick._replace(array=(np.rint(thick.array / step) * step).astype(np.float32))
+        return cls(subject, contrast, thickness, gap, truth, thick, change)
 
     @property
     def name(self) -> str:
         """Name of the files of this volume, without the suffix."""
-        return f"{self.subject}_{self.contrast}_{self.thickness:g}_{self.gap:g}"
+        change = f"_{self.change}" if self.change else ""
+        return f"{self.subject}_{self.contrast}{change}_{self.thickness:g}_{self.gap:g}"
 
     @property
     def title(self) -> str:
-        """Thickness and gap, such as ``5‖0``."""
-        return f"{self.thickness:g}‖{self.gap:g}"
+        """Thickness and gap, and the change, such as ``5‖0`` or ``5‖0, box``."""
+        return f"{self.thickness:g}‖{self.gap:g}" + (f", {self.change}" if self.change else "")
 
     @property
     def degradation(self) -> Degradation:
-        """Degradation of sagittal and coronal planes, whose columns are thick."""
+        """The assumed degradation of sagittal and coronal planes, whose columns are thick."""
         factor = float(self.thick.grid.spacing[2] / self.truth.grid.spacing[2])
         relative = self.thickness / (self.thickness + self.gap)
         return Degradation((1.0, factor), 0.0, profile=("bicubic", "gaussian"), thickness=(1.0, relative))
@@ -162,14 +196,34 @@ def parse_slices(slices: str | Sequence[float] | Sequence[Sequence[float]] | Non
     return [(float(thickness), float(gap)) for thickness, gap in pairs]
 
 
+def parse_changes(changes: str | Sequence[str]) -> list[str]:
+    """Return names of `CHANGES`, after an empty one for slices as assumed: one, several, or ``"all"``.
+
+    Raises:
+        ConfigurationError: if a name is unknown.
+    """
+    names = list(CHANGES) if changes == "all" else [str(name) for name in ensure_tuple(changes)]
+    if unknown := [name for name in names if name not in CHANGES]:
+        raise ConfigurationError(
+            f"the changes {unknown} are unknown: the known ones are {', '.join(CHANGES)}, or all; correct the option."
+        )
+    return ["", *names]
+
+
 def load_cases(
-    config: ConfigParser, slices: Sequence[tuple[float, float]], subjects: Sequence[str], limit: int | None
+    config: ConfigParser,
+    slices: Sequence[tuple[float, float]],
+    subjects: Sequence[str] = (),
+    limit: int | None = None,
+    changes: Sequence[str] = ("",),
 ) -> list[ThickSlices]:
-    """Return the volumes of a config with each thickness and gap."""
+    """Return the volumes of a config with each thickness and gap, and each change."""
+    volumes = tqdm(isotropic_volumes(config, subjects, limit), desc="loading", unit="volume")
     return [
-        ThickSlices.of(subject, contrast, thickness, gap, volume)
-        for subject, contrast, volume in tqdm(isotropic_volumes(config, subjects, limit), desc="loading", unit="volume")
+        ThickSlices.of(subject, contrast, thickness, gap, volume, change)
+        for subject, contrast, volume in volumes
         for thickness, gap in slices
+        for change in changes
     ]
 
 
@@ -240,6 +294,7 @@ def main(
     subjects: str | Sequence[str] = (),
     contrasts: str | Sequence[str] | None = None,
     limit: int | None = None,
+    changes: str | Sequence[str] = (),
     **settings: Any,
 ) -> None:
     """Write thick slices, and print the paths of the files.
@@ -252,11 +307,12 @@ def main(
         subjects: patients, isotropic or not; by default those of the section.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         limit: largest number of volumes.
+        changes: names of `CHANGES`, or ``"all"``.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, overwrite, ...
     """
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [])
     check_output_folder(output_dir)
-    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit):
+    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes)):
         path = Path(output_dir, f"{case.name}.nii.gz")
         print(write_volume(path, as_float(case.thick), config.get_parsed_content("overwrite")))
 

@@ -7,7 +7,8 @@
 
 compares the cubic B-spline, the linear inverse, and the results of other methods on the same thick slices, one folder
 each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast, thickness,
-plane, slice and method) and ``through_plane.md``.
+plane, slice and method) and ``through_plane.md``. Thickness and gap are in millimeters, ``5‖1`` for slices of 5 mm with
+gaps of 1 mm; with ``--changes noise0.01,box`` also for slices that are not as the methods are told.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.thick_slices import (
     cubic,
     linear_inverse,
     load_cases,
+    parse_changes,
     parse_slices,
     saved_results,
 )
@@ -141,13 +143,13 @@ def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, f
             cells.append((title, *means, f"{statistics.median(times):.3g}" if times else "–"))
         patients = len({row["subject"] for row in section})
         volumes = len({(row["subject"], row["contrast"]) for row in section})
-        details += [f"## {title} mm", "", f"{volumes} volumes of {patients} patients.", ""]
+        details += [f"## {title}", "", f"Volumes: {volumes}, of patients: {patients}.", ""]
         for peer in methods[:-1]:
             ours = methods[1:] if peer == CUBIC else [methods[-1]]
             details += [differences_table(section, ours, peer, metrics), ""]
         for plane in PLANES:
             table, notes = results_table([row for row in section if row["plane"] == plane], metrics)
-            details += [f"### {title} mm, {plane} planes", "", table, *(["", *notes] if notes else []), ""]
+            details += [f"### {title}, {plane} planes", "", table, *(["", *notes] if notes else []), ""]
     head = markdown_table((THICKNESS, "method", *metrics, SECONDS), cells)
     return "\n".join([head, "", EXPLANATION.replace("slices", "slices of all planes", 1), "", *details])
 
@@ -162,6 +164,7 @@ def main(
     contrasts: str | Sequence[str] | None = None,
     every: int = 4,
     limit: int | None = None,
+    changes: str | Sequence[str] = (),
     **settings: Any,
 ) -> None:
     """Measure interpolation, the linear inverse, and the results of other methods.
@@ -176,6 +179,7 @@ def main(
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         every: measure every n-th slice of each plane.
         limit: largest number of volumes.
+        changes: names of `benchmarks.thick_slices.CHANGES`, or ``"all"``, for slices that are not as assumed.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, overwrite, ...
 
     Raises:
@@ -184,7 +188,7 @@ def main(
     """
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, {"metrics": list(METRICS), **settings}, RESULTS)
     evaluation, overwrite = (config.get_parsed_content(key) for key in ("evaluation", "overwrite"))
-    cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit)
+    cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes))
     methods: dict[str, VolumeMethod] = {CUBIC: cubic, "linear inverse": linear_inverse}
     reported: dict[str, Mapping[str, float]] = {}
     for text in folders:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import run_program, thick_slices, through_plane
-from benchmarks.thick_slices import SLICES, ThickSlices, cubic, linear_inverse, saved_results
+from benchmarks.thick_slices import CHANGES, SLICES, ThickSlices, cubic, linear_inverse, saved_results
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import Volume
 from miar_monai.errors import ConfigurationError, DatasetError, OutputError
@@ -75,6 +75,30 @@ def test_the_linear_inverse_explains_its_input_better_than_the_spline() -> None:
         for method in (linear_inverse, cubic)
     ]
     assert residuals[0] < 1e-3 < residuals[1]
+
+
+def test_changed_slices_differ_as_their_name_says() -> None:
+    data = volume(1000 * head((16, 20, 40)))
+    plain = ThickSlices.of("p", "t1", 5, 0, data)
+    changed = {name: ThickSlices.of("p", "t1", 5, 0, data, name) for name in CHANGES}
+    assert changed["box"].name == "p_t1_box_5_0"
+    assert changed["box"].title == "5‖0, box"
+    span = np.ptp(plain.truth.array)
+    for name, case in changed.items():
+        assert case.degradation == plain.degradation  # what the methods are told
+        np.testing.assert_array_equal(case.truth.array, plain.truth.array)
+        error = case.thick.array - plain.thick.array
+        assert error.any()
+        if name.startswith("noise"):
+            assert error.std() == pytest.approx(float(name[5:]) * span, rel=0.05)
+        elif name.endswith("bits"):
+            levels = 2 ** int(name[:-4])
+            assert len(np.unique(case.thick.array)) <= levels
+            assert np.abs(error).max() <= np.ptp(plain.thick.array) / (levels - 1) / 2 * 1.001
+        else:
+            assert 0 < np.abs(error).max() < 0.2 * span
+    thin = ThickSlices.of("p", "t1", 4, 1, data)
+    np.testing.assert_allclose(changed["thinner"].thick.array, thin.thick.array, atol=1e-3)
 
 
 # The commands
@@ -137,7 +161,7 @@ def test_thick_slices_go_through_a_program_and_are_measured(
     assert found == {*((title, name) for title in ("5‖0", "4‖0") for name in baselines), ("5‖0", "nearest")}
     text = (out / "through_plane.md").read_text()
     assert "- Volumes: BraTS_0 t2, BraTS_2 t2." in text
-    assert "2 volumes of 2 patients." in text
+    assert "Volumes: 2, of patients: 2." in text
     head_of_table = [line.split(" | ") for line in text.splitlines() if line.startswith("| 5‖0 |")]
     assert [line[1] for line in head_of_table] == [*baselines, "nearest"]
     with (results / "seconds.csv").open(newline="") as file:
@@ -181,8 +205,12 @@ def test_a_folder_needs_a_name_and_a_section_an_isotropic_volume(data: dict[str,
     Path(tmp_path, "split.json").write_text('{"training": [], "validation": ["BraTS_0"], "test": ["BraTS_1"]}')
     with pytest.raises(DatasetError, match="none of the 1 volumes has as much detail"):
         thick_slices.main(**{**data, "split_file": str(tmp_path / "split.json")}, output_dir=str(tmp_path / "out"))
-    thick_slices.main(**data, output_dir=str(tmp_path / "out"), slices=(8, 0), subjects="BraTS_1")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["BraTS_1_t2_8_0.nii.gz"]
+    with pytest.raises(ConfigurationError, match=r"the changes \['9bits'\] are unknown"):
+        thick_slices.main(**data, output_dir=str(tmp_path / "out"), changes="9bits")
+    options = {"slices": (8, 0), "subjects": "BraTS_1", "changes": ("box", "8bits")}
+    thick_slices.main(**data, output_dir=str(tmp_path / "out"), **options)
+    names = [f"BraTS_1_t2{change}_8_0.nii.gz" for change in ("", "_8bits", "_box")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
 
 
 @pytest.mark.parametrize(
