@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from miar_monai.data.spectrum import PLANES, detailed_planes
 from miar_monai.data.volume import as_float
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in_one_sentence
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices
 from miar_monai.transforms.degrade import degrade_volume
 from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
@@ -44,6 +46,7 @@ __all__ = [
     "SLICES",
     "ThickSlices",
     "VolumeMethod",
+    "bundled",
     "cubic",
     "isotropic_volumes",
     "linear_inverse",
@@ -239,6 +242,25 @@ def linear_inverse(case: ThickSlices) -> np.ndarray:
     lines = torch.from_numpy(case.thick.array).double().flatten(0, 1)[:, None]  # (X · Y, 1, z)
     restored = case.degradation.for_lr(lines).restore(lines, DAMPING)
     return restored.reshape(case.truth.array.shape).float().numpy()
+
+
+def bundled(model: str, device: str, **settings: Any) -> VolumeMethod:
+    """Return a bundle as a method, which is told the factor and the thickness of the slices.
+
+    Args:
+        model: see `miar_monai.super_resolve`.
+        device: see there.
+        settings: other settings of inference.
+    """
+
+    @cache
+    def resolver(factor: float, thickness: float) -> SuperResolver:
+        return SuperResolver(model, device, factor=(1.0, 1.0, factor), slice_thickness=thickness, **settings)
+
+    def super_resolve(case: ThickSlices) -> np.ndarray:
+        return resolver(case.degradation.scales[1], case.thickness).volume(case.thick).array
+
+    return super_resolve
 
 
 def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMethod, Mapping[str, float]]:

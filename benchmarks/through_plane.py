@@ -2,11 +2,11 @@
 
     python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick [...]
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/eclare
-    python -m benchmarks.through_plane ECLARE=runs/eclare RCAN=runs/rcan --dataset_dir BraTS --split_file split.json \
-        --output_dir through_plane_output [--contrasts t1,t2] [--slices 5,0] [--every 4] [--device cuda:0] ...
+    python -m benchmarks.through_plane ECLARE=runs/eclare RCAN=runs/rcan MIAR=bundles/miar_brats \
+        --dataset_dir BraTS --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--slices 5,0] [--every 4] [--device cuda:0] ...
 
-compares the cubic B-spline, the linear inverse, and the results of other methods on the same thick slices, one folder
-each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast, thickness,
+compares the cubic B-spline, the linear inverse, bundles, and the results of other methods on the same thick slices, one
+folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast, thickness,
 plane, slice and method) and ``through_plane.md``. Thickness and gap are in millimeters, ``5‖1`` for slices of 5 mm with
 gaps of 1 mm; with ``--changes noise0.01,box`` also for slices that are not as the methods are told.
 """
@@ -33,6 +33,7 @@ from benchmarks.paired import EXPLANATION, differences_table
 from benchmarks.thick_slices import (
     ThickSlices,
     VolumeMethod,
+    bundled,
     cubic,
     linear_inverse,
     load_cases,
@@ -154,6 +155,32 @@ def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, f
     return "\n".join([head, "", EXPLANATION.replace("slices", "slices of all planes", 1), "", *details])
 
 
+def open_methods(
+    folders: Sequence[str], cases: Sequence[ThickSlices], device: str, fidelities: Sequence[float]
+) -> tuple[dict[str, VolumeMethod], dict[str, Mapping[str, float]]]:
+    """Return the methods by name, and the seconds of those that ran before; for the arguments see `main`.
+
+    Raises:
+        ConfigurationError: if a folder has no name.
+        DatasetError: if results are missing.
+    """
+    methods: dict[str, VolumeMethod] = {CUBIC: cubic, "linear inverse": linear_inverse}
+    reported: dict[str, Mapping[str, float]] = {}
+    for text in folders:
+        name, _, folder = str(text).partition("=")
+        if not (name and folder):
+            raise ConfigurationError(
+                f"{text} is not NAME=FOLDER: the name of a method, and the folder of its results or of a bundle, are"
+                " needed; correct it."
+            )
+        if Path(folder, "configs", "inference.json").is_file():
+            for fidelity in fidelities:
+                methods[f"{name}, fidelity {fidelity:g}"] = bundled(folder, device, fidelity=fidelity)
+        else:
+            methods[name], reported[name] = saved_results(Path(folder), cases)
+    return methods, reported
+
+
 def main(
     *folders: str,
     dataset_dir: str | Sequence[str],
@@ -163,6 +190,7 @@ def main(
     subjects: str | Sequence[str] = (),
     contrasts: str | Sequence[str] | None = None,
     every: int = 4,
+    fidelities: float | Sequence[float] = (0, 1),
     limit: int | None = None,
     changes: str | Sequence[str] = (),
     **settings: Any,
@@ -170,7 +198,8 @@ def main(
     """Measure interpolation, the linear inverse, and the results of other methods.
 
     Args:
-        folders: ``NAME=FOLDER`` for each other method, see `benchmarks.thick_slices.saved_results`.
+        folders: ``NAME=FOLDER`` for each other method: a folder of results, see
+            `benchmarks.thick_slices.saved_results`, or a bundle.
         dataset_dir: folder of the data, or several folders.
         bundle: folder of the bundle.
         output_dir: folder of ``through_plane.csv`` and ``through_plane.md``.
@@ -178,6 +207,7 @@ def main(
         subjects: patients, isotropic or not; by default those of the section.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         every: measure every n-th slice of each plane.
+        fidelities: fidelities of the bundles, a method each.
         limit: largest number of volumes.
         changes: names of `benchmarks.thick_slices.CHANGES`, or ``"all"``, for slices that are not as assumed.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, overwrite, ...
@@ -189,13 +219,7 @@ def main(
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, {"metrics": list(METRICS), **settings}, RESULTS)
     evaluation, overwrite = (config.get_parsed_content(key) for key in ("evaluation", "overwrite"))
     cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes))
-    methods: dict[str, VolumeMethod] = {CUBIC: cubic, "linear inverse": linear_inverse}
-    reported: dict[str, Mapping[str, float]] = {}
-    for text in folders:
-        name, _, folder = str(text).partition("=")
-        if not (name and folder):
-            raise ConfigurationError(f"{text} is not NAME=FOLDER, the name of a method and the folder of its results.")
-        methods[name], reported[name] = saved_results(Path(folder), cases)
+    methods, reported = open_methods(folders, cases, str(evaluation.device), ensure_tuple(fidelities))
     for sentence in evaluation.missing:
         logger.warning(sentence)
     rows, seconds = measure_methods(cases, methods, evaluation, config, every)
