@@ -2,13 +2,13 @@
 
     python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick [...]
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/eclare
-    python -m benchmarks.through_plane ECLARE=runs/eclare RCAN=runs/rcan MIAR=bundles/miar_brats \
-        --dataset_dir BraTS --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--slices 5,0] [--every 4] [--device cuda:0] ...
+    python -m benchmarks.through_plane ECLARE=runs/eclare RCAN=runs/rcan MIAR=bundles/miar_brats --dataset_dir BraTS \
+        --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--slices 5,0] [--every 4] ...
 
 compares the cubic B-spline, the linear inverse, bundles, and the results of other methods on the same thick slices, one
-folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast, thickness,
-plane, slice and method) and ``through_plane.md``. Thickness and gap are in millimeters, ``5‖1`` for slices of 5 mm with
-gaps of 1 mm; with ``--changes noise0.01,box`` also for slices that are not as the methods are told.
+folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast,
+thickness, plane, slice and method) and ``through_plane.md``. Thickness and gap are in millimeters, ``5‖1`` for slices
+of 5 mm with gaps of 1 mm; with ``--changes noise0.01,box`` also for slices that are not as the methods are told.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from benchmarks.thick_slices import CHANGES, SLICES, ThickSlices, cubic, linear_
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import Volume
 from miar_monai.errors import ConfigurationError, DatasetError, OutputError
+from miar_monai.networks import Estimator
+from miar_monai.networks.weights import save_weights
 
 RAS = np.array([[1.0, 0, 0, -20], [0, 1, 0, -30], [0, 0, 1, 10], [0, 0, 0, 1]])
 
@@ -172,6 +177,34 @@ def test_thick_slices_go_through_a_program_and_are_measured(
     assert text.count("| minus cubic B-spline |") == 2
     with pytest.raises(OutputError, match="exists already"):
         through_plane.main(**options)
+
+
+@pytest.mark.skipif(
+    "factor" not in json.loads((BUNDLES / "miar_brats" / "configs" / "inference.json").read_text()),
+    reason="bundles make the axial plane finer only",
+)
+def test_a_bundle_is_told_factor_and_thickness(data: dict[str, Any], tmp_path: Path) -> None:
+    folder, sizes = tmp_path / "tiny", {"channels": [8, 16], "blocks": [1, 1]}
+    (folder / "models").mkdir(parents=True)
+    shutil.copytree(BUNDLES / "miar_brats" / "configs", folder / "configs")
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text()) | {"network_def": {"_target_": "miar_monai.networks.Estimator", **sizes}}
+    path.write_text(json.dumps(content))
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    metadata.pop("weights_sha256", None)
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    save_weights(Estimator(**sizes), folder / "models" / "model.pt")  # untrained, so the linear estimate
+    options = {**data, "metrics": ["PSNR"], "every": 9, "output_dir": str(tmp_path), "limit": 1}
+    through_plane.main(f"MIAR={folder}", **options, slices=((5, 0), (4, 1)), fidelities=1)
+    with (tmp_path / "through_plane.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    psnr = {
+        key: np.mean([float(row["PSNR"]) for row in rows if (row["thickness‖gap"], row["method"]) == key])
+        for key in product(("5‖0", "4‖1"), ("cubic B-spline", "linear inverse", "MIAR, fidelity 1"))
+    }
+    for title in ("5‖0", "4‖1"):
+        assert psnr[title, "MIAR, fidelity 1"] == pytest.approx(psnr[title, "linear inverse"], abs=0.5)
+        assert psnr[title, "MIAR, fidelity 1"] > psnr[title, "cubic B-spline"]
 
 
 def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -> None:
