@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import Dataset, PersistentDataset
+from monai.data import Dataset, PersistentDataset, get_track_meta, set_track_meta
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor
@@ -78,7 +78,14 @@ class SliceDataset(torch.utils.data.Dataset):
         item = {key: view.contiguous() for key, view in self.slices[index].items()}
         if self.has_guides and "guide" not in item:
             item["guide"] = torch.zeros_like(item["image"])
-        return item if self.augmentation is None else convert_to_tensor(self.augmentation(item), track_meta=False)
+        if self.augmentation is None:
+            return item
+        tracked = get_track_meta()
+        set_track_meta(False)  # metadata would take three times as long as the augmentation
+        try:
+            return convert_to_tensor(self.augmentation(item), track_meta=False)
+        finally:
+            set_track_meta(tracked)
 
     def _load(
         self, cache_dir: str | os.PathLike[str] | None, progress: bool, num_workers: int

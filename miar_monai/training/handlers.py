@@ -122,7 +122,8 @@ class TimeBudget:
 
     Validation counts, too: it ends with the batch at which the time is over, and its metrics are those of the slices
     until then; it is skipped if the time is over before. `WarmupCosine` follows the clock, so that the learning rate
-    reaches its final value. So networks can be compared at equal time instead of an equal number of steps.
+    reaches its final value. So networks can be compared at equal time instead of an equal number of steps. Checkpoints
+    hold the time that has passed, so that a resumed run has the rest.
 
     Args:
         minutes: limit for training and validation, or None.
@@ -146,13 +147,26 @@ class TimeBudget:
         self.free_iterations = free_iterations
         self.validator = validator
         self._start: float | None = None
+        self._earlier = 0.0  # seconds, before the run was resumed
 
     @property
     def progress(self) -> float:
-        """Fraction of the time that has passed; 0 before the clock starts and without a limit."""
-        if self.minutes is None or self._start is None:
+        """Fraction of the time that has passed; 0 without a limit."""
+        if self.minutes is None:
             return 0.0
-        return (time.monotonic() - self._start) / (60 * self.minutes)
+        return self._seconds / (60 * self.minutes)
+
+    @property
+    def _seconds(self) -> float:
+        return self._earlier + (0.0 if self._start is None else time.monotonic() - self._start)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the time that has passed."""
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue after the time that had passed."""
+        self._earlier = float(state["seconds"])
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that validates."""

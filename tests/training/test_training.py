@@ -543,6 +543,15 @@ def test_without_a_limit_the_time_budget_changes_nothing() -> None:
     assert budget.progress == 0
 
 
+def test_a_resumed_run_has_the_rest_of_the_time() -> None:
+    first, second = TimeBudget(minutes=2.0), TimeBudget(minutes=2.0)
+    first.load_state_dict({"seconds": 30.0})
+    second.load_state_dict(first.state_dict())
+    assert second.progress == 0.25
+    second.attach(Engine(lambda *_: None))
+    assert second.progress == 0.25
+
+
 def test_a_budget_of_no_time_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="max_minutes is 0, but it must lie between"):
         TimeBudget(0)
