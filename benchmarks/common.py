@@ -33,6 +33,7 @@ def open_run(
     contrasts: str | Sequence[str] | None,
     settings: Mapping[str, Any],
     results: Iterable[str],
+    *overlays: Path,
 ) -> tuple[ConfigParser, dict[str, Any]]:
     """Read the ``evaluate.json`` of a bundle with the settings of a benchmark, and check them before the work.
 
@@ -43,6 +44,7 @@ def open_run(
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         settings: values of other keys.
         results: names of the files that will be written.
+        overlays: configs that are merged into it first.
 
     Returns:
         The config, and all values that replace those of the bundle.
@@ -54,7 +56,7 @@ def open_run(
     given = with_contrasts(
         {"dataset_dir": dataset_dir, "output_dir": output_dir, "progress": False, **settings}, contrasts
     )
-    config = read_config(bundle, given)
+    config = read_config(bundle, given, *overlays)
     overwrite = config.get_parsed_content("overwrite")
     check_switches(overwrite=overwrite, amp=config.get_parsed_content("amp"))
     result_files(output_dir, results, overwrite)

@@ -41,6 +41,7 @@ class Request:
     lookahead_tokens: int | None = None
     fidelity: float | None = None
     blur: float | str | None = None
+    guide: Path | None = None
     factor: tuple[float, ...] | None = None
     spacing: tuple[float, ...] | None = None
     isotropic: bool = False

@@ -14,7 +14,7 @@ import click
 
 from miar_monai.cli.jobs import Job, Request, auxiliary_outputs, check_outputs, list_jobs
 from miar_monai.data.atomic_write import atomic_file
-from miar_monai.data.cases import Case, find_cases, unpacked
+from miar_monai.data.cases import Case, cases_for_guide, find_cases, read_case, unpacked
 from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.grid_request import GridRequest
@@ -49,6 +49,8 @@ def run(request: Request) -> list[str]:
     GridRequest.of(request.factor, request.spacing, request.isotropic)  # refused before anything is loaded
     with processes() as group:
         cases = find_cases(request.source)
+        if request.guide is not None:
+            cases = cases_for_guide(cases, request.guide)
         single = len(cases) == 1 and cases[0].source == request.source
         if request.series and not single:
             raise SettingError(f"{request.source} is a folder of cases, but --series selects from one DICOM folder.")
@@ -127,11 +129,12 @@ class CaseRunner:
             return {"input": str(case.source), "output": str(target), "skipped": True}
         check_output(target, request.overwrite, request.as_dicom)
         volume, headers = self._read(case)
+        guide = None if request.guide is None else read_case(request.guide)
         auxiliary = auxiliary_outputs(target, request.with_preview, self.resolver.settings["uncertainty"])
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
-            prepared = self.resolver.prepare(volume)
+            prepared = self.resolver.prepare(volume, guide)
             for sentence in prepared.plan.sentences(_GRID_OPTIONS):
                 self.print(sentence)
             result = self.resolver.volume(volume, prepared)
@@ -148,6 +151,7 @@ class CaseRunner:
             [*prepared.warnings, *captured],
             auxiliary,
             prepared.limits,
+            request.guide,
         )
         report["acquired_spacing_mm"] = request.acquired_spacing
         self.print(case_message(report, prepared.warnings))

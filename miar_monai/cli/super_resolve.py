@@ -89,6 +89,12 @@ Examples:
     help="Voxel spacing that the scanner acquired, if it interpolated INPUT: for all axes with closer voxels, or for "
     "left-right, posterior-anterior and inferior-superior. INPUT is brought back to it first.",
 )
+@click.option(
+    "--guide",
+    type=click.Path(exists=True, path_type=Path),
+    help="Another contrast of the same patient, such as the T1 of a T2, on any grid: a file, a folder with a DICOM "
+    "series, or a zip file.",
+)
 @click.option("--preview", "with_preview", is_flag=True, help="Also draw a picture of each result, <name>_sr.png.")
 @click.option(
     "--uncertainty",

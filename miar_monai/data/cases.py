@@ -16,9 +16,18 @@ from miar_monai.data.dicom_headers import dicom_files
 from miar_monai.data.folders import Case, cases_in, folders_in
 from miar_monai.data.formats import case_stem, is_zip_name
 from miar_monai.data.io import Volume, read_volume
-from miar_monai.errors import DatasetError, ImageError, MiarError, in_one_sentence
+from miar_monai.errors import DatasetError, ImageError, MiarError, SettingError, in_one_sentence
 
-__all__ = ["MAX_ZIP_BYTES", "MAX_ZIP_ENTRIES", "Case", "find_cases", "read_case", "temporary_folder", "unpacked"]
+__all__ = [
+    "MAX_ZIP_BYTES",
+    "MAX_ZIP_ENTRIES",
+    "Case",
+    "cases_for_guide",
+    "find_cases",
+    "read_case",
+    "temporary_folder",
+    "unpacked",
+]
 
 MAX_ZIP_BYTES = 4 * 2**30
 """Maximum total size of the entries of a zip file, uncompressed."""
@@ -82,6 +91,24 @@ def _name_conflict(case: Case, sources: list[Path]) -> str:
         f"{case.source} and {others} would have results of the same name; give them one at a time, each with its "
         "own output."
     )
+
+
+def cases_for_guide(cases: list[Case], guide: str | os.PathLike[str]) -> list[Case]:
+    """Return the case that a guide belongs to: the only one besides the guide itself.
+
+    Args:
+        cases: from `find_cases`.
+        guide: another contrast of the same patient, a file or a folder.
+
+    Raises:
+        SettingError: if there are several.
+    """
+    others = [case for case in cases if os.path.realpath(case.source) != os.path.realpath(guide)]
+    if len(others) > 1:
+        raise SettingError(
+            f"the input has {len(others)} cases, but {guide} can guide one image only; give one case at a time."
+        )
+    return others or cases  # a guide that is the only image is refused after reading
 
 
 @contextmanager

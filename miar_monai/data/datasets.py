@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from monai.utils import ensure_tuple
 
-from miar_monai.data.cases import find_cases
+from miar_monai.data.cases import cases_for_guide, find_cases
 from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, volume_stem
 from miar_monai.data.outputs import ResultPaths, result_path
@@ -178,26 +178,35 @@ def lidc_datalist(dataset_dir: Paths) -> list[Item]:
     return series_datalist(dataset_dir, "CT")
 
 
-def volume_datalist(inputs: Paths, output_dir: str | os.PathLike[str] | None = None) -> list[Item]:
+def volume_datalist(
+    inputs: Paths, output_dir: str | os.PathLike[str] | None = None, guide: str | os.PathLike[str] | None = None
+) -> list[Item]:
     """List the volumes to super-resolve, as ``miar sr`` does.
 
     Args:
         inputs: a NIfTI file, a folder with a DICOM series, a zip file of either, a folder of such cases, or a sequence
             of these.
         output_dir: folder of the results, which are left out if they are among the inputs.
+        guide: another contrast of the same patient: a NIfTI file, a folder with a DICOM series, or a zip file. It is
+            left out if it is among the inputs.
 
     Returns:
-        Dictionaries with ``"image"`` (path) and ``"name"`` (of the result, without its ending).
+        Dictionaries with ``"image"`` (path), ``"name"`` (of the result, without its ending) and, with a guide,
+        ``"guide"`` (path).
 
     Raises:
         ImageError: if a path does not exist.
+        SettingError: if there is a guide and more than one case.
         DatasetError: if a folder has no case, or a file that looks like a case but is not one.
     """
     cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
+    if guide is not None:
+        cases = cases_for_guide(cases, guide)
     if problems := [case.problem for case in cases if case.problem]:
         more = f"; and {len(problems) - 1} more such problems: miar sr names all and does the other cases."
         raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
-    items = [{"image": str(case.source), "name": case.name.as_posix()} for case in cases]
+    guides = {} if guide is None else {"guide": str(guide)}
+    items = [{"image": str(case.source), "name": case.name.as_posix(), **guides} for case in cases]
     if output_dir is None:
         return items
     results = {

@@ -83,6 +83,7 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
         series=series,
         remarks=remarks,
         select=tuple(select),
+        frame_of_reference=text(first, "FrameOfReferenceUID"),
         slice_thickness=_slice_thickness(headers),
     )
 

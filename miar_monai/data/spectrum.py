@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.signal.windows import blackman
 
-__all__ = ["MAX_LINES", "PLANES", "detailed_planes", "high_frequency_energy", "line_spectrum"]
+__all__ = ["MAX_LINES", "PLANES", "detailed_planes", "high_frequency_energy", "line_spectrum", "tissue_threshold"]
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The patient axis across each plane; in volumes in RAS orientation it is the voxel axis too."""
@@ -16,7 +16,7 @@ MAX_LINES = 16_384
 """Lines of a volume that are examined, for the time and memory of large volumes."""
 
 _MIN_SEGMENTS = 100
-_AIR = 0.05  # of the range: segments with darker voxels are left out; noise in air and masks have no band limit
+_AIR = 0.05  # of the range
 
 _SEGMENT = 32  # voxels: what fits into a head along its shortest axis
 # Measured in 72 MRIs of heads at 1 mm: 0.01 to 0.3 where the slices were thick and interpolated, else 0.4 to 1.4.
@@ -27,8 +27,8 @@ _MAX_SPACING_RATIO = 2.0  # 1.25 mm slices of 0.65 mm pixels still are detail; t
 def line_spectrum(array: np.ndarray, axis: int, length: int) -> np.ndarray | None:
     """Return the power spectrum along an axis, the mean over overlapping segments of lines within tissue.
 
-    Each segment is centered and multiplied by a Blackman window. Segments with voxels darker than a twentieth of the
-    range (up to the 99th percentile) are left out, so that neither air nor the edge of a mask counts.
+    Each segment is centered and multiplied by a Blackman window. Segments with air (see
+    `tissue_threshold`) are left out, so that neither its noise nor the edge of a mask counts.
 
     Args:
         array: intensities in any units, (X, Y, Z).
@@ -46,8 +46,7 @@ def line_spectrum(array: np.ndarray, axis: int, length: int) -> np.ndarray | Non
     size = array.shape[axis]
     stride = int(np.ceil(np.sqrt(array.size / size / MAX_LINES)))
     lines = np.moveaxis(array, axis, -1)[::stride, ::stride].reshape(-1, size)
-    darkest = lines.min()
-    threshold = darkest + _AIR * (np.percentile(lines, 99) - darkest)
+    threshold = tissue_threshold(lines)
     power, count = np.zeros(length // 2 + 1), 0
     for start in range(0, size - length + 1, length // 4):
         segments = lines[:, start : start + length]
@@ -56,6 +55,17 @@ def line_spectrum(array: np.ndarray, axis: int, length: int) -> np.ndarray | Non
         power += (np.abs(np.fft.rfft(segments * blackman(length, sym=False))) ** 2).sum(0)
         count += len(segments)
     return power / count if count >= _MIN_SEGMENTS and power.max() > 0 else None
+
+
+def tissue_threshold(array: np.ndarray) -> float:
+    """Return the intensity above which voxels are not air: a twentieth of the range up to the 99th percentile.
+
+    Example:
+        >>> tissue_threshold(np.array([0.0, *[100.0] * 999]))
+        5.0
+    """
+    darkest = float(array.min())
+    return darkest + _AIR * (float(np.percentile(array, 99)) - darkest)
 
 
 def high_frequency_energy(array: np.ndarray) -> tuple[float, float, float]:

@@ -36,6 +36,7 @@ class Volume(NamedTuple):
         qform: of a NIfTI file whose affine is the sform: the map from the millimeters of the affine to those of the
             qform, (4, 4), which does not depend on the grid, and the code of the qform. If that code is 0, the map
             contains only the voxel sizes in pixdim. None if there is no second transform.
+        frame_of_reference: FrameOfReferenceUID of DICOM; positions in different frames cannot be compared.
         slice_thickness: of a DICOM series in millimeters, along its third axis, as its headers state it; None if they
             state none, or several, and for other formats.
     """
@@ -52,6 +53,7 @@ class Volume(NamedTuple):
     remarks: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     qform: tuple[np.ndarray, int] | None = None
+    frame_of_reference: str = ""
     slice_thickness: float | None = None
 
     @property

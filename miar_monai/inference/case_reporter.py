@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from monai.utils import ImageMetaKey
 from miar_monai.data.cases import read_case
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.inference.bundle import metadata
+from miar_monai.inference.guide_checks import check_guide
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.report import capture_warnings, case_message, case_report
-from miar_monai.inference.volume_inferer import VolumeInferer
+from miar_monai.inference.volume_inferer import VolumeInferer, check_has_guide
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
@@ -60,10 +62,19 @@ class CaseReporter:
     def _read_metadata(self) -> None:
         self._domain = TrainingDomain.of(metadata(self.bundle_root))
 
-    def _start(self) -> None:
+    def _start(self, engine: Any) -> None:
+        self._about_guide = self._check_guide(engine.state.batch)
         self._capture = ExitStack()
         self._captured = self._capture.enter_context(capture_warnings())
         self._seconds = -time.perf_counter()
+
+    def _check_guide(self, batch: Mapping[str, Any]) -> list[str]:
+        """Check the guide of a case, if it has one, before the network runs; the case is read in its own units."""
+        if "guide" not in batch:
+            return []
+        check_has_guide(self.network, batch["guide"])
+        guide, image = (read_case(batch[key].meta[ImageMetaKey.FILENAME_OR_OBJ][0]) for key in ("guide", "image"))
+        return check_guide(guide, image)
 
     def _stop(self) -> None:
         self._seconds += time.perf_counter()
@@ -80,7 +91,8 @@ class CaseReporter:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
             auxiliary = {"uncertainty": paths.uncertainty}
         limits = limits_in_units(image, slices.intensity_range)
-        warnings = [*input_warnings(lr, self._domain, slices.blur, plan, limits), *self._captured]
+        found = input_warnings(lr, self._domain, slices.blur, plan, limits)
+        warnings = [*found, *self._about_guide, *self._captured]
         device = engine.state.device
         report = case_report(source, paths.image, lr, sr, plan, self._seconds, device, warnings, auxiliary, limits)
         lines = [*plan.sentences(), case_message(report, warnings), paths.image]

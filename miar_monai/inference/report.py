@@ -96,6 +96,7 @@ def case_report(
     warnings: Sequence[str] = (),
     auxiliary_outputs: Mapping[str, Path] | None = None,
     limits: tuple[float, float] | None = None,
+    guide: Path | None = None,
 ) -> dict[str, Any]:
     """Return the report of a super-resolved case, ready for JSON.
 
@@ -110,6 +111,7 @@ def case_report(
         warnings: sentences on the input and from the inference.
         auxiliary_outputs: other files that were written, by their kind.
         limits: see `data_consistency_rms`.
+        guide: path of the guide.
 
     Returns:
         The selection from a DICOM folder (``series``, ``select``), the modality (null if no header states it), sizes in
@@ -125,6 +127,7 @@ def case_report(
         "input": source,
         "series": lr.series or None,
         "select": list(lr.select),
+        "guide": None if guide is None else str(guide),
         "output": str(output),
         "auxiliary_outputs": {kind: str(path) for kind, path in (auxiliary_outputs or {}).items()},
         "modality": lr.modality or None,

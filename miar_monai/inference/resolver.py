@@ -20,11 +20,12 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.devices import choose_device
+from miar_monai.inference.guide_checks import check_guide
 from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.passes import Plan
-from miar_monai.inference.volume_inferer import VolumeInferer
+from miar_monai.inference.volume_inferer import VolumeInferer, check_has_guide
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
 from miar_monai.transforms.metatensor import metatensor_to_volume
@@ -32,7 +33,13 @@ from miar_monai.transforms.metatensor import metatensor_to_volume
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
 
 
-def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device: str = "auto", **settings: Any) -> Any:
+def super_resolve(
+    image: Image,
+    model: str | os.PathLike[str] = "brats",
+    device: str = "auto",
+    guide: Image | None = None,
+    **settings: Any,
+) -> Any:
     """Super-resolve an image, with a bundle and its weights.
 
     The result covers the same field of view. By default, the axial plane becomes four times finer and the distance
@@ -50,6 +57,8 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         model: ``"brats"`` for brain MRI, ``"lidc"`` for chest CT, or the folder of a bundle (see
             `miar_monai.inference.bundle.find_bundle`).
         device: ``"auto"`` (a GPU with CUDA, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
+        guide: another contrast of the same patient, of one of these types, for a model that was trained with a guide.
+            It may have any orientation and resolution, since positions in millimeters count; voxels of arrays are 1 mm.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
             ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default. For the
             grid, at most one of ``factor`` (how many times finer, 1 to 8), ``spacing`` (in millimeters), both one
@@ -75,7 +84,7 @@ def super_resolve(image: Image, model: str | os.PathLike[str] = "brats", device:
         >>> super_resolve(np.random.rand(9, 7, 4), device="cpu", lookahead_tokens=0, factor=(1, 1, 2.5)).shape
         (9, 7, 10)
     """
-    return SuperResolver(model, device, **settings)(image)
+    return SuperResolver(model, device, **settings)(image, guide)
 
 
 _AXIS_SETTINGS = ("factor", "spacing")  # one number, or three
@@ -89,12 +98,14 @@ class Prepared(NamedTuple):
         plan: the passes of the super-resolution, with the degradations that are assumed.
         limits: intensities beyond which the result is interpolated, in units of the volume, or None.
         warnings: sentences on properties that make the result doubtful, such as differences from the training data.
+        guide: another contrast on its own grid, (1, X, Y, Z), after the bundle's preprocessing, or None.
     """
 
     image: MetaTensor
     plan: Plan
     limits: tuple[float, float] | None
     warnings: list[str]
+    guide: MetaTensor | None = None
 
     @property
     def assumed(self) -> Degradation:
@@ -184,10 +195,11 @@ class SuperResolver:
         advice = "the inference.json of a MIAR bundle is needed; restore it."
         return in_one_sentence(ConfigurationError, f"{config} cannot be used", advice)
 
-    def __call__(self, image: Image) -> Any:
-        """Super-resolve an image; see `super_resolve` for its types and the return value."""
-        volume = read_case(image) if isinstance(image, str | os.PathLike) else image_volume(image)
-        return image_like(image, self.volume(volume))
+    def __call__(self, image: Image, guide: Image | None = None) -> Any:
+        """Super-resolve an image; see `super_resolve` for its types, its guide and the return value."""
+        volume = _read_image(image)
+        prepared = None if guide is None else self.prepare(volume, _read_image(guide))
+        return image_like(image, self.volume(volume, prepared))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
@@ -200,38 +212,69 @@ class SuperResolver:
             The finer volume over the same field of view, in the same units, axes and storage dtype, with
             ``uncertainty`` if that setting is on.
         """
-        image, plan = (prepared.image, prepared.plan) if prepared else (self._preprocessed(volume), None)
-        data = {"image": image, "pred": self.infer(image, plan)}
+        if prepared:
+            image, plan, guide = prepared.image, prepared.plan, prepared.guide
+        else:
+            image, plan, guide = self._preprocessed(volume)["image"], None, None
+        data = {"image": image, "pred": self.infer(image, plan, guide)}
         with self._wrap_config_errors():
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
         error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
         return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
 
-    def prepare(self, volume: Volume) -> Prepared:
-        """Preprocess and check a volume, and determine its degradation, before the network runs."""
-        image = self._preprocessed(volume)
+    def prepare(self, volume: Volume, guide: Volume | None = None) -> Prepared:
+        """Preprocess and check a volume, and determine its degradation, before the network runs.
+
+        Args:
+            volume: in its own units, (X, Y, Z); not changed.
+            guide: another contrast of the same patient, on any grid in the same millimeters.
+
+        Raises:
+            SettingError: if there is a guide, but the network has none.
+            ImageError, GeometryError: if the guide cannot be used, see `check_guide`.
+        """
+        check_has_guide(self.network, guide)
+        about_guide = [] if guide is None else check_guide(guide, volume)
+        data = self._preprocessed(volume, guide)
+        image = data["image"]
         limits, plan = limits_in_units(image, self.inferer.intensity_range), self.plan(image)
         warnings = input_warnings(volume, self.domain, self.inferer.blur, plan, limits)
-        return Prepared(image, plan, limits, warnings)
+        return Prepared(image, plan, limits, warnings + about_guide, data.get("guide"))
 
-    def _preprocessed(self, volume: Volume) -> MetaTensor:
+    def _preprocessed(self, volume: Volume, guide: Volume | None = None) -> dict[str, MetaTensor]:
+        """Return the volume (``"image"``) and the guide, if there is one, after the preprocessing of the bundle."""
         with self._wrap_config_errors():
-            image: MetaTensor = self.preprocessing({"image": volume})["image"]
-        return image
+            data: dict[str, MetaTensor] = self.preprocessing(
+                {"image": volume} if guide is None else {"image": volume, "guide": guide}
+            )
+        return data
 
-    def infer(self, image: MetaTensor, plan: Plan | None = None) -> Tensor | dict[str, Tensor]:
-        """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches."""
+    def infer(
+        self, image: MetaTensor, plan: Plan | None = None, guide: MetaTensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Run the inferer on a preprocessed volume (1, X, Y, Z); slices are moved to the device in batches.
+
+        Args:
+            image: the volume.
+            plan: from `plan`; made here by default.
+            guide: a preprocessed guide on any grid in the same millimeters, (1, X, Y, Z).
+        """
         # recording a CUDA graph synchronizes the current device, which must not be that of another process
         own_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings["amp"] else nullcontext()
         with torch.inference_mode(), own_device, bfloat16:
-            result = self.volume_inferer(image[None], self.network, plan=plan)
+            guides = None if guide is None else guide[None]
+            result = self.volume_inferer(image[None], self.network, plan=plan, guide=guides)
         return {name: x[0] for name, x in result.items()} if isinstance(result, dict) else result[0]
 
     def plan(self, image: MetaTensor) -> Plan:
         """Return the passes for a preprocessed volume; its blur is measured if that is "auto"."""
         return self.volume_inferer.plan(image, self.network)
+
+
+def _read_image(image: Image) -> Volume:
+    return read_case(image) if isinstance(image, str | os.PathLike) else image_volume(image)
 
 
 def _read(config: Path, overrides: dict[str, Any]) -> ConfigParser:

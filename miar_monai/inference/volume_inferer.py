@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, check_range
+from miar_monai.errors import ConfigurationError, SettingError, check_range
 from miar_monai.inference.acquisition import Acquisition
 from miar_monai.inference.batches import plain_tensor
+from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
 from miar_monai.inference.slice_steps import warn_if_noisy
 from miar_monai.networks import SuperResolutionNetwork
+from miar_monai.transforms.guide import resample_guide
 from miar_monai.transforms.metatensor import grid_of, with_affine
 
-__all__ = ["VolumeInferer"]
+__all__ = ["VolumeInferer", "check_has_guide"]
 
 
 class VolumeInferer(Inferer):
@@ -100,7 +104,7 @@ class VolumeInferer(Inferer):
         network: Callable[..., Tensor],
         *args: Any,
         plan: Plan | None = None,
-        guide: Callable[[Grid], Tensor] | None = None,
+        guide: Tensor | Callable[[Grid], Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor | dict[str, Tensor]:
         """Super-resolve a volume.
@@ -110,8 +114,9 @@ class VolumeInferer(Inferer):
             network: a `SuperResolutionNetwork`.
             *args: ignored.
             plan: from `plan`; by default it is made here.
-            guide: returns another contrast on a given grid, (1, X, Y, Z), scaled as the volume, for a network with a
-                guide; called for the grid of each stage.
+            guide: another contrast of the same patient, scaled as the volume, for a network with a guide: on any grid
+                in the same millimeters, (1, 1, X, Y, Z), see `miar_monai.transforms.guide.resample_guide`; or a
+                function that returns it on a given grid, (1, X, Y, Z), and is called for the grid of each stage.
             **kwargs: ignored.
 
         Returns:
@@ -119,18 +124,20 @@ class VolumeInferer(Inferer):
 
         Raises:
             ConfigurationError: if ``inputs`` has another shape.
-            SettingError: if the requested grid is not possible for this volume.
+            SettingError: if the requested grid is not possible for this volume, or the network has no guide.
         """
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ConfigurationError(
                 f"the input of the inferer has shape {tuple(inputs.shape)}, but one volume (1, 1, X, Y, Z) is needed;"
                 " pass volumes one by one."
             )
+        check_has_guide(network, guide)
+        on_grid = partial(_on_grid, guide[0]) if isinstance(guide, Tensor) else guide
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
         grids = plan.grids(grid_of(inputs[0]))
         volume, weights = {"image": plain_tensor(inputs)}, []
         for stage, grid in zip(plan.stages, grids[1:], strict=True):
-            results, other = [], None if guide is None else guide(grid)[None]
+            results, other = [], None if on_grid is None else on_grid(grid)[None]
             for one in stage:
                 result, weight = self._slices(volume["image"], other, one, grid, network)
                 results.append(result)
@@ -154,6 +161,22 @@ class VolumeInferer(Inferer):
         assert weight is not None
         named = result if isinstance(result, Mapping) else {"image": result}
         return {name: x.movedim((2, 3), axes) for name, x in named.items()}, weight
+
+
+def check_has_guide(network: Callable[..., Tensor], guide: Any) -> None:
+    """Check that a network can use a guide, if there is one.
+
+    Raises:
+        SettingError: if it cannot.
+    """
+    if guide is not None and not getattr(unwrapped(network), "guide_channels", 0):
+        raise SettingError(
+            "a guide is given, but this model was trained without one; leave it out, or choose a model with a guide."
+        )
+
+
+def _on_grid(guide: Tensor, grid: Grid) -> Tensor:
+    return resample_guide(convert_to_tensor(guide, track_meta=True), grid).as_tensor()
 
 
 def _mean(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:

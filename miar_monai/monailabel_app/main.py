@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -50,8 +51,8 @@ class MiarApp(MONAILabelApp):
         """Super-resolve an image.
 
         Args:
-            request: ``model``; ``image``, an id of the datastore or a path; settings of the task; ``save_image``,
-                whether to save the result in the datastore.
+            request: ``model``; ``image``, an id of the datastore or a path; ``guide``, another contrast of the same
+                patient, likewise; settings of the task; ``save_image``, whether to save the result in the datastore.
             datastore: that of the app by default.
 
         Returns:
@@ -71,8 +72,9 @@ class MiarApp(MONAILabelApp):
             raise HTTPException(400, f"{name} returns images, which DICOM SEG does not support: request output=image.")
         try:
             save = parse_flag(request, "save_image")
-            with image_source(image, datastore) as source:
-                result = self._infers[name].super_resolve(source, request)
+            guide = image_source(str(request["guide"]), datastore) if request.get("guide") else nullcontext()
+            with image_source(image, datastore) as source, guide as guide_source:
+                result = self._infers[name].super_resolve(source, request, guide_source)
                 if save:
                     self._save(result, datastore)
         except MiarError as error:

@@ -96,12 +96,13 @@ class SuperResolutionTask(InferTask):
         result = self.super_resolve(Path(request["image"]), request)
         return str(result.file), result.params
 
-    def super_resolve(self, source: Path, request: dict[str, Any]) -> Result:
+    def super_resolve(self, source: Path, request: dict[str, Any], guide: Path | None = None) -> Result:
         """Super-resolve an image, with the same voxels as ``miar sr``.
 
         Args:
             source: a NIfTI file or a folder with a DICOM series.
             request: settings by name; other keys, such as ``result_dtype``, are ignored.
+            guide: another contrast of the same patient, likewise a file or a folder.
 
         Raises:
             MiarError: if the image or a setting cannot be used.
@@ -109,11 +110,11 @@ class SuperResolutionTask(InferTask):
         start = time.perf_counter()
         extension = _choice(request, "result_extension", list(_WRITERS))
         resolver = self._resolver(request)
-        lr = read_volume(source)
+        lr, other = read_volume(source), None if guide is None else read_volume(guide)
         read = time.perf_counter()
         with _INFERENCE, capture_warnings() as captured:
             waited = time.perf_counter()
-            prepared = resolver.prepare(lr)
+            prepared = resolver.prepare(lr, other)
             sr = resolver.volume(lr, prepared)
         inferred = time.perf_counter()
         sr = sr._replace(array=as_stored(sr.array, sr.dtype).astype("float32"))

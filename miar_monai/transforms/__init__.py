@@ -14,6 +14,7 @@ from miar_monai.transforms.dictionary import (
     SimulateLowResolutiond,
 )
 from miar_monai.transforms.files import LoadVolume, SaveVolume
+from miar_monai.transforms.guide import ResampleGuided, prepare_guide
 from miar_monai.transforms.intensity import ScaleIntensityHU, ScaleIntensityRobust, limits_in_units
 from miar_monai.transforms.invert import InvertSuperResolutiond, SplitUncertaintyd
 from miar_monai.transforms.planes import DetailedPlanesd
@@ -27,6 +28,7 @@ __all__ = [
     "LoadVolume",
     "LoadVolumed",
     "RandSimulateLowResolutiond",
+    "ResampleGuided",
     "SaveVolume",
     "SaveVolumed",
     "ScaleIntensityHU",
@@ -38,5 +40,6 @@ __all__ = [
     "SplitUncertaintyd",
     "check_results",
     "limits_in_units",
+    "prepare_guide",
     "result_path",
 ]

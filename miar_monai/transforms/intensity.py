@@ -22,7 +22,7 @@ class ScaleIntensityWindow(InvertibleTransform):
         """Return the intensities that are mapped to 0 and 1."""
         raise NotImplementedError
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor) -> MetaTensor:
         """Return the scaled image, float32, of the same shape."""
         image = convert_to_tensor(image, track_meta=True)
         low, high = self.window(image)

@@ -35,6 +35,7 @@ __all__ = [
 DTYPE_KEY, DESCRIPTION_KEY = "original_dtype", "descrip"
 _AXIS_KEY, _THICKNESS_KEY = "slice_axis", "slice_thickness"
 _SPACE_KEY, _QFORM_KEY, _QFORM_CODE_KEY = "sform_code", "sform_to_qform", "qform_code"
+_FRAME_KEY = "frame_of_reference"
 
 
 def volume_to_metatensor(volume: Volume) -> MetaTensor:
@@ -46,8 +47,9 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
     Returns:
         The intensities, (1, X, Y, Z), float32. The metadata contain the affine, the path (``filename_or_obj``), the
         dtype of results (``original_dtype``), the space and the description under their names in NIfTI
-        (``sform_code`` and ``descrip``), the qform (``sform_to_qform``, (4, 4), and ``qform_code``), and what
-        `acquired_slices` returns (``slice_axis``, -1 if unknown, and ``slice_thickness``, NaN if unknown).
+        (``sform_code`` and ``descrip``), the qform (``sform_to_qform``, (4, 4), and ``qform_code``), what
+        `acquired_slices` returns (``slice_axis``, -1 if unknown, and ``slice_thickness``, NaN if unknown), and
+        ``frame_of_reference``.
 
     Example:
         >>> volume = Volume(np.zeros((5, 4, 3), np.float32), np.diag([2.0, 2, 3, 1]), np.dtype(np.int16), Path("a.nii"))
@@ -67,6 +69,7 @@ def volume_to_metatensor(volume: Volume) -> MetaTensor:
             DESCRIPTION_KEY: volume.description,
             _QFORM_KEY: to_qform,
             _QFORM_CODE_KEY: code,
+            _FRAME_KEY: volume.frame_of_reference,
             _AXIS_KEY: -1 if axis is None else volume.grid.patient_axes[axis],
             _THICKNESS_KEY: float("nan") if volume.slice_thickness is None else volume.slice_thickness,
         },
@@ -90,6 +93,7 @@ def metatensor_to_volume(image: MetaTensor) -> Volume:
         space=int(meta.get(_SPACE_KEY, 1)),
         description=str(meta.get(DESCRIPTION_KEY, "")),
         qform=qform,
+        frame_of_reference=str(meta.get(_FRAME_KEY, "")),
     )
 
 

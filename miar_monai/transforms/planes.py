@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
 
-from miar_monai.data.grid import Grid
 from miar_monai.data.spectrum import detailed_planes
+from miar_monai.transforms.metatensor import grid_of
 
 __all__ = ["DetailedPlanesd"]
 
@@ -21,7 +20,7 @@ class DetailedPlanesd(Transform):
     `miar_monai.data.slices.SliceDataset` then yields the slices of these planes. Planes that an item has already stay.
 
     Args:
-        key: of the volume, a `MetaTensor` (1, X, Y, Z) in RAS orientation.
+        key: of the volume, a `monai.data.MetaTensor` (1, X, Y, Z) in RAS orientation.
         planes_key: of the planes.
 
     Example:
@@ -42,5 +41,4 @@ class DetailedPlanesd(Transform):
             return dict(data)
         image = data[self.key]
         array = convert_to_tensor(image, track_meta=False)[0].numpy()
-        spacing = Grid(array.shape, np.asarray(image.affine)).spacing
-        return {**data, self.planes_key: detailed_planes(array, spacing.tolist())}
+        return {**data, self.planes_key: detailed_planes(array, grid_of(image).spacing.tolist())}

@@ -19,7 +19,7 @@ from miar_monai.data.datasets import (
     subject_datalist,
     volume_datalist,
 )
-from miar_monai.errors import DatasetError, ImageError
+from miar_monai.errors import DatasetError, ImageError, SettingError
 
 SECTIONS = ("training", "validation", "test")
 SHAPE = (17, 13, 9)
@@ -128,6 +128,16 @@ def test_volumes_to_super_resolve(tmp_path: Path) -> None:
     assert volume_datalist(str(files[1])) == items[1:2]
     assert volume_datalist(series) == items[2:]
     assert volume_datalist([tmp_path / "in put", str(series)]) == items
+
+
+def test_a_guide_belongs_to_one_case(tmp_path: Path) -> None:
+    paths = [write_nifti_phantom(tmp_path / name / f"{name}.nii", SHAPE) for name in ("t1", "t2", "t3")]
+    expected = [{"image": str(paths[1]), "name": "t2", "guide": str(paths[0])}]
+    assert volume_datalist(paths[1], guide=paths[0]) == expected
+    assert volume_datalist(paths[:2], guide=paths[0]) == expected
+    assert volume_datalist(paths[0], guide=paths[0])[0]["guide"] == str(paths[0])
+    with pytest.raises(SettingError, match=r"the input has 2 cases, but .*t1\.nii can guide one image only; give one"):
+        volume_datalist(paths[1:], guide=paths[0])
 
 
 def test_nothing_to_super_resolve(tmp_path: Path) -> None:

@@ -178,6 +178,31 @@ def test_a_guide_is_passed_for_every_slice_of_every_plane(factor: tuple[float, .
     assert torch.equal(inferer(factor=factor)(x, network).as_tensor(), torch.zeros(result.shape))  # none is zero
 
 
+@pytest.mark.parametrize("factor", [(1, 1, 3), (2, 2.5, 3)])
+@pytest.mark.usefixtures("unbounded")
+def test_a_guide_on_another_grid_is_resampled_for_every_stage(factor: tuple[float, ...]) -> None:
+    """A guide whose intensity is the position in millimeters has that of each voxel in the result."""
+    network = Copying(channels=(8, 16), blocks=(1, 1), guide_channels=1, back_end=lambda maps, _: maps).eval()
+    x = MetaTensor(torch.rand(1, 1, 9, 8, 4), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+    guide_grid = Grid((20, 21, 30), np.array([[0, 0, 1, -9.0], [0, 1.1, 0, -8], [2, 0, 0, -11], [0, 0, 0, 1]]))
+
+    def position(grid: Grid) -> Tensor:
+        i, j, k = (torch.arange(size) for size in grid.shape)
+        a, b, c, d = torch.from_numpy(np.array([0.1, 0.2, 0.3, 1]) @ grid.affine).float()
+        return a * i[:, None, None] + b * j[:, None] + c * k + d + 5
+
+    guide = MetaTensor(position(guide_grid)[None, None], affine=torch.from_numpy(guide_grid.affine))
+    result = inferer(factor=factor)(x, network, guide=guide)
+    expected = position(Grid(tuple(result.shape[2:]), result.affine.reshape(4, 4).numpy()))
+    torch.testing.assert_close(result.as_tensor()[0, 0], expected, atol=2e-2, rtol=0)
+
+
+def test_a_network_without_guide_refuses_one() -> None:
+    x = MetaTensor(torch.rand(1, 1, 9, 8, 4), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+    with pytest.raises(SettingError, match="a guide is given, but this model was trained without one; leave it out"):
+        inferer()(x, tiny_estimator(), guide=x)
+
+
 def test_noise_causes_one_warning_for_all_passes(caplog: pytest.LogCaptureFixture) -> None:
     x = MetaTensor(torch.rand(1, 1, 16, 16, 12), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
     inferer(factor=(2, 2, 4))(x, tiny_estimator())

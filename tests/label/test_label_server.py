@@ -175,6 +175,8 @@ def test_eight_simultaneous_requests_are_not_mixed_up(server: Server, studies: P
         ("miar_brats", "head0", {"save_image": "maybe"}, 400, "save_image is 'maybe', but it must be true or false"),
         ("miar_brats", "head0", {"uncertainty": "true"}, 400, "uncertainty is 'true', but it must be true or false"),
         ("miar_brats", "head0", {"uncertainty": 1}, 400, "uncertainty is 1, but it must be true or false"),
+        ("miar_brats", "head0", {"guide": "unknown"}, 404, "there is no image 'unknown'"),
+        ("miar_brats", "head0", {"guide": "head1"}, 400, "a guide is given, but this model was trained without one"),
         ("miar_brats", __file__, {}, 400, "cannot be read as an image"),
     ],
 )

@@ -1,0 +1,345 @@
+"""Thick slices of truly isotropic volumes, for programs, and methods that make slices thin again.
+
+    python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick \
+        [--contrasts t1,t2] [--slices 5,0] [--section test] ...
+
+writes ``<subject>_<contrast>_<thickness>_<gap>.nii.gz`` for `benchmarks.run_program`. The slice profile is Gaussian. A
+volume counts as isotropic if it has detail in all three planes, see `miar_monai.data.spectrum.detailed_planes`. With
+``--changes noise0.01,box``, slices are also written that differ from what the methods are told, see `CHANGES`.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+from monai.utils import ensure_tuple
+from nibabel.processing import resample_from_to
+from tqdm import tqdm
+
+from benchmarks.common import open_run
+from miar_monai.data.datasets import split_by_patient
+from miar_monai.data.geometry import corner_distance
+from miar_monai.data.io import Volume, write_volume
+from miar_monai.data.outputs import check_output_folder
+from miar_monai.data.spectrum import PLANES, detailed_planes
+from miar_monai.data.volume import as_float
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in_one_sentence
+from miar_monai.inference.resolver import SuperResolver
+from miar_monai.transforms import CentralSlices
+from miar_monai.transforms.degrade import degrade_volume
+from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
+
+__all__ = [
+    "CHANGES",
+    "SLICES",
+    "ThickSlices",
+    "VolumeMethod",
+    "bundled",
+    "cubic",
+    "isotropic_volumes",
+    "linear_inverse",
+    "load_cases",
+    "parse_changes",
+    "parse_slices",
+    "saved_results",
+]
+
+SLICES = ((3.0, 0.0), (4.0, 0.0), (4.0, 1.0), (5.0, 0.0), (5.0, 1.0), (8.0, 0.0))
+"""Thickness and gap in millimeters."""
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "8bits": {"levels": 2**8},
+    "10bits": {"levels": 2**10},
+    "noise0.003": {"noise": 0.003},
+    "noise0.01": {"noise": 0.01},
+    "noise0.02": {"noise": 0.02},
+    "box": {"profile": "box"},
+    "slr": {"profile": "slr"},
+    "thinner": {"width": 0.8},
+    "thicker": {"width": 1.25},
+}
+"""Slices that are not as assumed: rounded to levels of their range, with noise of a standard deviation relative to the
+range, with another profile, or of another thickness, relative to the assumed one."""
+
+DAMPING = 1e-3  # as that of the linear inverse in other tables
+_TOLERANCE = 0.01  # mm
+
+
+class ThickSlices(NamedTuple):
+    """A volume, and its thick axial slices.
+
+    Attributes:
+        subject: the patient.
+        contrast: of an MRI data set, or ``"ct"``.
+        thickness: full width at half maximum of the Gaussian slice profile in millimeters.
+        gap: distance between the slices less their thickness, in millimeters.
+        truth: the volume, in RAS orientation, whose height is a multiple of the distance of the slices.
+        thick: the slices, with the same field of view.
+        change: how they differ from what is assumed, one of `CHANGES`, or empty.
+    """
+
+    subject: str
+    contrast: str
+    thickness: float
+    gap: float
+    truth: Volume
+    thick: Volume
+    change: str = ""
+
+    @classmethod
+    def of(
+        cls, subject: str, contrast: str, thickness: float, gap: float, volume: Volume, change: str = ""
+    ) -> ThickSlices:
+        """Degrade the central part of a volume in RAS orientation, which covers a whole number of slices."""
+        factor = (thickness + gap) / float(volume.grid.spacing[2])
+        height = round(int(volume.array.shape[2] / factor) * factor)
+        truth = metatensor_to_volume(CentralSlices(height)(volume_to_metatensor(volume)))
+        settings: dict[str, Any] = {
+            "profile": "gaussian",
+            "noise": 0.0,
+            "width": 1.0,
+            "levels": 0,
+            **CHANGES.get(change, {}),
+        }
+        relative = settings["width"] * thickness / (thickness + gap)
+        thick = degrade_volume(
+            truth, (1, 1, factor), settings["profile"], relative, blur=0, noise=settings["noise"], seed=0
+        )
+        if settings["levels"]:
+            step = float(np.ptp(thick.array)) / (settings["levels"] - 1)
+            thick = thick._replace(array=(np.rint(thick.array / step) * step).astype(np.float32))
+        return cls(subject, contrast, thickness, gap, truth, thick, change)
+
+    @property
+    def name(self) -> str:
+        """Name of the files of this volume, without the suffix."""
+        change = f"_{self.change}" if self.change else ""
+        return f"{self.subject}_{self.contrast}{change}_{self.thickness:g}_{self.gap:g}"
+
+    @property
+    def title(self) -> str:
+        """Thickness and gap, and the change, such as ``5‖0`` or ``5‖0, box``."""
+        return f"{self.thickness:g}‖{self.gap:g}" + (f", {self.change}" if self.change else "")
+
+    @property
+    def degradation(self) -> Degradation:
+        """The assumed degradation of sagittal and coronal planes, whose columns are thick."""
+        factor = float(self.thick.grid.spacing[2] / self.truth.grid.spacing[2])
+        relative = self.thickness / (self.thickness + self.gap)
+        return Degradation((1.0, factor), 0.0, profile=("bicubic", "gaussian"), thickness=(1.0, relative))
+
+
+VolumeMethod = Callable[[ThickSlices], np.ndarray | None]
+"""From thick slices to a volume with the shape, the grid and the units of the truth, or None to leave it out."""
+
+
+def isotropic_volumes(
+    config: ConfigParser, subjects: Sequence[str] = (), limit: int | None = None
+) -> Iterator[tuple[str, str, Volume]]:
+    """Yield patient, contrast and volume, in RAS orientation, of volumes with detail in all three planes.
+
+    Args:
+        config: an ``evaluate.json``.
+        subjects: patients to use, of any section, isotropic or not; by default those of the config's section.
+        limit: largest number of volumes.
+
+    Raises:
+        DatasetError: if there is no such volume.
+    """
+    get = config.get_parsed_content
+    items = get("datalist")
+    if subjects:
+        chosen = [item for item in items if item["subject"] in subjects]
+    else:
+        chosen = split_by_patient(items, get("section"), seed=get("seed"), split_file=get("split_file"))
+    load, found = Compose(get("load_transforms")), 0
+    for item in chosen:
+        if limit is not None and found == limit:
+            return
+        volume = metatensor_to_volume(load({"image": item["image"]})["image"])
+        if subjects or len(detailed_planes(volume.array, volume.grid.patient_spacing)) == len(PLANES):
+            found += 1
+            yield item["subject"], item.get("contrast") or "ct", volume
+    if not found:
+        raise DatasetError(
+            f"none of the {len(chosen)} volumes has as much detail across its slices as within them: truly isotropic "
+            "volumes are needed; give other subjects, or another section."
+        )
+
+
+def parse_slices(slices: str | Sequence[float] | Sequence[Sequence[float]] | None) -> list[tuple[float, float]]:
+    """Return thicknesses and gaps: one pair, several, or None for `SLICES`.
+
+    Raises:
+        ConfigurationError: if they are not pairs of a positive and a non-negative number.
+    """
+    if slices is None:
+        return list(SLICES)
+    given: Any = ensure_tuple(slices)
+    pairs = [tuple(pair) for pair in given] if isinstance(given[0], list | tuple) else [tuple(given)]
+    for pair in pairs:
+        numbers = all(isinstance(number, int | float) for number in pair)
+        if len(pair) != 2 or not numbers or not (pair[0] > 0 and pair[1] >= 0):
+            raise ConfigurationError(
+                f"slices has {pair}, but a thickness above 0 and a gap of at least 0 in millimeters are needed; give"
+                " pairs such as 5,0 or [[5,0],[4,1]]."
+            )
+    return [(float(thickness), float(gap)) for thickness, gap in pairs]
+
+
+def parse_changes(changes: str | Sequence[str]) -> list[str]:
+    """Return names of `CHANGES`, after an empty one for slices as assumed: one, several, or ``"all"``.
+
+    Raises:
+        ConfigurationError: if a name is unknown.
+    """
+    names = list(CHANGES) if changes == "all" else [str(name) for name in ensure_tuple(changes)]
+    if unknown := [name for name in names if name not in CHANGES]:
+        raise ConfigurationError(
+            f"the changes {unknown} are unknown: the known ones are {', '.join(CHANGES)}, or all; correct the option."
+        )
+    return ["", *names]
+
+
+def load_cases(
+    config: ConfigParser,
+    slices: Sequence[tuple[float, float]],
+    subjects: Sequence[str] = (),
+    limit: int | None = None,
+    changes: Sequence[str] = ("",),
+) -> list[ThickSlices]:
+    """Return the volumes of a config with each thickness and gap, and each change."""
+    volumes = tqdm(isotropic_volumes(config, subjects, limit), desc="loading", unit="volume")
+    return [
+        ThickSlices.of(subject, contrast, thickness, gap, volume, change)
+        for subject, contrast, volume in volumes
+        for thickness, gap in slices
+        for change in changes
+    ]
+
+
+def cubic(case: ThickSlices) -> np.ndarray:
+    """Interpolate thick slices by a cubic B-spline, constant beyond the centers of the outer slices."""
+    image = nib.Nifti1Image(case.thick.array, case.thick.affine)
+    target = case.truth.array.shape, case.truth.affine
+    return np.asarray(resample_from_to(image, target, order=3, mode="nearest").dataobj, np.float32)
+
+
+def linear_inverse(case: ThickSlices) -> np.ndarray:
+    """Restore thick slices by the linear inverse of their degradation, line by line."""
+    lines = torch.from_numpy(case.thick.array).double().flatten(0, 1)[:, None]  # (X · Y, 1, z)
+    restored = case.degradation.for_lr(lines).restore(lines, DAMPING)
+    return restored.reshape(case.truth.array.shape).float().numpy()
+
+
+def bundled(model: str, device: str, **settings: Any) -> VolumeMethod:
+    """Return a bundle as a method, which is told the factor and the thickness of the slices.
+
+    Args:
+        model: see `miar_monai.super_resolve`.
+        device: see there.
+        settings: other settings of inference.
+    """
+
+    @cache
+    def resolver(factor: float, thickness: float) -> SuperResolver:
+        return SuperResolver(model, device, factor=(1.0, 1.0, factor), slice_thickness=thickness, **settings)
+
+    def super_resolve(case: ThickSlices) -> np.ndarray:
+        return resolver(case.degradation.scales[1], case.thickness).volume(case.thick).array
+
+    return super_resolve
+
+
+def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMethod, Mapping[str, float]]:
+    """Return a method that reads the results of another program, and the seconds that it took.
+
+    Args:
+        folder: folder of ``<name>.nii.gz`` for the `ThickSlices.name` of each volume; all or none of a thickness and
+            gap. It may have a ``seconds.csv`` with the columns ``name`` and ``seconds``.
+        cases: the volumes.
+
+    Returns:
+        The method, and the seconds by name.
+
+    Raises:
+        DatasetError: if results are missing.
+    """
+    present = {case.name for case in cases if (folder / f"{case.name}.nii.gz").is_file()}
+    titles = {case.title for case in cases if case.name in present}
+    missing = sorted(case.name for case in cases if case.title in titles and case.name not in present)
+    if missing or not present:
+        names = ", ".join(missing) or "any volume"
+        raise DatasetError(
+            f"{folder} has no results of {names}: all volumes of the same thickness and gap are needed; run the method "
+            "on the files that benchmarks.thick_slices writes."
+        )
+    seconds, table = {}, folder / "seconds.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            seconds = {row["name"]: float(row["seconds"]) for row in csv.DictReader(file)}
+
+    def read(case: ThickSlices) -> np.ndarray | None:
+        if case.title not in titles:
+            return None
+        path = folder / f"{case.name}.nii.gz"
+        image = nib.as_closest_canonical(nib.load(path))
+        shape = case.truth.array.shape
+        if image.shape != shape or corner_distance(image.affine, case.truth.affine, shape) > _TOLERANCE:
+            raise DatasetError(
+                f"{path} has the grid {image.shape} with the affine {np.round(image.affine, 3).tolist()}, but the grid "
+                f"of the truth, {shape} with the affine {np.round(case.truth.affine, 3).tolist()}, is needed; give a "
+                "result with the field of view of its input and the original distance of the slices."
+            )
+        return image.get_fdata(dtype=np.float32)
+
+    return read, seconds
+
+
+def main(
+    dataset_dir: str | Sequence[str],
+    output_dir: str,
+    bundle: str = "bundles/miar_brats",
+    slices: Any = None,
+    subjects: str | Sequence[str] = (),
+    contrasts: str | Sequence[str] | None = None,
+    limit: int | None = None,
+    changes: str | Sequence[str] = (),
+    **settings: Any,
+) -> None:
+    """Write thick slices, and print the paths of the files.
+
+    Args:
+        dataset_dir: folder of the data, or several folders.
+        output_dir: folder of the files.
+        bundle: folder of the bundle.
+        slices: thickness and gap in millimeters, or several such pairs; `SLICES` by default.
+        subjects: patients, isotropic or not; by default those of the section.
+        contrasts: contrasts of a BraTS folder; those of the bundle by default.
+        limit: largest number of volumes.
+        changes: names of `CHANGES`, or ``"all"``.
+        settings: keys of the bundle's ``evaluate.json``: split_file, section, overwrite, ...
+    """
+    config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [])
+    check_output_folder(output_dir)
+    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes)):
+        path = Path(output_dir, f"{case.name}.nii.gz")
+        print(write_volume(path, as_float(case.thick), config.get_parsed_content("overwrite")))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    report_errors_in_one_sentence()
+    fire.Fire(main)
