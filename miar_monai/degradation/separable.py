@@ -205,7 +205,7 @@ class SeparableOperator(NamedTuple):
             residual = resample(self._coefficients(y) * self.stop_band, self.rows.u, self.columns.u)  # (..., h, w)
         low = y.where(inside > 0.5, torch.inf).amin(dim=(-2, -1), keepdim=True)
         high = y.where(inside > 0.5, -torch.inf).amax(dim=(-2, -1), keepdim=True)
-        foreground = (y > low + 1e-3 * (high - low)) & (inside > 0.5)
+        foreground = (y > low + 1e-3 * (high - low)) & (inside > 0.5) & ~_repeated(y, -2) & ~_repeated(y, -1)
         sizes = residual.abs().where(foreground, torch.nan).flatten(-2)
         share = self.stop_band.sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1))  # of white noise
         level = sizes.nanmedian(dim=-1).values / (0.6745 * share.sqrt())  # median of |x|, x ~ N(0, 1)
@@ -247,3 +247,11 @@ class SeparableOperator(NamedTuple):
             for s in (self.rows.s, self.columns.s)
         )
         return damping * torch.hypot(vertical[..., :, None], horizontal[..., None, :]).clamp(max=1)
+
+
+def _repeated(images: Tensor, axis: int) -> Tensor:
+    """Return a mask of the rows (-2) or columns (-1) of images that equal the next one, as in a replicated padding."""
+    across = -1 if axis == -2 else -2
+    same = (images.diff(dim=axis) == 0).all(dim=across, keepdim=True)
+    first = torch.zeros_like(images[..., :1, :1], dtype=torch.bool)
+    return torch.cat([same, first], dim=axis) | torch.cat([first, same], dim=axis)

@@ -348,3 +348,12 @@ def test_lr_sigma_is_in_lr_voxels() -> None:
 
 def test_settings_may_be_lists_as_in_json() -> None:
     assert Degradation(scale=[4, 1], sigma=[1.0, 0.0]) == Degradation(scale=(4, 1), sigma=(1.0, 0.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.01, 0.5])
+def test_a_replicated_padding_does_not_change_the_noise_level(level: float, hr: torch.Tensor) -> None:
+    lr = Degradation()(hr)[:, None]
+    lr = lr + level * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0), dtype=lr.dtype)
+    padded = torch.nn.functional.pad(lr, (12, 20, 24, 9), mode="replicate")
+    alone, together = (Degradation().for_lr(x).noise_level(x).mean().item() for x in (lr, padded))
+    assert together == pytest.approx(alone, rel=0.3, abs=2e-4)
