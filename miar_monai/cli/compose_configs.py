@@ -5,7 +5,7 @@
 A workflow is a list of layers. Each layer is a file in ``common`` and, optionally, a section of ``source.json``. They
 are merged in this order by the rules of MONAI's `ConfigParser`: ``"train#trainer#amp"`` sets a nested value,
 ``"+imports"`` extends a list or a dictionary. The results are complete configs that need neither the layers nor this
-module.
+module. The ``"network"`` of ``source.json`` is the network of evaluation and inference: ``"estimator"`` or ``"miar"``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from miar_monai.inference.bundle import read_json
 __all__ = ["composed_files", "write_configs"]
 
 WORKFLOWS = {
-    "train": ("base", "data", "network", "tokenizer", "simulation", "training", "validation", "train"),
+    "train": ("base", "data", "miar", "tokenizer", "simulation", "training", "validation", "train"),
     "train_estimator": ("base", "data", "estimator", "simulation", "training", "validation", "train_estimator"),
     "train_stage1": ("base", "data", "tokenizer", "training", "train_stage1"),
     "evaluate": ("base", "data", "network", "simulation", "prediction", "evaluate"),
@@ -36,6 +36,9 @@ OVERLAYS = {
     "multi_gpu_inference": ("multi_gpu", "multi_gpu_inference"),
 }
 """Configs that users lay over a workflow; their ``+`` keys are kept for MONAI."""
+
+NETWORKS = ("estimator", "miar")
+"""Layers of the network; ``"network"`` in a workflow stands for the one that the bundle chooses."""
 
 _COPIES = {"logging.conf": "configs/logging.conf", "LICENSE": "LICENSE"}
 _STEPS = ("initialize", "prepare", "check_results", "load_weights", "save", "run", "training", "evaluating")
@@ -52,14 +55,20 @@ def composed_files(bundle: str | os.PathLike[str]) -> dict[Path, str]:
     """
     bundle = Path(bundle)
     common, own = bundle.parent / "common", read_json(bundle / "source.json")
-    unknown = own.keys() - {layer for layers in (WORKFLOWS | OVERLAYS).values() for layer in layers}
+    network = own.pop("network", NETWORKS[0])
+    if network not in NETWORKS:
+        raise ConfigurationError(
+            f"{bundle / 'source.json'} has the network {network!r}: {' or '.join(NETWORKS)} is needed; correct it."
+        )
+    unknown = own.keys() - {*NETWORKS, *(layer for layers in (WORKFLOWS | OVERLAYS).values() for layer in layers)}
     if unknown:
         raise ConfigurationError(
             f"{bundle / 'source.json'} has a section {min(unknown)!r}: the name of a layer in {common} is needed; "
             "correct it."
         )
     files = {bundle / path: (common / name).read_text(encoding="utf-8") for name, path in _COPIES.items()}
-    for name, layers in (WORKFLOWS | OVERLAYS).items():
+    for name, generic in (WORKFLOWS | OVERLAYS).items():
+        layers = [network if layer == "network" else layer for layer in generic]
         sections = [part for layer in layers for part in (read_json(common / f"{layer}.json"), own.get(layer, {}))]
         content = _ordered(_merged(bundle, sections)) if name in WORKFLOWS else _united(sections)
         files[bundle / "configs" / f"{name}.json"] = json.dumps(content, indent=4, ensure_ascii=False) + "\n"

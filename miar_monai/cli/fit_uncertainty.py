@@ -27,6 +27,7 @@ from miar_monai.errors import ConfigurationError
 from miar_monai.evaluation import SuperResolutionEvaluation, markdown_table
 from miar_monai.evaluation.metrics import body_mask
 from miar_monai.inference.error_model import PREDICTORS, ErrorModel, error_predictors, smoothed
+from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.weights import load_weights
 
@@ -189,7 +190,8 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
     weights = np.array([getattr(model, name) for name in PREDICTORS])
     fitted = [one._replace(values=(one.values @ weights)[:, None]) for one in slices]
     rows = {name: rank_correlations(slices, i) for i, name in enumerate(_WITHOUT_NOISE)}
-    rows[f"spread of {_NUM_SAMPLES} sampled decodings"] = rank_correlations(_spread_of_samples(measurement))
+    if isinstance(measurement.network, MIAR):
+        rows[f"spread of {_NUM_SAMPLES} sampled decodings"] = rank_correlations(_spread_of_samples(measurement))
     rows["all predictors but the spread, fitted"] = rank_correlations(fitted)
     numbers = json.dumps({"_target_": "miar_monai.inference.error_model.ErrorModel", **vars(model)}, indent=4)
     lines = ["# Predictors of the error", "", f"- Bundle {Path(bundle).name}, MIAR {__version__}."]

@@ -23,7 +23,8 @@ SCALING = {"_target_": "miar_monai.transforms.ScaleIntensityRobustd", "keys": "i
 CONTRAST = {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.5, "gamma": [0.8, 1.2]}
 SOURCE: dict[str, dict[str, Any]] = {
     "base": {"tokenizer_sizes": TOKENIZER, "intensity_transforms": [SCALING]},
-    "network": {f"network_def#{key}": value for key, value in NETWORK.items() if key not in TOKENIZER},
+    "network": "miar",
+    "miar": {f"network_def#{key}": value for key, value in NETWORK.items() if key not in TOKENIZER},
     "data": {
         "num_slices": 2,
         "datalist": {
