@@ -184,8 +184,8 @@ class SeparableOperator(NamedTuple):
 
         There, little of the image is left, and what is left lies at edges: the median of the absolute values excludes
         it. Constant background, as around a segmented brain, and replicated padding are excluded too. The estimate
-        includes rounding (0.29 for integers) and, in images sharper than this operator, the detail that its blur would have removed. Without a blur
-        there is no real stop band, so that some fine detail is included.
+        includes rounding (0.29 for integers) and, in images sharper than this operator, the detail that its blur would
+        have removed. Without a blur there is no real stop band, so that some fine detail is included.
 
         Args:
             y: LR images, (..., h, w).

@@ -8,6 +8,7 @@ from torch import Tensor
 from miar_monai.degradation import Degradation, Member, OperatorFamily, through_plane_degradations
 from miar_monai.errors import SettingError
 from miar_monai.networks import Estimator
+from miar_monai.networks.linear import NoiseModel
 from miar_monai.training.estimation import EstimatorObjective
 from miar_monai.training.losses import ReconstructionLoss
 
@@ -17,7 +18,9 @@ SIDE = 40
 def objective(guide_channels: int = 0, **settings: float | tuple[float, float]) -> EstimatorObjective:
     torch.manual_seed(0)
     family = OperatorFamily([Member([Degradation(2, 0.5)], 1), Member(through_plane_degradations([2.5, 4]), 1)], SIDE)
-    network = Estimator(channels=(8, 16), blocks=(1, 1), guide_channels=guide_channels)
+    # edges without a blur resemble noise, which would reduce the weight of the network
+    noise_model = NoiseModel(max_training_noise=1.0)
+    network = Estimator(channels=(8, 16), blocks=(1, 1), guide_channels=guide_channels, noise_model=noise_model)
     return EstimatorObjective(network, family, ReconstructionLoss(1.0, 0.0, perceptual=0.0), **settings)  # type: ignore[arg-type]
 
 
@@ -25,22 +28,21 @@ def slices(count: int = 4) -> Tensor:
     return torch.from_numpy(head((SIDE, SIDE, count), seed=2)).float().movedim(-1, 0)[:, None]
 
 
-def test_training_reduces_both_losses_on_every_grid() -> None:
-    trained, hr = objective(noise_prob=0.0), (slices(8) > 0.5).float()  # sharp edges can be learned
-    optimizer = torch.optim.Adam(trained.network.parameters(), lr=3e-3)
+@pytest.mark.parametrize("name", ["faithful_loss", "perceptual_loss"])
+def test_a_small_step_along_the_gradient_reduces_a_loss(name: str) -> None:
+    trained, hr = objective(), (slices(8) > 0.5).float()
+    optimizer = torch.optim.SGD(trained.network.parameters(), lr=0.01)
 
-    def mean_losses() -> Tensor:
-        torch.manual_seed(1)
-        with torch.no_grad():
-            parts = [trained(hr) for _ in range(4)]
-        return torch.tensor([[part["faithful_loss"], part["perceptual_loss"]] for part in parts]).mean(dim=0)
+    def loss() -> Tensor:
+        torch.manual_seed(1)  # the same degradations and noise
+        return trained(hr)[name]
 
-    before = mean_losses()
-    for _ in range(80):
+    before = loss()
+    for _ in range(5):
         optimizer.zero_grad()
-        trained(hr)["loss"].backward()
+        loss().backward()
         optimizer.step()
-    assert (mean_losses() < 0.9 * before).all()
+    assert loss() < before - 1e-5
 
 
 def test_an_untrained_network_has_the_loss_of_the_linear_estimate() -> None:
