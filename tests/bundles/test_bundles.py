@@ -117,6 +117,7 @@ def test_networks_have_the_formats_of_the_metadata(name: str) -> None:
     verify_net_in_out("network_def", meta_file=str(metadata), config_file=inference, **_network_settings())
     formats = read(name, "metadata.json")["network_data_format"]
     (low, _), (high, _) = formats["inputs"]["image"]["spatial_shape"], formats["outputs"]["pred"]["spatial_shape"]
+    low, high = (17, 68) if low == "*" else (low, high)  # any size
     assert network(name)(torch.rand(1, 1, low, low)).shape == (1, 1, high, high)
 
 

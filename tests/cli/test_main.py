@@ -486,7 +486,7 @@ def test_the_monai_label_app_is_located() -> None:
 
 @pytest.mark.parametrize(
     ("command", "answer"),
-    [("info", "brats: Brain MRI axial slice super-resolution"), ("label-app", "monailabel_app")],
+    [("info", "brats: Brain MRI super-resolution to any finer grid"), ("label-app", "monailabel_app")],
 )
 def test_light_commands_are_fast_and_do_not_import_pytorch(command: str, answer: str) -> None:
     code = f"import sys; from miar_monai.cli.main import main; main(['{command}'], standalone_mode=False);" + (
