@@ -183,9 +183,9 @@ class SeparableOperator(NamedTuple):
         """Estimate the standard deviation of the noise of LR images in their stop band.
 
         There, little of the image is left, and what is left lies at edges: the median of the absolute values excludes
-        it. Constant background, as around a segmented brain, is excluded too. The estimate includes rounding (0.29 for
-        integers) and, in images sharper than this operator, the detail that its blur would have removed. Without a blur
-        there is no real stop band, so that some fine detail is included.
+        it. Constant background, as around a segmented brain, and replicated padding are excluded too. The estimate
+        includes rounding (0.29 for integers) and, in images sharper than this operator, the detail that its blur would
+        have removed. Without a blur there is no real stop band, so that some fine detail is included.
 
         Args:
             y: LR images, (..., h, w).
@@ -203,10 +203,8 @@ class SeparableOperator(NamedTuple):
         inside = (rows[..., :, None] * columns[..., None, :]).expand_as(y)  # (..., h, w)
         with torch.autocast(y.device.type, enabled=False):
             residual = resample(self._coefficients(y) * self.stop_band, self.rows.u, self.columns.u)  # (..., h, w)
-        low = y.where(inside > 0.5, torch.inf).amin(dim=(-2, -1), keepdim=True)
-        high = y.where(inside > 0.5, -torch.inf).amax(dim=(-2, -1), keepdim=True)
-        foreground = (y > low + 1e-3 * (high - low)) & (inside > 0.5) & ~_repeated(y, -2) & ~_repeated(y, -1)
-        sizes = residual.abs().where(foreground, torch.nan).flatten(-2)
+        varies = (inside > 0.5) & _differs(y, -2) & _differs(y, -1)
+        sizes = residual.abs().where(varies, torch.nan).flatten(-2)
         share = self.stop_band.sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1))  # of white noise
         level = sizes.nanmedian(dim=-1).values / (0.6745 * share.sqrt())  # median of |x|, x ~ N(0, 1)
         return level.nan_to_num(nan=0.0)[..., None, None]
@@ -249,9 +247,10 @@ class SeparableOperator(NamedTuple):
         return damping * torch.hypot(vertical[..., :, None], horizontal[..., None, :]).clamp(max=1)
 
 
-def _repeated(images: Tensor, axis: int) -> Tensor:
-    """Return a mask of the rows (-2) or columns (-1) of images that equal the next one, as in a replicated padding."""
-    across = -1 if axis == -2 else -2
-    same = (images.diff(dim=axis) == 0).all(dim=across, keepdim=True)
-    first = torch.zeros_like(images[..., :1, :1], dtype=torch.bool)
-    return torch.cat([same, first], dim=axis) | torch.cat([first, same], dim=axis)
+def _differs(y: Tensor, dim: int) -> Tensor:
+    """Return which voxels of images (..., h, w) differ from the previous one along an axis, the first from the next."""
+    if y.shape[dim] == 1:
+        return torch.ones_like(y, dtype=torch.bool)
+    steps = y.diff(dim=dim).abs()
+    steps = torch.cat([steps.narrow(dim, 0, 1), steps], dim=dim)
+    return steps > 1e-6 * y.abs().amax(dim=(-2, -1), keepdim=True)

@@ -15,7 +15,7 @@ import torch
 from helpers.tiny import started
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from miar_monai.networks import MIAR, MSVQVAE
+from miar_monai.networks import MSVQVAE, SuperResolutionNetwork
 from miar_monai.networks.weights import save_weights
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -38,6 +38,7 @@ NETWORK: dict[str, Any] = {
     "depth": 1,
     "num_heads": 2,
 }
+ESTIMATOR: dict[str, Any] = {"channels": [8, 16, 16], "blocks": [1, 1, 1]}
 ONE_STEP: dict[str, Any] = {
     "device": "cpu",
     "num_workers": 0,
@@ -70,29 +71,38 @@ def config(name: str, workflow: str) -> str:
     return str(BUNDLES / name / "configs" / f"{workflow}.json")
 
 
-def tiny(workflow: str) -> dict[str, Any]:
-    """Return the settings of a workflow with tiny networks and one training step."""
+def tiny(workflow: str, name: str = "miar_brats") -> dict[str, Any]:
+    """Return the settings of a workflow of a bundle with tiny networks and one training step."""
     sizes = {"tokenizer_sizes": TOKENIZER}
-    networks = {**sizes, **{f"network_def#{key}": NETWORK[key] for key in NETWORK.keys() - TOKENIZER}}
+    miar = {f"network_def#{key}": NETWORK[key] for key in NETWORK.keys() - TOKENIZER}
+    estimator = {f"network_def#{key}": value for key, value in ESTIMATOR.items()}
+    networks = estimator if has_estimator(name) else {**sizes, **miar}
     return {
         "inference": {"device": "cpu", **networks},
         "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **networks},
-        "train": {**ONE_STEP, **networks},
+        "train": {**ONE_STEP, **sizes, **miar},
         "train_stage1": {**ONE_STEP, "discriminator_def#channels": 8, "adversarial_start_epoch": 1, **sizes},
+        "train_estimator": {**ONE_STEP, "side": 64, "cuda_graphs": False, **estimator},
     }[workflow]
+
+
+def has_estimator(name: str) -> bool:
+    """Return whether the network of a shipped bundle is an `Estimator`, not a `MIAR`."""
+    network_def: dict[str, Any] = json.loads(Path(config(name, "inference")).read_text())["network_def"]
+    return str(network_def["_target_"]).endswith("Estimator")
 
 
 def parsed(name: str, kind: str, key: str, **settings: Any) -> Any:
     """Return the parsed content of an id in a tiny workflow of a bundle."""
     parser = ConfigParser()
     parser.read_config(config(name, kind))
-    for setting, value in {**tiny(kind), **settings}.items():
+    for setting, value in {**tiny(kind, name), **settings}.items():
         parser[setting] = value
     torch.manual_seed(0)
     return parser.get_parsed_content(key)
 
 
-def network(name: str) -> MIAR:
+def network(name: str) -> SuperResolutionNetwork:
     """Return the tiny network of a bundle with random weights."""
     return started(parsed(name, "inference", "network_def")).eval()
 
@@ -120,7 +130,7 @@ def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[s
     """Return the arguments of ``python -m monai.bundle`` for a tiny workflow, with its settings in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     settings_file = folder / f"tiny_{workflow}.json"
-    settings_file.write_text(json.dumps(tiny(workflow)))
+    settings_file.write_text(json.dumps(tiny(workflow, name)))
     files = settings.pop("config_file", config(name, workflow))
     given = {"config_file": files, "args_file": settings_file, "bundle_root": BUNDLES / name, **settings}
     return ["run", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
@@ -163,7 +173,7 @@ def _main(parts: list[str], folder: Path) -> None:
 
 def workflow(name: str, kind: str, **settings: Any) -> ConfigWorkflow:
     """Return an initialized tiny workflow in this process."""
-    given = {"bundle_root": str(BUNDLES / name), **tiny(kind), **settings}
+    given = {"bundle_root": str(BUNDLES / name), **tiny(kind, name), **settings}
     built = ConfigWorkflow(
         config_file=config(name, kind),
         workflow_type="train" if kind.startswith("train") else "infer",

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers.bundle_runs import BUNDLES, NETWORK, tiny_checkpoint
+from helpers.bundle_runs import BUNDLES, ESTIMATOR, NETWORK, has_estimator, tiny_checkpoint
 
 
 def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
@@ -15,7 +15,7 @@ def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
     for config in ("inference", "evaluate"):
         path = folder / "configs" / f"{config}.json"
         content = json.loads(path.read_text())
-        content["network_def"].update(NETWORK)
+        content["network_def"].update(ESTIMATOR if has_estimator(name) else NETWORK)
         path.write_text(json.dumps(content))
     path = folder / "configs" / "metadata.json"
     content = json.loads(path.read_text())

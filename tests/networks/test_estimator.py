@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.phantoms import head
+from torch import Tensor
+
+from miar_monai.degradation import Degradation
+from miar_monai.errors import ConfigurationError
+from miar_monai.networks import Estimator
+
+
+def estimator(guide_channels: int = 0) -> Estimator:
+    """Return a network whose two maps differ, as after training."""
+    torch.manual_seed(0)
+    network = Estimator(channels=(8, 16, 16), blocks=(1, 1, 1), guide_channels=guide_channels)
+    for name, parameter in network.named_parameters():
+        if "conv2" in name or "conv_out" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+GRIDS = [
+    Degradation(),
+    Degradation(2.5, (0.5, 0.0)),
+    Degradation((1, 5), 0.0, profile=("bicubic", "gaussian"), thickness=(1.0, 0.8)),
+    Degradation((8, 1.5), 0.0, profile=("box", "slr")),
+]
+
+
+@pytest.mark.parametrize("degradation", GRIDS, ids=str)
+def test_results_of_any_grid_and_size_are_consistent_with_the_input(degradation: Degradation) -> None:
+    network, lr = estimator(), torch.from_numpy(head((23, 21, 2), seed=1)).float().movedim(-1, 0)[:, None]
+    operator = degradation.for_lr(lr)
+    lr = operator.A(operator.interpolate(lr))
+    estimate = network.super_resolve(lr, operator=operator)
+    assert estimate.image.shape == (2, 1, *operator.hr_shape)
+    assert not torch.equal(estimate.perceptual, estimate.faithful)
+    observed = network.observe(lr, operator)
+    maps = network.predict(observed.images, network.condition(observed)).maps
+    before, after = ((operator.A(x) - lr).abs().mean() for x in (maps, network.correct(maps, observed)))
+    assert after < 0.1 * before
+
+
+def test_an_untrained_network_returns_the_linear_estimate() -> None:
+    network, lr = Estimator(channels=(8, 16), blocks=(1, 1)).eval(), torch.rand(1, 1, 8, 8)
+    observed = network.observe(lr)
+    assert torch.equal(network.predict(observed.images, network.condition(observed)).maps[:, :1], observed.linear)
+
+
+def test_its_condition_tells_grids_apart() -> None:
+    network, lr = estimator(), torch.rand(1, 1, 20, 20)
+    conditions = [network.condition(network.observe(lr, grid.for_lr(lr))).flatten() for grid in GRIDS]
+    assert conditions[0].shape == (5,)
+    rows, columns = conditions[2][1:3], conditions[2][3:]
+    assert rows.tolist() == pytest.approx([-1.0, -1.0], abs=1e-6)  # an axis that stays
+    assert columns[0].item() == pytest.approx(torch.tensor(5.0).log2().item() - 1, abs=1e-6)
+    assert columns[1] > columns[0]  # the profile lowers the resolution further
+    for i in range(len(GRIDS)):
+        assert all((conditions[i] - conditions[j]).abs().max() > 0.1 for j in range(i))
+
+
+def test_a_guide_changes_the_maps_and_its_absence_is_zero() -> None:
+    network, lr = estimator(guide_channels=1), torch.rand(2, 1, 8, 8)
+    guide = torch.rand(2, 1, 32, 32)
+    without = network.super_resolve(lr).image
+    assert torch.equal(without, network.super_resolve(lr, guide=torch.zeros_like(guide)).image)
+    assert not torch.allclose(without, network.super_resolve(lr, guide=guide).image, atol=1e-4)
+
+
+def test_a_result_depends_on_a_neighborhood_only() -> None:
+    """Without normalization and attention, large slices need no tiles."""
+    network, condition = estimator(), torch.zeros(1, 5, 1, 1)
+    images = torch.rand(1, 1, 160, 96)
+    whole = network.predict(images, condition).maps
+    part = network.predict(images[:, :, 40:], condition).maps
+    torch.testing.assert_close(part[:, :, 48:], whole[:, :, 88:], atol=1e-5, rtol=0)
+
+
+def test_sizes_that_are_no_multiple_of_the_stride_are_padded() -> None:
+    network = estimator()
+    assert (network.stride, network.side) == (8, None)
+    assert network.predict(torch.rand(1, 1, 37, 10), torch.zeros(1, 5, 1, 1)).maps.shape == (1, 2, 37, 10)
+
+
+def test_a_copy_in_bfloat16_follows_the_weights() -> None:
+    network, images, condition = estimator(), torch.rand(1, 1, 32, 32), torch.zeros(1, 5, 1, 1)
+    copy = network.cast(torch.bfloat16)
+    assert copy.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        copy.predict(images, condition).maps, network.predict(images, condition).maps, atol=0.05, rtol=0
+    )
+    with torch.no_grad():
+        network.unet.conv_out.bias.add_(1)
+    copy.cast_from(network)
+    torch.testing.assert_close(
+        copy.predict(images, condition).maps, network.predict(images, condition).maps, atol=0.05, rtol=0
+    )
+
+
+def test_gradients_reach_all_weights() -> None:
+    network: Estimator = estimator(guide_channels=1).train()
+    observed = network.observe(torch.rand(2, 1, 8, 8), guide=torch.rand(2, 1, 32, 32))
+    maps = network.correct(network.maps(observed.images, network.condition(observed)), observed)
+    maps.square().mean().backward()
+    gradients: list[Tensor | None] = [parameter.grad for parameter in network.parameters()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_levels_must_agree() -> None:
+    with pytest.raises(ConfigurationError, match=r"^channels has 2 levels but blocks 1; give one number"):
+        Estimator(channels=(8, 16), blocks=(1,))
