@@ -5,9 +5,9 @@
 
 The slices are those of the demo's brain (nilearn's ICBM152 template) at a quarter of its resolution. Writes
 ``inference.csv`` and ``inference.md`` with three tables, all with the bundle's inferer: slices of one tile (64 x 64 for
-a network without tiles), for each precision, batch size and, if the network has tokens, lookahead; optionally the peers on the same slices; and whole volumes, for each number of
-slices and in-plane size. Medians after a warm-up, on a GPU by events. Peak memory is that of the GPU, or on Linux of
-the whole process with its libraries.
+a network without tiles), for each precision, batch size and, if the network has tokens, lookahead; optionally the peers
+on the same slices; and whole volumes, for each number of slices and in-plane size. Medians after a warm-up, on a GPU by
+events. Peak memory is that of the GPU, or on Linux of the whole process with its libraries.
 """
 
 from __future__ import annotations

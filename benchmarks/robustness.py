@@ -6,8 +6,8 @@
 The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred differently. MIAR measures their blur,
 as for users; where the blur differs from that of the training, it is also given the true blur. The HR slices are
 softened and sharpened, as by another reconstruction kernel of a CT scanner. On these and on the unchanged slices, a
-network with tokens is also measured without them (latents of zero), to show the benefit of predicting them. Writes ``robustness.md``. The
-patients are those of the validation section by default.
+network with tokens is also measured without them (latents of zero), to show the benefit of predicting them. Writes
+``robustness.md``. The patients are those of the validation section by default.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from helpers.bundle_runs import NAMES
 from helpers.tiny_bundle import write_tiny_bundle
 
