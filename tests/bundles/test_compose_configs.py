@@ -8,7 +8,7 @@ import pytest
 from helpers.bundle_runs import BUNDLES, NAMES
 
 from miar_monai.cli.build_bundles import render
-from miar_monai.cli.compose_configs import OVERLAYS, WORKFLOWS, composed_files, write_configs
+from miar_monai.cli.compose_configs import NETWORKS, OVERLAYS, WORKFLOWS, composed_files, write_configs
 from miar_monai.errors import ConfigurationError
 
 
@@ -31,6 +31,7 @@ def test_the_configs_are_up_to_date(name: str) -> None:
 
 def test_each_shared_layer_is_used() -> None:
     layers = {layer for names in (WORKFLOWS | OVERLAYS).values() for layer in names}
+    layers = layers - {"network"} | {*NETWORKS}
     assert {path.stem for path in (BUNDLES / "common").glob("*.json")} == layers
 
 

@@ -13,7 +13,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers.affines import upscaled_affine
-from helpers.bundle_runs import NAMES, arguments, command, quick_command, tiny_checkpoint, tiny_tokenizer_file, workflow
+from helpers.bundle_runs import (
+    NAMES,
+    arguments,
+    command,
+    has_estimator,
+    quick_command,
+    tiny_checkpoint,
+    tiny_tokenizer_file,
+    workflow,
+)
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 
@@ -57,7 +66,15 @@ def test_train_both_stages_evaluate_and_infer(name: str, tmp_path: Path) -> None
     assert "epoch 1/1, iteration 1: token_loss" in second.stdout
     assert "ssim" in second.stdout
 
-    evaluated = run(*arguments(name, "evaluate", tmp_path, run_id="evaluating", checkpoint=out / "model.pt", **common))
+    trained = out / "model.pt"
+    if has_estimator(name):
+        settings = {**common, "output_dir": tmp_path / "estimator"}
+        third = run(*arguments(name, "train_estimator", tmp_path, run_id="training", **settings))
+        assert third.returncode == 0, third.stderr
+        assert "epoch 1/1, iteration 1: faithful_loss" in third.stdout
+        trained = tmp_path / "estimator" / "model.pt"
+
+    evaluated = run(*arguments(name, "evaluate", tmp_path, run_id="evaluating", checkpoint=trained, **common))
     assert evaluated.returncode == 0, evaluated.stderr
     found = rows(out / "metrics.csv")
     assert {"nearest", "bicubic", "linear inverse", "MIAR"} <= {row["method"] for row in found}
@@ -66,7 +83,7 @@ def test_train_both_stages_evaluate_and_infer(name: str, tmp_path: Path) -> None
 
     volume = write_nifti_phantom(tmp_path / "lr.nii.gz", (20, 17, 3))
     inferred = run(
-        *arguments(name, "inference", tmp_path, dataset_dir=volume, output_dir=out / "sr", checkpoint=out / "model.pt")
+        *arguments(name, "inference", tmp_path, dataset_dir=volume, output_dir=out / "sr", checkpoint=trained)
     )
     assert inferred.returncode == 0, inferred.stderr
     assert "Traceback" not in inferred.stderr
@@ -114,7 +131,7 @@ def test_folders_and_series_are_super_resolved_one_by_one(tmp_path: Path) -> Non
         write_nifti_phantom(folder / name, (16, 16, 2))
     (folder / "notes.txt").write_text("not a volume")
     series = write_dicom_series(tmp_path / "series.1", (16, 16, 2))
-    checkpoint = str(tiny_checkpoint(tmp_path))
+    checkpoint = str(tiny_checkpoint(tmp_path, "miar_lidc"))
     for inputs in (str(folder), [str(series), str(folder / "a.nii.gz")]):
         out = tmp_path / f"out{len(inputs) == 2}"
         workflow(

@@ -98,7 +98,7 @@ def test_volumes_that_cannot_be_used(case: str, tmp_path: Path) -> None:
     done = quick_command(
         *arguments(
             "miar_lidc", "inference", tmp_path,
-            dataset_dir=make(tmp_path), output_dir=tmp_path / "out", checkpoint=tiny_checkpoint(tmp_path),
+            dataset_dir=make(tmp_path), output_dir=tmp_path / "out", checkpoint=tiny_checkpoint(tmp_path, "miar_lidc"),
         ),
         folder=tmp_path,
     )  # fmt: skip

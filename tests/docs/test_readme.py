@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers.bundle_runs import NAMES, tiny
+from helpers.bundle_runs import NAMES, ONE_STEP, tiny
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.bundle import ConfigParser
@@ -94,14 +94,15 @@ def _user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"SLURM_{name}", value)
     for name in NAMES:
         write_tiny_bundle(tmp_path / "bundles" / name, name)
-    for scan in ("scan.nii.gz", "my_scan.nii.gz", "patients/1/t2.nii.gz", "patients/2.nii.gz", "volumes/1.nii.gz"):
+    for scan in ("t2.nii.gz", "my_scan.nii.gz", "patients/1/t2.nii.gz", "patients/2.nii.gz", "volumes/1.nii.gz"):
         write_nifti_phantom(scan, SHAPE)
     write_nifti_phantom("my_ct.nii.gz", SHAPE)
+    write_nifti_phantom("t1.nii.gz", SHAPE, seed=1)
     write_dicom_series("dicom_series", SHAPE)
 
 
 MADE = {
-    "README.md": ["scan_sr.nii.gz"],
+    "README.md": ["t2_sr.nii.gz", "thin.nii.gz", "guided.nii.gz"],
     "docs/getting_started.md": ["my_scan_sr.nii.gz", "my_ct_sr.nii.gz", "my_ct_sr.png"],
     "docs/command_line.md": [
         "my_scan_sr.nii.gz",
@@ -146,20 +147,29 @@ def test_the_bundle_infers_as_written() -> None:
 @pytest.mark.usefixtures("_user")
 def test_the_bundle_trains_and_evaluates_as_written() -> None:
     write_brats_folder("BraTS2021", 4, (40, 36, 6), contrasts=("t2",))
-    for kind in ("train_stage1", "train", "evaluate"):
+    estimator = {"network_def#channels": [8, 16], "network_def#blocks": [1, 1]}
+    family = {"side": 48, "factors": [2], "factor_pairs": [], "profiles": ["gaussian"], "thicknesses": [1.0]}
+    settings = {
+        "train_estimator": {**ONE_STEP, **estimator, **family},
+        "train_stage1": tiny("train_stage1"),
+        "train": tiny("train"),
+        "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **estimator},
+    }
+    for kind in settings:
         config, parser = f"bundles/miar_brats/configs/{kind}.json", ConfigParser()
         parser.read_config(config)
-        for name, value in tiny(kind).items():
+        for name, value in settings[kind].items():
             parser[name] = value
         ConfigParser.export_config_file(parser.get(), config, indent=4)
-    (block,) = [block for block in blocks("sh") if "train_stage1.json" in block]
+    (estimator_block,) = [block for block in blocks("sh") if "train_estimator.json" in block]
+    (miar_block,) = [block for block in blocks("sh") if "train_stage1.json" in block]
     activate = Path(".venv/bin/activate")
     activate.parent.mkdir(parents=True)
     activate.touch()
-    done = subprocess.run(["bash", "-euc", block], capture_output=True, encoding="utf-8")
+    done = subprocess.run(["bash", "-euc", estimator_block + miar_block], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    for made in ("tokenizer.pt", "model.pt", "metrics.csv", "metrics.md"):
-        assert Path("runs/brats", made).is_file()
+    for made in ("brats/model.pt", "brats/metrics.csv", "brats/metrics.md", "miar/tokenizer.pt", "miar/model.pt"):
+        assert Path("runs", made).is_file()
 
 
 def test_benchmarks_take_the_options_that_are_named() -> None:
@@ -214,15 +224,13 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_the_readme_has_the_numbers_of_the_tables() -> None:
-    tables = []
-    for bundle in NAMES:
-        text = (DOCS / "results" / f"{bundle}.md").read_text(encoding="utf-8").split("## Paired differences")[0]
-        tables.append(rows(text.split("### all contrasts")[-1]))
+    text = (DOCS / "results" / "miar_lidc.md").read_text(encoding="utf-8").split("## Paired differences")[0]
+    measured = rows(text.split("### all contrasts")[-1])
     found = {name: cells for name, cells in rows(README).items() if name not in ("method", "---")}
     assert list(found) == ["bicubic", "SwinIR", "RCAN", "MIAR (default)"]
     for name, cells in found.items():
-        measured = [table[name.replace("MIAR (default)", "MIAR, fidelity 0.25, K = 1")] for table in tables]
-        assert cells == [each[column].split(" ± ")[0] for each in measured for column in (0, 4)]
+        row = measured[name.replace("MIAR (default)", "MIAR, fidelity 0.25, K = 1")]
+        assert cells == [row[column].split(" ± ")[0] for column in (0, 4)]
 
 
 def test_configs_that_commands_name_exist() -> None:

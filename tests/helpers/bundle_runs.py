@@ -173,7 +173,7 @@ def _main(parts: list[str], folder: Path) -> None:
 
 def workflow(name: str, kind: str, **settings: Any) -> ConfigWorkflow:
     """Return an initialized tiny workflow in this process."""
-    given = {"bundle_root": str(BUNDLES / name), **tiny(kind), **settings}
+    given = {"bundle_root": str(BUNDLES / name), **tiny(kind, name), **settings}
     built = ConfigWorkflow(
         config_file=config(name, kind),
         workflow_type="train" if kind.startswith("train") else "infer",

@@ -51,8 +51,9 @@ def sr(*parts: object) -> Result:
     return result
 
 
-def test_models_without_guide_refuse_one(bundle: Path, scans: tuple[Path, Path], tmp_path: Path) -> None:
+def test_models_without_guide_refuse_one(scans: tuple[Path, Path], tmp_path: Path) -> None:
     image, guide = scans
+    bundle = write_tiny_bundle(tmp_path / "miar_lidc", "miar_lidc")
     result = sr(image, "--model", bundle, "--guide", guide)
     assert result.exit_code == 2
     assert f"error: {REFUSED}" in result.output.replace("\n", " ")
@@ -60,7 +61,7 @@ def test_models_without_guide_refuse_one(bundle: Path, scans: tuple[Path, Path],
         super_resolve(image, bundle, "cpu", guide=guide)
     settings = {"dataset_dir": str(image), "guide": str(guide), "checkpoint": str(bundle / "models" / "model.pt")}
     with pytest.raises(Exception) as raised:  # noqa: PT011  # MONAI wraps it
-        workflow("miar_brats", "inference", output_dir=str(tmp_path / "out"), **settings).run()
+        workflow("miar_lidc", "inference", output_dir=str(tmp_path / "out"), **settings).run()
     assert str(find_miar_error(raised.value)) == REFUSED
     assert list(tmp_path.glob("out/*")) == []
 
