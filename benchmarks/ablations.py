@@ -3,9 +3,9 @@
     python -m benchmarks.ablations --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         --runs_dir runs/brats/ablations --output_dir ablations_output [--contrasts t1,t2] [--section test] ...
 
-``runs_dir`` holds a folder for each network, written by ``benchmarks/recipe.sh``. Each network is measured with the
-settings of the bundle, with greedy decoding, and with zeros for the token latents, by default on the patients of the
-validation section. Writes ``ablations.md``.
+``runs_dir`` holds a folder for each network, a `MIAR` of the bundle's ``train.json``, written by
+``benchmarks/recipe.sh``. Each network is measured with the settings of the bundle, with greedy decoding, and with zeros
+for the token latents, by default on the patients of the validation section. Writes ``ablations.md``.
 """
 
 from __future__ import annotations
@@ -59,12 +59,15 @@ def main(
     get = config.get_parsed_content
     evaluation, batch_size, default = get("evaluation"), get("sw_batch_size"), get("inferer")
     greedy = read_config(bundle, {**given, "strategy": "greedy"}).get_parsed_content("inferer")
+    blur = {key: value for key, value in given.items() if key.startswith("blur_")}
     methods: dict[str, Method] = {}
     for name, path in weights.items():
-        own = read_config(bundle, given)
+        own = read_config(bundle, blur, workflow="train")  # the bundle itself may ship a network without tokens
         for key, value in SETTINGS.get(name, {}).items():
             own[f"network_def#{key}"] = value
-        network = load_weights(own.get_parsed_content("network"), path, "train it again.").to(evaluation.device).eval()
+        network = (
+            load_weights(own.get_parsed_content("network_def"), path, "train it again.").to(evaluation.device).eval()
+        )
         methods[name] = partial(default, network=network)
         methods[f"{name}, greedy"] = partial(greedy, network=network)
         methods[f"{name}, without tokens"] = partial(without_tokens, network, default.fidelity)

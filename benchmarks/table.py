@@ -33,7 +33,7 @@ from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation, by_contrast
 from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.inferer import BeamSearchInferer
-from miar_monai.networks import MSVQVAE
+from miar_monai.networks import MIAR, MSVQVAE
 from miar_monai.networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -42,16 +42,21 @@ REFERENCE = "SwinIR"  # the peer of the headline
 RESULTS = ("table.csv", "table.md", "plane.png")
 
 
-def miar_inferers(bundle: str, settings: Mapping[str, Any]) -> tuple[dict[str, BeamSearchInferer], list[str], str]:
+def miar_inferers(
+    bundle: str, settings: Mapping[str, Any], has_tokens: bool = True
+) -> tuple[dict[str, BeamSearchInferer], list[str], str]:
     """Return the inferers of MIAR by their row titles, the titles of the fidelity sweep, and that of the default.
 
     Args:
         bundle: folder of the bundle.
         settings: values of keys of its ``evaluate.json``.
+        has_tokens: whether its network has tokens; without them, inferers differ in fidelity only.
     """
 
     def inferer(**changes: Any) -> tuple[str, BeamSearchInferer]:
         built = read_config(bundle, {**settings, **changes, "progress": False}).get_parsed_content("inferer")
+        if not has_tokens:
+            return f"MIAR, fidelity {built.fidelity:g}", built
         decoding = built.decoding
         search = f"K = {decoding.num_branching}" if decoding.num_branching else "greedy"
         if decoding.strategy in ("top_k", "top_p"):
@@ -60,7 +65,7 @@ def miar_inferers(bundle: str, settings: Mapping[str, Any]) -> tuple[dict[str, B
 
     default = inferer()
     sweep = [inferer(strategy="greedy", fidelity=value) for value in sorted({0.0, default[1].fidelity, 1.0})]
-    searches = [inferer(strategy="beam", lookahead_tokens=k) for k in (1, 2, 3)]
+    searches = [inferer(strategy="beam", lookahead_tokens=k) for k in (1, 2, 3) if has_tokens]
     return dict([*sweep, *searches, default]), [name for name, _ in sweep], default[0]
 
 
@@ -175,7 +180,7 @@ def main(
     get, folder = config.get_parsed_content, Path(output_dir)
     overwrite, batch_size = get("overwrite"), get("sw_batch_size")
     evaluation = get("evaluation")
-    inferers, sweep, default = miar_inferers(bundle, given)
+    inferers, sweep, default = miar_inferers(bundle, given, isinstance(get("network"), MIAR))
     networks = {name: get("network") for name in inferers}
     load_weights(get("network"), get("checkpoint"), "train the bundle (see its docs/README.md), or give --checkpoint.")
     if zero_shot is not None:

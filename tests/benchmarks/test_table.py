@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -10,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import BUNDLES, NAMES, TOKENIZER, tiny, tiny_checkpoint, tiny_tokenizer_file
-from helpers.phantoms import write_brats_folder, write_nifti_phantom
+from helpers.bundle_runs import TOKENIZER, tiny_tokenizer_file
 from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
+from helpers.tiny_bundle import write_bundle_with_data
 from helpers.tiny_peers import shrink_peers
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from benchmarks import robustness, table
+from benchmarks import table
 from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
 from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs
@@ -29,7 +28,8 @@ from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
 from miar_monai.networks.weights import save_weights
 
-SWEEP = [f"MIAR, fidelity {fidelity}, greedy" for fidelity in ("0", "0.25", "1")]
+FIDELITIES = [f"MIAR, fidelity {fidelity}" for fidelity in ("0", "0.25", "1")]  # of a network without tokens
+SWEEP = [f"{name}, greedy" for name in FIDELITIES]
 SEARCHES = [f"MIAR, fidelity 0.25, K = {k}" for k in (1, 2, 3)]
 BASELINES = ["nearest", "bicubic", "linear inverse"]
 
@@ -197,34 +197,7 @@ def test_the_tokenizer_report_counts_the_codes_in_use() -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """Write a bundle with tiny networks and its weights, and data and a split for it."""
-    return write_bundle(tmp_path)
-
-
-def write_bundle(tmp_path: Path, name: str = "miar_brats") -> Path:
-    """Write the tiny variant of a shipped bundle, with data of its kind."""
-    folder = tmp_path / "miar_tiny"
-    (folder / "configs").mkdir(parents=True)
-    for workflow in ("evaluate", "train"):
-        content = json.loads((BUNDLES / name / "configs" / f"{workflow}.json").read_text())
-        for key, value in tiny(workflow, name).items():
-            setting, _, entry = key.partition("#")
-            if entry:
-                content[setting][entry] = value
-            elif setting in content:
-                content[setting] = value
-        (folder / "configs" / f"{workflow}.json").write_text(json.dumps(content))
-    (folder / "models").mkdir()
-    tiny_checkpoint(tmp_path, name).rename(folder / "models" / "model.pt")
-    if name == "miar_brats":
-        write_brats_folder(tmp_path / "data", 4, (40, 36, 6))
-        patients = [f"BraTS_{i:05d}" for i in range(4)]
-    else:
-        patients = [f"case{i}" for i in range(4)]
-        for i, patient in enumerate(patients):
-            write_nifti_phantom(tmp_path / "data" / f"{patient}.nii.gz", (40, 36, 6), seed=i, low=-1000, high=400)
-    split = {"training": patients[:1], "validation": patients[1:2], "test": patients[2:]}
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    return folder
+    return write_bundle_with_data(tmp_path)
 
 
 def make_table(folder: Path, **options: Any) -> tuple[str, list[dict[str, str]]]:
@@ -238,11 +211,11 @@ def make_table(folder: Path, **options: Any) -> tuple[str, list[dict[str, str]]]
 def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     text, rows = make_table(bundle.parent)
-    learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
+    learned = [name + more for name in FIDELITIES for more in ("", ", data-consistent")]
     assert {row["method"] for row in rows} == {*BASELINES, *learned}
     assert {row["subject"] for row in rows} == {"BraTS_00002", "BraTS_00003"}
     assert {row["contrast"] for row in rows} == {"t2"}
-    assert len(rows) == 2 * 2 * 15
+    assert len(rows) == 2 * 2 * (3 + 2 * 3)
     for sentence in (
         "SwinIR is left out: swinir.pt not found",
         "RCAN is left out: rcan.pt not found",
@@ -253,11 +226,19 @@ def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog:
     assert "- plane.png is left out" in text
     assert not (bundle.parent / "out" / "plane.png").exists()
     assert "Left out: tokenizer.pt not found" in text
-    assert "- The bundle's default is MIAR, fidelity 0.25, K = 1." in text
+    assert "- The bundle's default is MIAR, fidelity 0.25." in text
     assert "Section test of the split by split.json: BraTS_00002, BraTS_00003." in text
     assert "| minus linear inverse |" in text
     with pytest.raises(OutputError, match=r"table\.csv exists already"):
         make_table(bundle.parent)
+
+
+def test_searches_are_measured_for_a_network_with_tokens(tmp_path: Path) -> None:
+    write_bundle_with_data(tmp_path, "miar_lidc")
+    text, rows = make_table(tmp_path, metrics=["PSNR"], num_slices=1)
+    learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
+    assert {row["method"] for row in rows} == {*BASELINES, *learned}
+    assert "- The bundle's default is MIAR, fidelity 0.25, K = 1." in text
 
 
 def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
@@ -280,9 +261,9 @@ def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
     )
     assert {"SwinIR", "RCAN", "LDM-SR", "MIAR, zero-shot", "LDM-SR, data-consistent"} < {row["method"] for row in rows}
     keys = [(row["subject"], row["contrast"], row["slice"], row["method"]) for row in rows]
-    assert len(set(keys)) == len(keys) == 2 * 1 * (3 + 2 * (3 + 6 + 1))
+    assert len(set(keys)) == len(keys) == 2 * 1 * (3 + 2 * (3 + 3 + 1))
     value = {key[1:]: row["PSNR"] for key, row in zip(keys, rows, strict=True)}
-    assert value["t1", "0", "MIAR, zero-shot"] == value["t1", "0", SEARCHES[0]]  # the same weights
+    assert value["t1", "0", "MIAR, zero-shot"] == value["t1", "0", FIDELITIES[1]]  # the same weights
     assert value["t1", "0", "RCAN"] != value["t2", "0", "RCAN"]
     comparison, differences, tokenizer = text.split("\n## ")
     for part in (comparison, differences, tokenizer):
@@ -321,37 +302,3 @@ def test_an_existing_picture_of_the_plane_stops_the_run(bundle: Path) -> None:
         part.write_text("mine")
     with pytest.raises(OutputError, match=r"plane\.png exists already"):
         make_table(bundle.parent)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_robustness_measures_each_perturbation_and_the_benefit_of_tokens(name: str, tmp_path: Path) -> None:
-    root, bundle = tmp_path, str(write_bundle(tmp_path, name))
-    files = {"dataset_dir": str(root / "data"), "split_file": str(root / "split.json"), "bundle": bundle}
-    robustness.main(output_dir=str(root / "out"), metrics=["PSNR"], num_slices=2, **files)
-    text = (root / "out" / "robustness.md").read_text(encoding="utf-8")
-    patient = "BraTS_00001" if name == "miar_brats" else "case1"
-    assert f"Section validation of the split by split.json: {patient}." in text
-    sections = dict(part.split("\n", 1) for part in text.split("### ")[1:])
-    rows = {
-        title: dict(line.split(" | ")[:2] for line in part.splitlines() if "\u00b1" in line)
-        for title, part in sections.items()
-    }
-    blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "0.95", "1.05", "1.1")]
-    assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.PERTURBATIONS, *blurs]
-    for title in ("As in training", *robustness.KERNELS):
-        bare = ["| MIAR without tokens"] if name == "miar_lidc" else []  # the other network has none
-        assert list(rows[title]) == ["| bicubic", "| MIAR", *bare]
-    assert rows["As in training"]["| MIAR"] != rows["As in training"].get("| MIAR without tokens")
-    assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, given the blur"]
-    for harder_first in (("noise 0.01", "As in training", blurs[0]), [*reversed(robustness.KERNELS)]):
-        psnr = [float(rows[title]["| bicubic"].split()[0]) for title in harder_first]
-        assert psnr == sorted(psnr)
-    with pytest.raises(OutputError, match=r"robustness\.md exists already"):
-        robustness.main(output_dir=str(root / "out"), **files)
-
-
-def test_perturbations_have_their_nominal_size() -> None:
-    lr = torch.rand(2, 1, 64, 64)
-    assert len(robustness.PERTURBATIONS["8 bits"](lr).unique()) == 256
-    assert (robustness.PERTURBATIONS["noise 0.01"](lr) - lr).std() == pytest.approx(0.01, rel=0.05)
-    assert torch.equal(robustness.PERTURBATIONS["noise 0.01"](lr), robustness.PERTURBATIONS["noise 0.01"](lr))

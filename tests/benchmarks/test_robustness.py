@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.bundle_runs import NAMES
+from helpers.tiny import started
+from helpers.tiny_bundle import write_bundle_with_data
+
+from benchmarks import ablations, robustness
+from miar_monai.cli.workflow import read_config
+from miar_monai.errors import ConfigurationError, OutputError
+from miar_monai.networks.weights import save_weights
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_robustness_measures_each_perturbation_and_the_benefit_of_tokens(name: str, tmp_path: Path) -> None:
+    root, bundle = tmp_path, str(write_bundle_with_data(tmp_path, name))
+    files = {"dataset_dir": str(root / "data"), "split_file": str(root / "split.json"), "bundle": bundle}
+    robustness.main(output_dir=str(root / "out"), metrics=["PSNR"], num_slices=2, **files)
+    text = (root / "out" / "robustness.md").read_text(encoding="utf-8")
+    patient = "BraTS_00001" if name == "miar_brats" else "case1"
+    assert f"Section validation of the split by split.json: {patient}." in text
+    sections = dict(part.split("\n", 1) for part in text.split("### ")[1:])
+    rows = {
+        title: dict(line.split(" | ")[:2] for line in part.splitlines() if "\u00b1" in line)
+        for title, part in sections.items()
+    }
+    blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "0.95", "1.05", "1.1")]
+    assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.PERTURBATIONS, *blurs]
+    for title in ("As in training", *robustness.KERNELS):
+        bare = ["| MIAR without tokens"] if name == "miar_lidc" else []  # the other network has none
+        assert list(rows[title]) == ["| bicubic", "| MIAR", *bare]
+    assert rows["As in training"]["| MIAR"] != rows["As in training"].get("| MIAR without tokens")
+    assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, given the blur"]
+    for harder_first in (("noise 0.01", "As in training", blurs[0]), [*reversed(robustness.KERNELS)]):
+        psnr = [float(rows[title]["| bicubic"].split()[0]) for title in harder_first]
+        assert psnr == sorted(psnr)
+    with pytest.raises(OutputError, match=r"robustness\.md exists already"):
+        robustness.main(output_dir=str(root / "out"), **files)
+
+
+def test_perturbations_have_their_nominal_size() -> None:
+    lr = torch.rand(2, 1, 64, 64)
+    assert len(robustness.PERTURBATIONS["8 bits"](lr).unique()) == 256
+    assert (robustness.PERTURBATIONS["noise 0.01"](lr) - lr).std() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(robustness.PERTURBATIONS["noise 0.01"](lr), robustness.PERTURBATIONS["noise 0.01"](lr))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ablations_measure_the_networks_of_the_training(name: str, tmp_path: Path) -> None:
+    bundle = str(write_bundle_with_data(tmp_path, name))
+    files = {"dataset_dir": str(tmp_path / "data"), "split_file": str(tmp_path / "split.json"), "bundle": bundle}
+    options = {"runs_dir": str(tmp_path / "runs"), "output_dir": str(tmp_path / "out"), "metrics": ["PSNR"], **files}
+    with pytest.raises(ConfigurationError, match=r"holds no <name>/model\.pt: train the ablations"):
+        ablations.main(**options)
+    for run in ("full", "no-dropout"):
+        network = read_config(bundle, {}, workflow="train").get_parsed_content("network_def")
+        save_weights(started(network), tmp_path / "runs" / run / "model.pt")
+    ablations.main(**options, num_slices=1)
+    text = (tmp_path / "out" / "ablations.md").read_text(encoding="utf-8")
+    rows = dict(line.split(" | ")[:2] for line in text.splitlines() if line.startswith(("| full", "| no-dropout")))
+    assert list(rows) == [
+        f"| {run}{how}" for run in ("full", "no-dropout") for how in ("", ", greedy", ", without tokens")
+    ]
+    assert rows["| full"] != rows["| full, without tokens"]
