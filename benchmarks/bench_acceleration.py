@@ -20,31 +20,30 @@ import torch
 from monai.utils import ensure_tuple
 
 from benchmarks.common import Row, commit, machine, publish, result_files, rows_table
-from benchmarks.measuring import WARM_UP, agreement_db, brain_slices, median_ms
+from benchmarks.measuring import WARM_UP, agreement_db, brain_slices, lookahead_cases, median_ms
 from miar_monai import SuperResolver
 from miar_monai.acceleration import CHOICES
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.devices import choose_device
-from miar_monai.networks.decoding import Decoding
 
 
 @torch.inference_mode()
 def measure(resolver: SuperResolver, batch_sizes: Sequence[int], lookaheads: Sequence[int], repeats: int) -> list[Row]:
-    """Return a row for each K, batch size and value of ``MIAR_ACCELERATION``."""
+    """Return a row for each K if the network has tokens, batch size and value of ``MIAR_ACCELERATION``."""
     device, lr, rows = resolver.device, brain_slices(resolver, max(batch_sizes)), []
-    for k in lookaheads:
+    for case, decoding in lookahead_cases(resolver.network, lookaheads):
         for size in batch_sizes:
             plain = None
             for name in reversed(CHOICES):
                 inferer = copy(resolver.inferer)  # without the CUDA graphs of earlier ones
-                inferer.decoding, inferer.blur, inferer.sw_batch_size = Decoding("beam", k), None, size
+                inferer.decoding, inferer.blur, inferer.sw_batch_size = decoding, None, size
                 run = partial(inferer, lr[:size], resolver.network)
                 with patch.dict(os.environ, MIAR_ACCELERATION=name), torch.autocast(device.type, torch.bfloat16):
                     ms = median_ms(run, device, repeats, warm_up=WARM_UP if device.type == "cuda" else 1) / size
                     image = run()
                 plain = image if plain is None else plain
                 rows.append({
-                    "K": k, "batch": size, "MIAR_ACCELERATION": name, "ms per slice": ms,
+                    **case, "batch": size, "MIAR_ACCELERATION": name, "ms per slice": ms,
                     "PSNR to none (dB)": agreement_db(image, plain),
                 })  # fmt: skip
     return rows
@@ -65,7 +64,7 @@ def main(
         bundle: folder of the bundle, with its weights.
         device: auto, cpu, cuda, cuda:<index> or mps.
         batch_sizes: numbers of slices of one tile in a batch.
-        lookaheads: the paper's K; 0 is greedy.
+        lookaheads: the paper's K; 0 is greedy. Without effect on a network without tokens.
         repeats: repetitions of each measurement.
         output_dir: folder of ``acceleration.md``.
         overwrite: replace an existing file.

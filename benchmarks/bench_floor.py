@@ -3,7 +3,8 @@
     python -m benchmarks.bench_floor [--bundle bundles/miar_brats] [--device cuda:0] [--batch_sizes 1,64] \
         [--lookaheads 0,3] [--lookahead_scales 0,8] [--output_dir bench_output]
 
-Writes ``floor.md``. For each batch size, lookahead and number of scales with lookahead (0: all), in bfloat16:
+Writes ``floor.md``. For each batch size and, if the network has tokens, lookahead and number of scales with lookahead
+(0: all), in bfloat16:
 floating-point operations, bytes that PyTorch operations read and write (each on its own; fused operations move less),
 number of operations, the time of both at the ceilings of the machine, and the measured time, on a GPU as one CUDA
 graph; then the time by kind of kernel. The ceilings are those of a large matrix product and of a large copy, measured
@@ -33,6 +34,7 @@ from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.devices import choose_device
 from miar_monai.inference.resolver import SuperResolver
+from miar_monai.networks import MIAR
 from miar_monai.networks.decoding import Decoding
 
 KINDS = {
@@ -81,15 +83,17 @@ def measure(
     limits = product_ceiling(device, side), copy_ceiling(device, side)
     layers = network.cast(torch.bfloat16)
     rows, kinds = [], []
-    for decoding in decodings:
+    has_tokens = isinstance(network, MIAR)
+    for decoding in decodings if has_tokens else (Decoding(),):
+        settings = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales} if has_tokens else {}
         for size in batch_sizes:
-            case: Row = {"K": decoding.lookahead_tokens, "scales": decoding.lookahead_scales, "batch": size}
+            case: Row = {**settings, "batch": size}
             observed = network.observe(brain_slices(resolver, size))
 
-            def predict(linear: Tensor, condition: Tensor, decoding: Decoding = decoding) -> dict[str, Tensor]:
-                return {"maps": layers.predict(linear, condition, decoding).maps}
+            def predict(images: Tensor, condition: Tensor, decoding: Decoding = decoding) -> dict[str, Tensor]:
+                return {"maps": layers.predict(images, condition, decoding).maps}
 
-            inputs = (observed.linear, observed.condition.expand(size, -1, -1, -1))
+            inputs = (observed.images, network.condition(observed).expand(size, -1, -1, -1))
             # inference mode would hide operations from the counter
             with torch.no_grad(), OperationCounter() as work, own_kernels(work):
                 predict(*inputs)
@@ -141,8 +145,8 @@ def main(
         bundle: folder of the bundle, with its weights.
         device: auto, cpu, cuda, cuda:<index> or mps.
         batch_sizes: numbers of slices of one tile in a batch.
-        lookaheads: the paper's K; 0 is greedy.
-        lookahead_scales: numbers of scales with lookahead, 0 for all.
+        lookaheads: the paper's K; 0 is greedy. Without effect on a network without tokens.
+        lookahead_scales: numbers of scales with lookahead, 0 for all. Likewise.
         side: of the matrices whose product gives the ceiling.
         output_dir: folder of ``floor.md``.
         overwrite: replace an existing file.

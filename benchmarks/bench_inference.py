@@ -4,10 +4,10 @@
         [--lookaheads 0,1,3] [--num_slices 1,8,64] [--sides 64,128,256] [--peers True] [--output_dir bench_output]
 
 The slices are those of the demo's brain (nilearn's ICBM152 template) at a quarter of its resolution. Writes
-``inference.csv`` and ``inference.md`` with three tables, all with the bundle's inferer: slices of one tile, for each
-precision, batch size and lookahead; optionally the peers on the same slices; and whole volumes, for each number of
-slices and in-plane size. Medians after a warm-up, on a GPU by events. Peak memory is that of the GPU, or on Linux of
-the whole process with its libraries.
+``inference.csv`` and ``inference.md`` with three tables, all with the bundle's inferer: slices of one tile (64 x 64 for
+a network without tiles), for each precision, batch size and, if the network has tokens, lookahead; optionally the peers
+on the same slices; and whole volumes, for each number of slices and in-plane size. Medians after a warm-up, on a GPU by
+events. Peak memory is that of the GPU, or on Linux of the whole process with its libraries.
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from benchmarks.common import Row, commit, machine, publish, result_files, rows_table, write_csv
-from benchmarks.measuring import WARM_UP, PeakMemory, agreement_db, brain_slices, median_ms
+from benchmarks.measuring import (
+    WARM_UP,
+    PeakMemory,
+    agreement_db,
+    brain_slices,
+    lookahead_cases,
+    median_ms,
+    slice_side,
+)
 from benchmarks.peers.loading import TITLES, peer_network
 from miar_monai.acceleration.cuda_graphs import CUDAGraphed
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.inference.devices import choose_device
 from miar_monai.inference.resolver import SuperResolver
-from miar_monai.networks import MIAR
+from miar_monai.networks import MIAR, SuperResolutionNetwork
 from miar_monai.networks.decoding import Decoding
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,17 +46,17 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @torch.inference_mode()
 def plain_results(
-    network: MIAR, lr: Tensor, decoding: Decoding, fidelity: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return images and tokens of the network without the inferer, four slices at a time, in its precision."""
+    network: SuperResolutionNetwork, lr: Tensor, decoding: Decoding, fidelity: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Return images and tokens, if any, of the network without the inferer, four slices at a time, in its precision."""
     layers = network if dtype == torch.float32 else network.cast(dtype)
     images, tokens = [], []
     for x in lr.split(4):
         observed = layers.observe(x)
-        prediction = layers.predict(observed.linear, observed.condition, decoding)
+        prediction = layers.predict(observed.images, layers.condition(observed), decoding)
         images.append(layers.finish(prediction, observed, fidelity).image)
         tokens.append(prediction.tokens)
-    return torch.cat(images), torch.cat(tokens)
+    return torch.cat(images), torch.cat(tokens) if isinstance(network, MIAR) else None
 
 
 def measure_slices(
@@ -56,17 +64,19 @@ def measure_slices(
 ) -> list[Row]:
     """Measure slices of one tile with the inferer, and compare its images with those of the network in float32.
 
-    The blur is not measured, as in all batches of a volume but the first.
+    The blur is not measured, as in all batches of a volume but the first, and intensities have no limits, since the
+    network alone has none.
     """
     network, device = resolver.network, resolver.device
-    lr, rows = brain_slices(resolver, max(batch_sizes)), []
+    lr, rows = brain_slices(resolver, max(batch_sizes)), list[Row]()
     greedy: dict[tuple[str, int], float] = {}
-    for k in lookaheads:
+    for case, decoding in lookahead_cases(network, lookaheads):
         for size in batch_sizes:
-            decoding, chosen, exact = Decoding("beam", k), lr[:size], None
+            chosen, exact = lr[:size], None
             for name, dtype in PRECISIONS.items():
                 inferer = copy(resolver.inferer)  # without the CUDA graphs of earlier ones
                 inferer.decoding, inferer.blur, inferer.sw_batch_size = decoding, None, size
+                inferer.intensity_range = None
                 plain = plain_results(network, chosen, decoding, inferer.fidelity, dtype)
                 with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     with PeakMemory(device) as peak:
@@ -75,13 +85,14 @@ def measure_slices(
                     ms = median_ms(run, device, repeats, warm_up=WARM_UP if device.type == "cuda" else 1) / size
                     sr = inferer(chosen, network)  # replays the recorded graph
                 exact = exact or plain
-                same = (plain[1] == exact[1]).float().mean()
-                rows.append({
-                    "precision": name, "K": k, "batch": size, "ms per slice": ms,
-                    "times the first K's": ms / greedy.setdefault((name, size), ms), "peak MiB": peak.mib,
-                    "tokens as in float32 (%)": 100 * float(same),
-                    "PSNR to plain float32 (dB)": agreement_db(sr, exact[0]),
-                })  # fmt: skip
+                row = {"precision": name, **case, "batch": size, "ms per slice": ms}
+                if case:
+                    row["times the first K's"] = ms / greedy.setdefault((name, size), ms)
+                row["peak MiB"] = peak.mib
+                if plain[1] is not None:
+                    row["tokens as in float32 (%)"] = 100 * float((plain[1] == exact[1]).float().mean())
+                row["PSNR to plain float32 (dB)"] = agreement_db(sr, exact[0])
+                rows.append(row)
     return rows
 
 
@@ -113,10 +124,10 @@ def measure_peers(bundle: str, resolver: SuperResolver, batch_sizes: Sequence[in
 
 
 def measure_volumes(resolver: SuperResolver, num_slices: Sequence[int], sides: Sequence[int]) -> list[Row]:
-    """Measure volumes with the bundle's inferer and greedy decoding."""
+    """Measure volumes with the bundle's inferer and, if the network has tokens, greedy decoding."""
     inferer, rows = copy(resolver.inferer), []
     inferer.decoding = Decoding("greedy")
-    smallest, cuda = resolver.network.side // 4, resolver.device.type == "cuda"
+    smallest, cuda = slice_side(resolver.network) // 4, resolver.device.type == "cuda"
     for count, side in [*((count, smallest) for count in num_slices), *((1, side) for side in sides)]:
         volume = brain_slices(resolver, count, side).cpu().movedim(0, -1)[None, 0].contiguous()
 
@@ -152,7 +163,7 @@ def main(
         bundle: folder of the bundle, with its weights.
         device: auto, cpu, cuda, cuda:<index> or mps.
         batch_sizes: numbers of slices of one tile in a batch.
-        lookaheads: the paper's K; 0 is greedy.
+        lookaheads: the paper's K; 0 is greedy. Without effect on a network without tokens.
         num_slices: numbers of slices of volumes with slices of one tile.
         sides: numbers of LR voxels along both axes of volumes with one slice.
         peers: measure SwinIR, RCAN and LDM-SR too; needs the extra bench.
@@ -173,7 +184,7 @@ def main(
         f"torch {torch.__version__}.", "",
         "## Slices of one tile", "", rows_table(slices), "",
         *(["## The peers on the same slices", "", rows_table(peer_rows), ""] if peer_rows else []),
-        "## Volumes, greedy, float32", "", rows_table(volumes), "",
+        f"## Volumes, {'greedy, ' * isinstance(resolver.network, MIAR)}float32", "", rows_table(volumes), "",
     ])  # fmt: skip
     write_csv([*slices, *peer_rows, *volumes], csv_file, overwrite)
     publish(text, text_file, overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,13 @@ from torch.utils.flop_counter import flop_registry
 from miar_monai.cli.demo import template
 from miar_monai.evaluation.metrics import psnr
 from miar_monai.inference.resolver import SuperResolver
+from miar_monai.networks import MIAR, SuperResolutionNetwork
+from miar_monai.networks.decoding import Decoding
 from miar_monai.transforms import CentralSlices, LoadVolume, ScaleIntensityRobust
 
 WARM_UP = 8
+TILE = 256
+"""Side of the slices of the benchmarks on the HR grid, for networks without tiles; the shipped `MIAR` has this one."""
 _FLOPS = {**flop_registry, torch.ops.aten._addmm_activation: flop_registry[torch.ops.aten.addmm]}
 
 
@@ -113,18 +117,42 @@ class PeakMemory:
             self.mib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
+def slice_side(network: SuperResolutionNetwork) -> int:
+    """Return the side of one tile of a network on the HR grid, or `TILE` for a network without tiles."""
+    return network.side or TILE
+
+
+def lookahead_cases(
+    network: SuperResolutionNetwork, lookaheads: Sequence[int]
+) -> list[tuple[dict[str, Any], Decoding]]:
+    """Return the decodings to measure, each with its columns in a table: one without columns if there are no tokens.
+
+    Args:
+        network: the network.
+        lookaheads: the paper's K; 0 is greedy.
+
+    Example:
+        >>> from miar_monai.networks import Estimator
+        >>> [columns for columns, _ in lookahead_cases(Estimator(channels=[8], blocks=[1]), (0, 3))]
+        [{}]
+    """
+    if not isinstance(network, MIAR):
+        return [({}, Decoding())]
+    return [({"K": k}, Decoding("beam", k)) for k in lookaheads]
+
+
 def brain_slices(resolver: SuperResolver, count: int = 40, side: int | None = None) -> Tensor:
     """Return LR slices of the demo's brain, in network intensities.
 
     Args:
         resolver: the model, whose degradation is used.
         count: number of slices.
-        side: LR voxels along both axes; those of one tile by default.
+        side: LR voxels along both axes; those of one tile (`slice_side`) by default.
 
     Returns:
         (count, 1, side, side).
     """
-    hr_side = resolver.network.side if side is None else 4 * side
+    hr_side = slice_side(resolver.network) if side is None else 4 * side
     hr = ScaleIntensityRobust()(CentralSlices(40)(LoadVolume()(str(template())))).as_tensor()
     padded = ResizeWithPadOrCrop((hr_side, hr_side, -1))(hr)
     slices = convert_to_tensor(padded).movedim(-1, 0).contiguous()  # a plain tensor: a MetaTensor is slower

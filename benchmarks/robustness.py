@@ -5,9 +5,9 @@
 
 The LR slices of a bundle's ``evaluate.json`` are rounded, made noisy or blurred differently. MIAR measures their blur,
 as for users; where the blur differs from that of the training, it is also given the true blur. The HR slices are
-softened and sharpened, as by another reconstruction kernel of a CT scanner. On these and on the unchanged slices, MIAR
-is also measured without tokens (latents of zero), to show the benefit of predicting them. Writes ``robustness.md``. The
-patients are those of the validation section by default.
+softened and sharpened, as by another reconstruction kernel of a CT scanner. On these and on the unchanged slices, a
+network with tokens is also measured without them (latents of zero), to show the benefit of predicting them. Writes
+``robustness.md``. The patients are those of the validation section by default.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import report_errors_in_one_sentence
 from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.inference.inferer import BeamSearchInferer
-from miar_monai.networks import MIAR
+from miar_monai.networks import MIAR, SuperResolutionNetwork
 from miar_monai.networks.results import Prediction
 from miar_monai.networks.weights import load_weights
 
@@ -79,7 +79,7 @@ def with_kernel(kernel: Callable[[Tensor], Tensor], degradation: Degradation, vo
     return volume._replace(hr=hr, lr=degradation(hr))
 
 
-def with_blur(inferer: BeamSearchInferer, network: MIAR, blur: float | str) -> Method:
+def with_blur(inferer: BeamSearchInferer, network: SuperResolutionNetwork, blur: float | str) -> Method:
     """Return an inferer as a method, with a given blur or with ``"auto"``."""
     other = copy(inferer)
     other.blur = blur
@@ -147,7 +147,9 @@ def main(
         with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
             return measured_section(title, perturbed, {**common, **more}, evaluation, batch_size)
 
-    bare = {"MIAR without tokens": partial(without_tokens, network, inferer.fidelity)}
+    bare: dict[str, Method] = {}
+    if isinstance(network, MIAR):
+        bare["MIAR without tokens"] = partial(without_tokens, network, inferer.fidelity)
     parts = [measured("As in training", lambda volume: volume, bare)]
     parts += [measured(title, partial(with_kernel, kernel, training), bare) for title, kernel in KERNELS.items()]
     for title, change in PERTURBATIONS.items():

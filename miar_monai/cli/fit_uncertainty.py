@@ -189,8 +189,10 @@ def fit_report(bundle: str, config: ConfigParser, every: int) -> str:
     model = replace(model, noise=fit_noise_weight(model, noisy))
     weights = np.array([getattr(model, name) for name in PREDICTORS])
     fitted = [one._replace(values=(one.values @ weights)[:, None]) for one in slices]
-    rows = {name: rank_correlations(slices, i) for i, name in enumerate(_WITHOUT_NOISE)}
-    if isinstance(measurement.network, MIAR):
+    has_tokens = isinstance(measurement.network, MIAR)
+    names = [name for name in _WITHOUT_NOISE if has_tokens or name != "entropy"]
+    rows = {name: rank_correlations(slices, _WITHOUT_NOISE.index(name)) for name in names}
+    if has_tokens:
         rows[f"spread of {_NUM_SAMPLES} sampled decodings"] = rank_correlations(_spread_of_samples(measurement))
     rows["all predictors but the spread, fitted"] = rank_correlations(fitted)
     numbers = json.dumps({"_target_": "miar_monai.inference.error_model.ErrorModel", **vars(model)}, indent=4)

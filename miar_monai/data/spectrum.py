@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.signal.windows import blackman
 
-__all__ = ["MAX_LINES", "PLANES", "detailed_planes", "high_frequency_energy", "line_spectrum", "tissue_threshold"]
+__all__ = [
+    "MAX_LINES",
+    "PLANES",
+    "axes_without_detail",
+    "detailed_planes",
+    "high_frequency_energy",
+    "line_spectrum",
+    "tissue_threshold",
+]
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The patient axis across each plane; in volumes in RAS orientation it is the voxel axis too."""
@@ -110,8 +118,7 @@ def detailed_planes(array: np.ndarray, spacing: Sequence[float] = (1, 1, 1)) -> 
         >>> detailed_planes(noise, spacing=(1, 1, 3))
         ('axial',)
     """
-    energy = np.array(high_frequency_energy(array))
-    detailed = energy >= _MIN_DETAIL * (energy.sum() - energy) / 2  # False for NaN
+    detailed = _detail(array) >= _MIN_DETAIL  # False for NaN
     found = ["axial"]
     for plane in ("sagittal", "coronal"):
         axes = [axis for axis in range(3) if axis != PLANES[plane]]
@@ -119,3 +126,23 @@ def detailed_planes(array: np.ndarray, spacing: Sequence[float] = (1, 1, 1)) -> 
         if detailed[axes].all() and max(sides) <= _MAX_SPACING_RATIO * min(sides):
             found.append(plane)
     return tuple(found)
+
+
+def axes_without_detail(array: np.ndarray) -> list[int]:
+    """Return the axes along which a volume is less sharp than along the other two; see `detailed_planes`.
+
+    Args:
+        array: intensities in any units, (X, Y, Z).
+
+    Example:
+        >>> noise = np.random.default_rng(0).uniform(1, 2, (40, 40, 40))
+        >>> axes_without_detail(noise), axes_without_detail((noise + np.roll(noise, 1, 2)) / 2)
+        ([], [2])
+    """
+    return np.flatnonzero(_detail(array) < _MIN_DETAIL).tolist()
+
+
+def _detail(array: np.ndarray) -> np.ndarray:
+    """Return the high-frequency energy along each axis, relative to the mean of the other two, (3,)."""
+    energy = np.array(high_frequency_energy(array))
+    return 2 * energy / (energy.sum() - energy)

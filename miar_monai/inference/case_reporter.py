@@ -17,7 +17,7 @@ from monai.utils import ImageMetaKey
 from miar_monai.data.cases import read_case
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.inference.bundle import metadata
-from miar_monai.inference.guide_checks import check_guide
+from miar_monai.inference.guide_checks import check_guide, guide_detail_warnings
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.report import capture_warnings, case_message, case_report
 from miar_monai.inference.volume_inferer import VolumeInferer, check_has_guide
@@ -74,7 +74,8 @@ class CaseReporter:
             return []
         check_has_guide(self.network, batch["guide"])
         guide, image = (read_case(batch[key].meta[ImageMetaKey.FILENAME_OR_OBJ][0]) for key in ("guide", "image"))
-        return check_guide(guide, image)
+        plan = self.inferer.plan(batch["image"][0], self.network)
+        return [*check_guide(guide, image), *guide_detail_warnings(guide, plan.factors)]
 
     def _stop(self) -> None:
         self._seconds += time.perf_counter()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from miar_monai.data.grid_request import PATIENT_AXES
 from miar_monai.data.io import Volume
-from miar_monai.data.spectrum import tissue_threshold
+from miar_monai.data.spectrum import axes_without_detail, tissue_threshold
 from miar_monai.errors import GeometryError, ImageError
 from miar_monai.transforms.guide import in_field_of_view
 
-__all__ = ["check_guide"]
+__all__ = ["check_guide", "guide_detail_warnings"]
 
 _MIN_COVERAGE = 0.9
 _COARSER = 1.25  # of the voxels of the image; those of a tilted guide extend a little further along its axes
-_AXES = ("left-right", "posterior-anterior", "inferior-superior")
 _SPACES = {1: "those of the scanner", 2: "those of another image", 3: "Talairach's", 4: "MNI's"}
 
 
@@ -46,6 +48,27 @@ def check_guide(guide: Volume, image: Volume) -> list[str]:
         *_space_warnings(guide, image),
         *_coverage_warnings(guide, image),
         *_resolution_warnings(guide, image),
+    ]
+
+
+def guide_detail_warnings(guide: Volume, factors: Sequence[float]) -> list[str]:
+    """Return a sentence on the axes that become finer but have no detail in the guide, although its voxels are small.
+
+    Such a guide was interpolated from thick slices. The network takes it for a sharp one, which can make the result
+    worse than without a guide.
+
+    Args:
+        guide: another contrast of the same patient.
+        factors: how many times finer each patient axis becomes.
+    """
+    finer = {axis for axis in range(3) if factors[axis] > 1}
+    axes = [guide.grid.patient_axes[axis] for axis in axes_without_detail(guide.array)]
+    names = [PATIENT_AXES[axis] for axis in sorted(finer.intersection(axes))]
+    if not names:
+        return []
+    return [
+        f"the guide has no detail along {' and '.join(names)}, as if interpolated from thick slices: it can make the"
+        " result worse there; compare with a result without it."
     ]
 
 
@@ -89,7 +112,7 @@ def _resolution_warnings(guide: Volume, image: Volume) -> list[str]:
     voxels = np.linalg.solve(image.affine, guide.affine)[:3, :3]
     extents, spacing = np.linalg.norm(voxels, axis=1) * image.grid.spacing, image.grid.spacing
     coarser = [
-        f"{_AXES[image.grid.patient_axes[axis]]} ({extents[axis]:.3g} mm, the image {spacing[axis]:.3g} mm)"
+        f"{PATIENT_AXES[image.grid.patient_axes[axis]]} ({extents[axis]:.3g} mm, the image {spacing[axis]:.3g} mm)"
         for axis in range(3)
         if extents[axis] > _COARSER * spacing[axis]
     ]

@@ -36,12 +36,17 @@ class TrainingDomain:
         in_plane_spacing_mm: lowest and highest spacing of their voxels in the axial plane, from ``training_range``.
         minimum: lowest and highest minimum of a volume after preprocessing, from ``training_range``.
         maximum: lowest and highest maximum of a volume after preprocessing, from ``training_range``.
+        in_plane_factor: lowest and highest factor by which their pixels were larger, from ``training_range``.
+        through_plane_factor: lowest and highest factor by which their slices were thicker, from ``training_range``;
+            None without thick slices.
     """
 
     modality: str | None = None
     in_plane_spacing_mm: Interval | None = None
     minimum: Interval | None = None
     maximum: Interval | None = None
+    in_plane_factor: Interval | None = None
+    through_plane_factor: Interval | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> TrainingDomain:
@@ -95,6 +100,26 @@ class TrainingDomain:
             ]
         return []
 
+    def grid_warnings(self, plan: Plan) -> list[str]:
+        """Return a sentence on each way in which a plan makes axes finer that the training did not include."""
+        if self.in_plane_factor is None:
+            return []
+        sentences = []
+        for name, thick, trained in (
+            ("pixels", False, self.in_plane_factor),
+            ("slices", True, self.through_plane_factor),
+        ):
+            factors = [line.factor for line in plan.lines if line.factor > 1 and (line.profile != "bicubic") == thick]
+            low, high = trained or (0.0, 0.0)
+            if any(not low <= factor <= high for factor in factors):
+                limits = f"by {low:g}" if low == high else f"from {low:g} to {high:g}"
+                known = f"for factors {limits}" if trained else "for the axial plane alone"
+                sentences.append(
+                    f"{name} become {max(factors):.4g} x finer, but the model was trained {known}: the detail is"
+                    " doubtful; fidelity 1 adds the least."
+                )
+        return sentences
+
 
 def _ct_units(array: np.ndarray) -> str:
     """Guess from the intensities whether a volume is a CT: ``"HU"``, ``"HU + 1024"``, or an empty text if it is not.
@@ -147,7 +172,7 @@ def input_warnings(
                 f"the {one.name} slices have {' x '.join(map(str, sides))} voxels, but at least {MIN_PATCH} x"
                 f" {MIN_PATCH} are needed to measure the blur: the blur of the training is assumed."
             )
-    return sentences
+    return sentences if plan is None else [*sentences, *domain.grid_warnings(plan)]
 
 
 def volume_warnings(lr: Volume, asked: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import PATIENT_AXES, GridRequest
 from miar_monai.data.spectrum import PLANES
-from miar_monai.degradation import Degradation, operators
+from miar_monai.degradation import AxisDegradation, Degradation, operators
 from miar_monai.inference.acquisition import Acquisition
 
 __all__ = ["THICK", "Pass", "Plan", "plan_passes"]
@@ -63,10 +63,16 @@ class Plan(NamedTuple):
         return self.stages[-1][-1].degradation
 
     @property
+    def lines(self) -> list[AxisDegradation]:
+        """The assumed degradations of rows and columns in all passes, without their sizes."""
+        return [line for stage in self.stages for one in stage for line in one.degradation.axes((1, 1), (1, 1))]
+
+    @property
     def blur(self) -> float | None:
         """Standard deviation of the assumed blur in voxels of the input; None if the axes have a slice profile."""
-        lines = [line for stage in self.stages for one in stage for line in one.degradation.axes((1, 1), (1, 1))]
-        return max((line.lr_sigma for line in lines if line.factor > 1 and line.profile == "bicubic"), default=None)
+        return max(
+            (line.lr_sigma for line in self.lines if line.factor > 1 and line.profile == "bicubic"), default=None
+        )
 
     @property
     def assumes_slice_profile(self) -> bool:

@@ -20,7 +20,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.devices import choose_device
-from miar_monai.inference.guide_checks import check_guide
+from miar_monai.inference.guide_checks import check_guide, guide_detail_warnings
 from miar_monai.inference.images import Image, image_like, image_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
@@ -240,6 +240,7 @@ class SuperResolver:
         image = data["image"]
         limits, plan = limits_in_units(image, self.inferer.intensity_range), self.plan(image)
         warnings = input_warnings(volume, self.domain, self.inferer.blur, plan, limits)
+        about_guide += [] if guide is None else guide_detail_warnings(guide, plan.factors)
         return Prepared(image, plan, limits, warnings + about_guide, data.get("guide"))
 
     def _preprocessed(self, volume: Volume, guide: Volume | None = None) -> dict[str, MetaTensor]:

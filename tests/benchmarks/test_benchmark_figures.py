@@ -55,7 +55,7 @@ def create(name: str, folder: Path, workflow: str, **options: Any) -> Figures:
         write_brats_folder(data, 4, (40, 36, 6))
     for i in range(4 * (not data.exists())):
         write_nifti_phantom(data / f"case{i}.nii.gz", (40, 36, 6), seed=i, low=-1000, high=400)
-    given = {"dataset_dir": str(data), "output_dir": str(folder / "pictures"), **tiny(workflow)}
+    given = {"dataset_dir": str(data), "output_dir": str(folder / "pictures"), **tiny(workflow, name)}
     if workflow == "evaluate":
         given["checkpoint"] = str(tiny_checkpoint(folder, name))
     else:
@@ -125,7 +125,8 @@ def test_the_curve_of_a_tokenizer_ends_at_its_reconstructions(tmp_path: Path, dr
     for row in rows.values():
         assert [caption.split(":")[0] for caption in row] == ["1 scale", "3 scales", "4 scales"]
         assert all(image.shape == truth.shape for image in row.values())
-    slices = drawing._config("train_stage1").get_parsed_content("validate#dataset").slices
+    dataset = drawing._config("train_stage1").get_parsed_content("validate#dataset")
+    slices = [item["image"] for item in dataset.slices]
     for name, path in paths.items():
         network = load_weights(tokenizer(), path, "")
         with torch.no_grad():

@@ -10,7 +10,7 @@ from helpers.phantoms import head, write_dicom_series
 
 from miar_monai.data.io import Volume, read_volume, result_description
 from miar_monai.errors import GeometryError, ImageError
-from miar_monai.inference.guide_checks import check_guide
+from miar_monai.inference.guide_checks import check_guide, guide_detail_warnings
 
 
 def volume(
@@ -99,3 +99,13 @@ def test_remarks_and_results() -> None:
         "the guide: the slices are few.",
         "the guide is a super-resolved image, whose invented detail affects the result: give the original.",
     ]
+
+
+def test_a_guide_interpolated_from_thick_slices_is_named_if_that_axis_becomes_finer() -> None:
+    noise = np.random.default_rng(0).uniform(1, 2, (40, 42, 44)).astype(np.float32)
+    blurred = (noise + np.roll(noise, 1, 2) + np.roll(noise, 2, 2)) / 3
+    affine = np.array([[0, 0, 1.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # the third voxel axis is left-right
+    sharp, thick = (Volume(array, affine, np.dtype("int16"), Path("x")) for array in (noise, blurred))
+    assert guide_detail_warnings(sharp, (5, 1, 1)) == guide_detail_warnings(thick, (1, 4, 4)) == []
+    (sentence,) = guide_detail_warnings(thick, (5, 1, 4))
+    assert sentence.startswith("the guide has no detail along left-right, as if interpolated from thick slices:")

@@ -16,9 +16,12 @@ from helpers.tiny_bundle import write_tiny_bundle
 
 from miar_monai.cli.main import main
 from miar_monai.data.io import Volume, read_volume, result_description
+from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
+from miar_monai.inference.acquisition import Acquisition
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.input_checks import TrainingDomain, volume_warnings
+from miar_monai.inference.passes import plan_passes
 
 CHEST = TrainingDomain("CT", (2.5, 3.0), (0.0, 0.02), (0.9, 1.4))
 BRAIN = TrainingDomain("MR", (4.0, 4.0), (0.0, 0.0), (1.0, 1.8))
@@ -164,7 +167,7 @@ def test_warnings_are_printed_and_reported(tmp_path: Path, monkeypatch: pytest.M
     assert "4 mm" not in result.stderr  # every real scan has smaller voxels
     assert [f"warning: {sentence}" in result.stderr for sentence in case["warnings"]] == [True] * len(case["warnings"])
     assert "the axial slices have 11 x 9 voxels, but at least 32 x 32 are needed" in "\n".join(case["warnings"])
-    assert content["model"]["trained_on"]["in_plane_spacing_mm"] == [4, 4]
+    assert content["model"]["trained_on"]["in_plane_spacing_mm"] == [1, 8]
     assert "maximum_after_preprocessing" in content["model"]["trained_on"]
     quiet = sr(bundle, series, "-o", tmp_path / "out", "--overwrite", "--quiet")
     assert (quiet.exit_code, quiet.output) == (0, "")
@@ -188,3 +191,28 @@ def test_the_shipped_bundles_describe_their_training_data(name: str) -> None:
     for low, high in (domain.in_plane_spacing_mm, domain.minimum, domain.maximum):  # type: ignore[misc]
         assert low <= high
     assert json.loads(json.dumps(domain.as_dict()))["modality"] == domain.modality
+
+
+@pytest.mark.parametrize(
+    ("factors", "thick", "expected"),
+    [
+        ((4, 4, 1), "4 x", []),
+        ((2, 2, 1), "4 x", ["pixels become 2 x finer, but the model was trained for factors by 4:"]),
+        ((1, 1, 5), "4 x", ["slices become 5 x finer, but the model was trained for the axial plane alone:"]),
+        ((2, 2, 5), "any", []),
+        ((2, 2, 7), "any", ["slices become 7 x finer, but the model was trained for factors from 1.25 to 6:"]),
+    ],
+)
+def test_grids_that_were_not_trained_are_named(
+    factors: tuple[float, float, float], thick: str, expected: list[str]
+) -> None:
+    domain = {
+        "4 x": TrainingDomain(in_plane_factor=(4, 4)),
+        "any": TrainingDomain(in_plane_factor=(1.25, 8), through_plane_factor=(1.25, 6)),
+    }[thick]
+    plan = plan_passes(factors, (1, 1, 6), lambda _: Degradation(factors[:2]), Acquisition(2, 6.0, 6.0))
+    sentences = domain.grid_warnings(plan)
+    assert [sentence.startswith(start) for sentence, start in zip(sentences, expected, strict=True)] == [True] * len(
+        expected
+    )
+    assert TrainingDomain().grid_warnings(plan) == []
