@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor, nn
+from helpers.tiny_bundle import write_tiny_bundle
+from torch import Tensor
 
 from miar_monai.cli import demo
 from miar_monai.cli.demo import degrade, run_demo, template
@@ -18,17 +17,11 @@ from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import write_nifti
 from miar_monai.errors import ImageError
-from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.evaluation.metrics import psnr
 from miar_monai.inference.resolver import SuperResolver
+from miar_monai.transforms.intensity import ScaleIntensityRobust
 
 AFFINE = np.array([[1.5, 0, 0, -30], [0, 1.25, 0, 10], [0, 0, 3, -7], [0, 0, 0, 1]], dtype=np.float64)
-
-
-class Repeat(BeamSearchInferer):
-    """Super-resolve volumes by repeating voxels; built from a bundle's config as the real inferer is."""
-
-    def __call__(self, inputs: Tensor, network: nn.Module, assumed: None = None) -> Tensor:  # type: ignore[override]
-        return network(inputs).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
 @pytest.fixture
@@ -39,18 +32,8 @@ def volume(phantom: Tensor, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def resolver(tmp_path: Path) -> SuperResolver:
-    """Return a bundle that repeats voxels."""
-    shipped = Path(__file__).parents[2] / "bundles" / "miar_brats" / "configs"
-    config = json.loads((shipped / "inference.json").read_text())
-    config["network_def"] = {"_target_": "torch.nn.Identity"}
-    options = {name: f"@{name}" for name in ("lookahead_tokens", "progress")}
-    config["inferer"] = {"_target_": f"{__name__}.Repeat", **options}
-    for name in ("configs", "models"):
-        (tmp_path / "bundle" / name).mkdir(parents=True)
-    (tmp_path / "bundle" / "configs" / "inference.json").write_text(json.dumps(config))
-    shutil.copy(shipped / "metadata.json", tmp_path / "bundle" / "configs")
-    torch.save({}, tmp_path / "bundle" / "models" / "model.pt")
-    return SuperResolver(tmp_path / "bundle", "cpu")
+    """Return a tiny network, which is given the blur: the phantom is too small to measure it."""
+    return SuperResolver(write_tiny_bundle(tmp_path / "bundle"), "cpu", blur=1.0)
 
 
 def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(
@@ -67,17 +50,21 @@ def test_all_results_cover_the_field_of_view_of_the_truth_in_its_units(
     # the corner voxel of the crop is voxel (0, 1, 1) of the input
     assert hr.affine == pytest.approx(AFFINE @ np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]))
     assert hr.get_fdata() == pytest.approx(nib.load(volume).get_fdata()[:36, 1:29, 1:6])
-    assert sr.get_fdata()[::4, ::4] == pytest.approx(lr.get_fdata(), abs=1e-3)
+    degraded = demo.Degradation()(torch.from_numpy(sr.get_fdata()).movedim(-1, 0)).movedim(0, -1).numpy()
+    assert np.abs(degraded - lr.get_fdata()).mean() < 0.03 * lr.get_fdata().max()  # as far as the damping allows
     assert volume.read_bytes() == before
 
 
 def test_the_table_compares_what_was_written(volume: Path, resolver: SuperResolver, tmp_path: Path) -> None:
     result = run_demo(volume, resolver, tmp_path / "out", num_slices=5)
     with result.rows.open(newline="", encoding="utf-8") as file:
-        psnr = {(row["method"], row["slice"]): float(row["PSNR"]) for row in csv.DictReader(file)}
-    assert len(psnr) == 25
-    for i in range(5):  # the stand-in is nearest-neighbor interpolation
-        assert psnr["MIAR", str(i)] == pytest.approx(psnr["nearest", str(i)], abs=1e-3)
+        found = {(row["method"], row["slice"]): float(row["PSNR"]) for row in csv.DictReader(file)}
+    assert len(found) == 25
+    hr, sr = (torch.from_numpy(nib.load(path).get_fdata()) for path in (result.truth, result.super_resolved))
+    low, high = ScaleIntensityRobust().window(hr)
+    for i in range(5):
+        x, y = (((image[..., i] - low) / (high - low)).clamp(0, 1)[None, None] for image in (sr, hr))
+        assert found["MIAR", str(i)] == pytest.approx(psnr(x, y).item(), abs=1e-3)
     assert result.table.read_text(encoding="utf-8").startswith("5 slices of 1 patient;")
     assert result.picture.stat().st_size > 10_000
 
