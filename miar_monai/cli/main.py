@@ -51,7 +51,7 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, message="miar %(version)s")
 def main() -> None:
-    """Fourfold super-resolution of MRI and CT slices. For research, not for clinical use.
+    """Super-resolution of MRI and CT: thinner slices, finer pixels. For research, not for clinical use.
 
     No internet access: nothing is downloaded or uploaded.
     """

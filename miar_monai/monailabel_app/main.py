@@ -34,7 +34,7 @@ class MiarApp(MONAILabelApp):
             studies=studies,
             conf=conf,
             name="MIAR",
-            description="Fourfold super-resolution of MRI and CT slices. For research, not for clinical use.",
+            description="Super-resolution of MRI and CT to finer grids. For research, not for clinical use.",
             version=__version__,
         )
         self._results = ResultStore()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers.bundle_runs import NAMES, ONE_STEP, tiny
+from helpers.bundle_runs import NAMES, tiny
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.bundle import ConfigParser
@@ -103,7 +103,7 @@ def _user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 MADE = {
     "README.md": ["t2_sr.nii.gz", "thin.nii.gz", "guided.nii.gz"],
-    "docs/getting_started.md": ["my_scan_sr.nii.gz", "my_ct_sr.nii.gz", "my_ct_sr.png"],
+    "docs/getting_started.md": ["my_scan_sr.nii.gz", "thin.nii.gz", "my_ct_sr.nii.gz", "my_ct_sr.png"],
     "docs/command_line.md": [
         "my_scan_sr.nii.gz",
         "result.nii.gz",
@@ -147,18 +147,10 @@ def test_the_bundle_infers_as_written() -> None:
 @pytest.mark.usefixtures("_user")
 def test_the_bundle_trains_and_evaluates_as_written() -> None:
     write_brats_folder("BraTS2021", 4, (40, 36, 6), contrasts=("t2",))
-    estimator = {"network_def#channels": [8, 16], "network_def#blocks": [1, 1]}
-    family = {"side": 48, "factors": [2], "factor_pairs": [], "profiles": ["gaussian"], "thicknesses": [1.0]}
-    settings = {
-        "train_estimator": {**ONE_STEP, **estimator, **family},
-        "train_stage1": tiny("train_stage1"),
-        "train": tiny("train"),
-        "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **estimator},
-    }
-    for kind in settings:
+    for kind in ("train_estimator", "train_stage1", "train", "evaluate"):
         config, parser = f"bundles/miar_brats/configs/{kind}.json", ConfigParser()
         parser.read_config(config)
-        for name, value in settings[kind].items():
+        for name, value in tiny(kind).items():
             parser[name] = value
         ConfigParser.export_config_file(parser.get(), config, indent=4)
     (estimator_block,) = [block for block in blocks("sh") if "train_estimator.json" in block]
