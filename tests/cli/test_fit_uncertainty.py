@@ -61,7 +61,9 @@ def test_a_bundle_is_fitted_and_measured(bundle: Path, tmp_path: Path) -> None:
     fit = result.stdout
     assert "Section validation of the split by split.json: BraTS_00001." in fit
     assert set(json.loads(fit.split("```")[1].removeprefix("json"))) == {"_target_", *vars(MODEL)}
-    assert "| spread of 4 sampled decodings |" in fit
+    assert "| edges |" in fit
+    assert "| entropy |" not in fit  # an estimator has no tokens
+    assert "sampled decodings" not in fit
     calibration.main(
         str(data),
         str(bundle),

@@ -214,8 +214,8 @@ def test_a_setting_of_the_wrong_type_is_reported(resolver: SuperResolver, settin
     assert str(caught.value) == sentence
 
 
-def test_the_number_of_tiles_equals_that_of_network_inputs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolver = SuperResolver(bundle, "cpu", lookahead_tokens=0)
+def test_the_number_of_tiles_equals_that_of_network_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = SuperResolver(write_tiny_bundle(tmp_path / "miar_lidc", "miar_lidc"), "cpu", lookahead_tokens=0)
     volume = _volume((101, 64, 2))
     seen: list[int] = []
     original = resolver.network.predict
