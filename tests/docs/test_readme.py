@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers.bundle_runs import NAMES, tiny
+from helpers.bundle_runs import BUNDLES, NAMES, tiny
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.bundle import ConfigParser
@@ -215,14 +217,30 @@ def rows(text: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
-def test_the_readme_has_the_numbers_of_the_tables() -> None:
-    text = (DOCS / "results" / "miar_lidc.md").read_text(encoding="utf-8").split("## Paired differences")[0]
+@pytest.mark.parametrize(
+    ("part", "page", "columns", "default"),
+    [
+        (0, "brain_estimator", (0, 1, 2), "MIAR"),
+        (1, "miar_lidc", (0, 4), "MIAR, fidelity 0.25, K = 1"),
+    ],
+)
+def test_the_readme_has_the_numbers_of_the_tables(part: int, page: str, columns: Sequence[int], default: str) -> None:
+    text = (DOCS / "results" / f"{page}.md").read_text(encoding="utf-8").split("## Paired differences")[0]
     measured = rows(text.split("### all contrasts")[-1])
-    found = {name: cells for name, cells in rows(README).items() if name not in ("method", "---")}
-    assert list(found) == ["bicubic", "SwinIR", "RCAN", "MIAR (default)"]
+    shown = README.split("\n## Results")[1].split("\nChest CT")[part]
+    found = {name: cells for name, cells in rows(shown).items() if name not in ("method", "---")}
+    assert {"bicubic", "MIAR (default)"} < set(found)
     for name, cells in found.items():
-        row = measured[name.replace("MIAR (default)", "MIAR, fidelity 0.25, K = 1")]
-        assert cells == [row[column].split(" ± ")[0] for column in (0, 4)]
+        row = measured[name.replace("MIAR (default)", default)]
+        assert cells == [row[column].split(" ± ")[0] for column in columns]
+
+
+def test_the_model_card_has_the_numbers_of_the_readme() -> None:
+    card = (BUNDLES / "miar_brats" / "docs" / "README.md").read_text(encoding="utf-8").split("## Performance")[1]
+    shown = rows(README.split("\n## Results")[1].split("\nChest CT")[0])
+    assert {name: cells for name, cells in rows(card.split("\n## ")[0]).items() if name in shown} == shown
+    figures = json.loads((BUNDLES / "miar_brats" / "configs" / "metadata.json").read_text())["eval_metrics"]
+    assert [f"{figures['psnr_db']:.2f}", f"{figures['lpips']:.4f}"] == shown["MIAR (default)"][::2]
 
 
 def test_configs_that_commands_name_exist() -> None:
