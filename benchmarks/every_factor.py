@@ -100,6 +100,11 @@ def parse_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(name, grid, path)
 
 
+def overlay_files(overlay: str | None) -> list[Path]:
+    """Return the configs that are merged into the bundle's: the overlay, if there is one."""
+    return [Path(overlay)] if overlay else []
+
+
 def load_networks(
     bundle: str, settings: Mapping[str, Any], checkpoints: Sequence[Checkpoint], overlay: str | None = None
 ) -> list[tuple[Checkpoint, Any]]:
@@ -114,8 +119,9 @@ def load_networks(
     Raises:
         CheckpointError: if weights are missing, damaged or of another network.
     """
-    overlays = [Path(overlay)] if overlay else []
-    networks = [read_config(bundle, settings, *overlays).get_parsed_content("network") for _ in checkpoints]
+    networks = [
+        read_config(bundle, settings, *overlay_files(overlay)).get_parsed_content("network") for _ in checkpoints
+    ]
     pairs = zip(checkpoints, networks, strict=True)
     return [(one, load_weights(network, one.path, "train it.").eval()) for one, network in pairs]
 
@@ -131,8 +137,7 @@ def open_slices(
 ) -> tuple[ConfigParser, dict[str, Any]]:
     """Read the ``evaluate.json`` of a bundle, see `benchmarks.common.open_run`, for HR slices of `SIDE` voxels."""
     given = {"metrics": list(METRICS), "center_crop#spatial_size": [SIDE, SIDE, -1], **settings}
-    overlays = [Path(overlay)] if overlay else []
-    return open_run(bundle, dataset_dir, output_dir, contrasts, given, results, *overlays)
+    return open_run(bundle, dataset_dir, output_dir, contrasts, given, results, *overlay_files(overlay))
 
 
 def maps_of(network: Any, lr: Tensor, operator: SeparableOperator, **inputs: Any) -> dict[str, Tensor]:

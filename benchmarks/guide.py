@@ -36,6 +36,7 @@ from benchmarks.every_factor import (
     load_networks,
     maps_of,
     open_slices,
+    overlay_files,
     parse_checkpoint,
 )
 from benchmarks.paired import EXPLANATION, difference, differences_table, pairs
@@ -206,7 +207,7 @@ def main(
         if not getattr(network, "guide_channels", 0):
             raise ConfigurationError(f"the network {name} accepts no guide; use a config whose network does.")
     volumes = load_slice_pairs(config)
-    of_guides = read_config(bundle, {**given, "datalist#contrasts": [guide]}, *([Path(overlay)] if overlay else []))
+    of_guides = read_config(bundle, {**given, "datalist#contrasts": [guide]}, *overlay_files(overlay))
     guides = {f"{guide} moved by {float(mm):g} mm": load_guides(of_guides, volumes, mm) for mm in ensure_tuple(shifts)}
     rows: list[Row] = []
     metrics: list[str] = []

@@ -84,10 +84,7 @@ class OperatorFamily(nn.Module):
     @staticmethod
     def noisy(lr: Tensor, operator: SeparableOperator, std: Tensor) -> Tensor:
         """Add white Gaussian noise with standard deviations (B, 1, 1, 1) to LR images; their padding stays 0."""
-        rows, columns = (
-            axis.matrix.sum(dim=-1) for axis in (operator.rows, operator.columns)
-        )  # 1, or 0 in the padding
-        return lr + std * torch.randn_like(lr) * rows[..., :, None] * columns[..., None, :]
+        return lr + std * torch.randn_like(lr) * operator.inside
 
 
 def in_plane_degradations(

@@ -92,6 +92,12 @@ class SeparableOperator(NamedTuple):
         """Standard deviation of the blur in LR voxels, the mean of both axes: (..., 1, 1)."""
         return ((self.rows.sigma + self.columns.sigma) / 2)[..., None, None]
 
+    @property
+    def inside(self) -> Tensor:
+        """1 for the voxels of LR images, or 0 in their padding, see `OperatorFamily`: (..., h, w)."""
+        rows, columns = (axis.matrix.sum(dim=-1) for axis in (self.rows, self.columns))
+        return rows[..., :, None] * columns[..., None, :]
+
     def A(self, x: Tensor) -> Tensor:
         """Degrade images (..., H, W) to (..., h, w)."""
         with torch.autocast(x.device.type, enabled=False):
@@ -199,8 +205,7 @@ class SeparableOperator(NamedTuple):
             >>> round(Degradation().for_lr(noise).noise_level(noise).item(), 3)
             0.01
         """
-        rows, columns = (axis.matrix.sum(dim=-1) for axis in (self.rows, self.columns))  # 1, or 0 in a padding
-        inside = (rows[..., :, None] * columns[..., None, :]).expand_as(y)  # (..., h, w)
+        inside = self.inside.expand_as(y)
         with torch.autocast(y.device.type, enabled=False):
             residual = resample(self._coefficients(y) * self.stop_band, self.rows.u, self.columns.u)  # (..., h, w)
         varies = (inside > 0.5) & _differs(y, -2) & _differs(y, -1)

@@ -16,6 +16,7 @@ from monai.utils import ImageMetaKey
 
 from miar_monai.data.cases import read_case
 from miar_monai.data.outputs import ResultPaths, result_path
+from miar_monai.data.volume import Volume
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.guide_checks import check_guide, guide_detail_warnings
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
@@ -70,12 +71,13 @@ class CaseReporter:
 
     def _check_guide(self, batch: Mapping[str, Any]) -> list[str]:
         """Check the guide of a case, if it has one, before the network runs; the case is read in its own units."""
+        self._guide: Volume | None = None
         if "guide" not in batch:
             return []
         check_has_guide(self.network, batch["guide"])
         guide, image = (read_case(batch[key].meta[ImageMetaKey.FILENAME_OR_OBJ][0]) for key in ("guide", "image"))
-        plan = self.inferer.plan(batch["image"][0], self.network)
-        return [*check_guide(guide, image), *guide_detail_warnings(guide, plan.factors)]
+        self._guide = guide
+        return check_guide(guide, image)
 
     def _stop(self) -> None:
         self._seconds += time.perf_counter()
@@ -93,7 +95,8 @@ class CaseReporter:
             auxiliary = {"uncertainty": paths.uncertainty}
         limits = limits_in_units(image, slices.intensity_range)
         found = input_warnings(lr, self._domain, slices.blur, plan, limits)
-        warnings = [*found, *self._about_guide, *self._captured]
+        detail = [] if self._guide is None else guide_detail_warnings(self._guide, plan.factors)
+        warnings = [*found, *self._about_guide, *detail, *self._captured]
         device = engine.state.device
         report = case_report(source, paths.image, lr, sr, plan, self._seconds, device, warnings, auxiliary, limits)
         lines = [*plan.sentences(), case_message(report, warnings), paths.image]
