@@ -1,17 +1,19 @@
 """Duration of a volume from file to file, stage by stage, and peak memory, with the process already running.
 
-    python -m benchmarks.bench_volumes [--device cuda:0] [--brain_slices 155] [--ct_slices 300] \
+    python -m benchmarks.bench_volumes [--device cuda:0] [--brain_slices 155] [--thick_slices 31] [--ct_slices 300] \
         [--growth 1,10,100,1000] [--processes 1,2,4] [--output_dir bench_output] [--sw_batch_size 16]
 
-The volumes are made of the demo's brain (nilearn's ICBM152 template): 60 x 60 voxels as MRI, 128 x 128 as CT, with
-slices repeated and stretched to the field of view, noise, and 16-bit NIfTI files. Writes ``volumes.csv`` and
-``volumes.md``: the seconds of each stage, for both kinds of volumes and for growing numbers of slices, medians after a
-warm-up; and the volumes per hour of one or more processes of ``miar sr`` under ``torchrun`` on the same devices. Other
-options, such as ``--sw_batch_size``, are settings of inference.
+The volumes are made of the demo's brain (nilearn's ICBM152 template): 60 x 60 voxels as MRI, 240 x 240 voxels in
+slices of 5 mm, which become slices of 1 mm, and 128 x 128 voxels as CT, with slices repeated and stretched to the field
+of view, noise, and 16-bit NIfTI files. Writes ``volumes.csv`` and ``volumes.md``: the seconds of each stage, for these
+kinds of volumes and for growing numbers of slices, medians after a warm-up; and the volumes per hour of one or more
+processes of ``miar sr`` under ``torchrun`` on the same devices. Other options, such as ``--sw_batch_size``, are
+settings of inference.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -46,16 +48,18 @@ MIB = 2**20
 
 
 class Kind(NamedTuple):
-    """A kind of volume: bundle, number of LR voxels along both axes of a slice, range and noise in its units."""
+    """A kind of volume: bundle, LR voxels along both axes of a slice, range and noise in its units, and factors."""
 
     bundle: str
     side: int
     low: float
     high: float
     noise: float
+    factor: tuple[int, int, int] = (4, 4, 1)
 
 
 BRAIN = Kind("bundles/miar_brats", 60, 0, 1000, 5)
+THICK = Kind("bundles/miar_brats", 240, 0, 1000, 5, (1, 1, 5))
 CT = Kind("bundles/miar_lidc", 128, -1000, 1000, 10)
 
 
@@ -85,12 +89,17 @@ class Stopwatch:
 def write_lr(path: Path, kind: Kind, slices: int) -> Path:
     """Write a low-resolution volume of a kind."""
     brain = ScaleIntensityRobust()(CentralSlices(150)(LoadVolume()(str(template())))).as_tensor()
-    side = 4 * kind.side
-    hr = F.interpolate(brain.movedim(-1, 0), (side, side), mode="bilinear")  # (150, 1, side, side)
-    lr = Degradation()(hr).movedim(0, -1)[0].numpy()
+    in_plane, _, between = kind.factor  # one of them is 1
+    side = in_plane * kind.side
+    hr = F.interpolate(brain.movedim(-1, 0), (side, side), mode="bilinear").movedim(0, -1)  # (1, side, side, 150)
+    if between > 1:
+        thick = Degradation((1, between), 0, profile=("bicubic", "gaussian"))
+        lr = thick(hr.movedim(1, 0)).movedim(0, 1)[0].numpy()
+    else:
+        lr = Degradation(in_plane)(hr.movedim(-1, 0)).movedim(0, -1)[0].numpy()
     lr = np.take(lr, np.arange(slices) % lr.shape[-1], axis=-1)
     noise = kind.noise * np.random.default_rng(0).standard_normal(lr.shape)
-    affine = np.diag([240 / kind.side, 240 / kind.side, 1, 1])
+    affine = np.diag([240 / kind.side, 240 / kind.side, between, 1])
     return write_nifti(path, kind.low + (kind.high - kind.low) * lr + noise, affine, np.int16)
 
 
@@ -128,10 +137,10 @@ def measure(resolver: SuperResolver, name: str, kind: Kind, slices: int, repeats
         if repeat:
             runs.append(seconds)
     stages = {f"{stage} (s)": statistics.median(run[stage] for run in runs) for stage in runs[0]}
-    size = slices * (4 * kind.side) ** 2
+    size = slices * kind.side**2 * math.prod(kind.factor)
     memory = {"peak of the GPU (MiB)": peak.mib} if resolver.device.type == "cuda" else {}
     row = {
-        "volume": f"{name} {kind.side} x {kind.side} x {slices}",
+        "volume": f"{name} {kind.side} x {kind.side} x {slices}, factor {' x '.join(map(str, kind.factor))}",
         "whole (s)": statistics.median(sum(run.values()) for run in runs), **stages,
         **memory, "peak of the process (MiB)": host.mib, "result, float32 (MiB)": 4 * size / MIB,
         "file in (MiB)": source.stat().st_size / MIB, "file out (MiB)": target.stat().st_size / MIB,
@@ -196,6 +205,7 @@ def measure_processes(processes: int, volumes: int, slices: int, device: str) ->
 def main(
     device: str = "auto",
     brain_slices: int = 155,
+    thick_slices: int = 31,
     ct_slices: int = 300,
     growth: int | Sequence[int] = (1, 10, 100, 1000),
     processes: int | Sequence[int] = (),
@@ -211,6 +221,7 @@ def main(
     Args:
         device: auto, cpu, cuda, cuda:<index> or mps.
         brain_slices: number of slices of the MRI volume; 0 to skip it.
+        thick_slices: number of slices of the MRI volume with slices of 5 mm; 0 to skip it.
         ct_slices: number of slices of the CT volume; 0 to skip it.
         growth: numbers of slices of further MRI volumes; may be empty.
         processes: numbers of processes of ``miar sr`` that share a folder of volumes; may be empty.
@@ -225,10 +236,11 @@ def main(
     chosen, rows = choose_device(device), []
     with tempfile.TemporaryDirectory() as name:
         for title, kind, counts in (
-            ("brain MRI", BRAIN, [brain_slices]), ("chest CT", CT, [ct_slices]), ("brain MRI", BRAIN, growth)
+            ("brain MRI", BRAIN, [brain_slices]), ("brain MRI", THICK, [thick_slices]),
+            ("chest CT", CT, [ct_slices]), ("brain MRI", BRAIN, growth),
         ):  # fmt: skip
             if counts := [count for count in ensure_tuple(counts) if count]:
-                resolver = SuperResolver(kind.bundle, str(chosen), **settings)
+                resolver = SuperResolver(kind.bundle, str(chosen), factor=kind.factor, **settings)
                 rows += [measure(resolver, title, kind, count, repeats, Path(name)) for count in counts]
     shared = [measure_processes(n, volumes, brain_slices, device) for n in ensure_tuple(processes)]
     listing = measure_listing(listed)

@@ -35,7 +35,17 @@ from miar_monai.evaluation import Row, SuperResolutionEvaluation
 from miar_monai.evaluation.tables import markdown_table, results_table
 from miar_monai.networks.weights import load_weights
 
-__all__ = ["GRIDS", "MAPS", "SIDE", "Checkpoint", "degradation_of", "load_networks", "open_slices", "parse_checkpoint"]
+__all__ = [
+    "GRIDS",
+    "MAPS",
+    "SIDE",
+    "Checkpoint",
+    "degradation_of",
+    "degradations_of",
+    "load_networks",
+    "open_slices",
+    "parse_checkpoint",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +80,20 @@ def degradation_of(grid: str) -> Degradation:
         )
     profile = tuple("gaussian" if factor > 1 else "bicubic" for factor in (rows, columns))
     return Degradation((rows, columns), 0.0, profile=profile)
+
+
+def degradations_of(grids: str | Sequence[str]) -> dict[str, Degradation]:
+    """Return the degradations of several grids by their names; with commas, a text names several.
+
+    Raises:
+        ConfigurationError: see `degradation_of`.
+
+    Example:
+        >>> list(degradations_of("5x1,4x4"))  # as a command line gives it
+        ['5x1', '4x4']
+    """
+    names = ",".join(map(str, ensure_tuple(grids))).split(",")
+    return {grid: degradation_of(grid) for grid in names}
 
 
 class Checkpoint(NamedTuple):
@@ -213,7 +237,7 @@ def main(
         dataset_dir: folder of the data, or several folders.
         bundle: folder of the bundle.
         output_dir: folder of ``every_factor.csv`` and ``every_factor.md``.
-        grids: see `degradation_of`.
+        grids: see `degradations_of`.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         overlay: a config that is merged into the bundle's, for another network.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, num_slices, amp, ...
@@ -221,8 +245,7 @@ def main(
     config, given = open_slices(bundle, dataset_dir, output_dir, contrasts, settings, RESULTS, overlay)
     get, folder = config.get_parsed_content, Path(output_dir)
     parsed = [parse_checkpoint(text) for text in checkpoints]
-    wanted = [str(grid) for grid in ensure_tuple(grids)]
-    degradations = {grid: degradation_of(grid) for grid in wanted}
+    degradations = degradations_of(grids)
     networks = load_networks(bundle, given, parsed, overlay)
     volumes = load_slice_pairs(config)
     rows: list[Row] = []

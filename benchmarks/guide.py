@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.common import batches, commit, machine, publish, write_csv
 from benchmarks.every_factor import (
     MAPS,
-    degradation_of,
+    degradations_of,
     load_networks,
     maps_of,
     open_slices,
@@ -187,7 +187,7 @@ def main(
         output_dir: folder of ``guide.csv`` and ``guide.md``.
         contrast: contrast of the images.
         guide: contrast of the guides.
-        grids: see `benchmarks.every_factor.degradation_of`.
+        grids: see `benchmarks.every_factor.degradations_of`.
         shifts: displacements of the guides in millimeters.
         overlay: a config that is merged into the bundle's, for another network.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, num_slices, amp, ...
@@ -201,7 +201,7 @@ def main(
     parsed = [parse_checkpoint(text) for text in checkpoints]
     if not parsed:
         raise ConfigurationError("no network is given: one that accepts guides is needed; give NAME=FILE.")
-    degradations = {str(grid): degradation_of(str(grid)) for grid in ensure_tuple(grids)}
+    degradations = degradations_of(grids)
     networks = {one.name: network for one, network in load_networks(bundle, given, parsed, overlay)}
     for name, network in networks.items():
         if not getattr(network, "guide_channels", 0):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -38,7 +39,6 @@ from miar_monai.networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "SwinIR"  # the peer of the headline
 RESULTS = ("table.csv", "table.md", "plane.png")
 
 
@@ -67,6 +67,11 @@ def miar_inferers(
     sweep = [inferer(strategy="greedy", fidelity=value) for value in sorted({0.0, default[1].fidelity, 1.0})]
     searches = [inferer(strategy="beam", lookahead_tokens=k) for k in (1, 2, 3) if has_tokens]
     return dict([*sweep, *searches, default]), [name for name, _ in sweep], default[0]
+
+
+def consistent(method: str) -> str:
+    """Return the title of the row of a method with data consistency."""
+    return f"{method}, data-consistent"
 
 
 def timed(method: Method, lr: Tensor) -> tuple[Tensor, float]:
@@ -105,9 +110,9 @@ def measure(
                     method(lr)
                 estimates[name], milliseconds[name] = timed(method, lr)
                 if name in trained:
-                    sr, consistent = estimates[name].float(), f"{name}, data-consistent"
-                    estimates[consistent], more = timed(partial(evaluation.make_consistent, sr), lr)
-                    milliseconds[consistent] = milliseconds[name] + more
+                    sr, corrected = estimates[name].float(), consistent(name)
+                    estimates[corrected], more = timed(partial(evaluation.make_consistent, sr), lr)
+                    milliseconds[corrected] = milliseconds[name] + more
             evaluation.add(estimates, hr, volume.subject, slices, volume.contrast, milliseconds)
             warm = True
 
@@ -140,15 +145,36 @@ def tokenizer_report(
     return "\n".join([evaluation.table(), markdown_table(columns, rows), ""])
 
 
+def best_peer(rows: Sequence[Row], peers: Iterable[str]) -> str | None:
+    """Return the title of the data-consistent peer with the highest mean PSNR over all slices, None without peers.
+
+    Data consistency needs the degradation, which is known in this table, and improves every peer; so the headline
+    compares with the best that is possible with the peers.
+    """
+
+    def mean_psnr(method: str) -> float:
+        return float(np.mean([row["PSNR"] for row in rows if row["method"] == method]))
+
+    return max(map(consistent, peers), key=mean_psnr, default=None)
+
+
 def paired_report(rows: Sequence[Row], ours: Sequence[str], peers: Sequence[str], metrics: Sequence[str]) -> str:
-    """Return, as Markdown, the paired differences between some methods and each peer, per contrast and for all."""
+    """Return, as Markdown, the paired differences between some methods and each peer, per contrast and for all.
+
+    The headline, first in each section, is the comparison with the `best_peer`.
+    """
     sections, lines = by_contrast(rows), [EXPLANATION, ""]
+    best = best_peer(rows, peers) if {"PSNR", "LPIPS"} <= set(metrics) else None
+    compared = ["linear inverse", *peers]
+    if best:
+        compared.append(best)
+        lines += [f"{best}, is the peer with the highest mean PSNR; the first table of each section is about it.", ""]
     for contrast, section in sections.items():
         if len(sections) > 1:
             lines += [f"### {contrast}", ""]
-        if REFERENCE in peers and {"PSNR", "LPIPS"} <= set(metrics):
-            lines += [headline_table(section, ours, REFERENCE), ""]
-        for peer in peers:
+        if best:
+            lines += [headline_table(section, ours, best), ""]
+        for peer in compared:
             lines += [differences_table(section, ours, peer, metrics), ""]
     return "\n".join(lines)
 
@@ -163,7 +189,7 @@ def main(
     zero_shot: str | None = None,
     **settings: Any,
 ) -> None:
-    """Measure the table, the paired differences and the tokenizer; draw the perception-distortion plane.
+    """Measure the table, the paired differences and a tokenizer; draw the perception-distortion plane.
 
     Args:
         dataset_dir: folder of the data, or several folders.
@@ -171,7 +197,8 @@ def main(
         output_dir: folder of ``table.csv``, ``table.md`` and ``plane.png``.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         peers_dir: folder with ``swinir.pt``, ``rcan.pt`` and ``ldm.pt``; missing peers are listed and left out.
-        tokenizer: weights of the tokenizer; the bundle's ``models/tokenizer.pt`` by default.
+        tokenizer: weights of the tokenizer; the bundle's ``models/tokenizer.pt`` by default. The tokenizer is measured
+            if it is given, or if the network has tokens.
         zero_shot: weights of the same network from training on other data, for another row.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, metrics, num_slices,
             sw_batch_size (slices in a batch of any method), overwrite, ...
@@ -180,7 +207,8 @@ def main(
     get, folder = config.get_parsed_content, Path(output_dir)
     overwrite, batch_size = get("overwrite"), get("sw_batch_size")
     evaluation = get("evaluation")
-    inferers, sweep, default = miar_inferers(bundle, given, isinstance(get("network"), MIAR))
+    has_tokens = isinstance(get("network"), MIAR)
+    inferers, sweep, default = miar_inferers(bundle, given, has_tokens)
     networks = {name: get("network") for name in inferers}
     load_weights(get("network"), get("checkpoint"), "train the bundle (see its docs/README.md), or give --checkpoint.")
     if zero_shot is not None:
@@ -202,7 +230,7 @@ def main(
         measure(evaluation, volumes, trained, batch_size)
     evaluation.write_rows(folder / "table.csv", overwrite)
     if {"PSNR", "LPIPS"} <= set(evaluation.scores):
-        sweeps = [sweep, [f"{name}, data-consistent" for name in sweep]]
+        sweeps = [sweep, [consistent(name) for name in sweep]]
         perception_distortion(evaluation.rows, folder / "plane.png", sweeps, overwrite)
     else:
         missing.append("plane.png is left out: it needs PSNR and LPIPS.")
@@ -211,8 +239,9 @@ def main(
     notes += [f"- {sentence}" for sentence in missing]
     ours = list(dict.fromkeys([sweep[0], default, sweep[-1]]))
     text = ["# Comparison", "", *notes, "", evaluation.table(), "## Paired differences", ""]
-    text.append(paired_report(evaluation.rows, ours, ["linear inverse", *peers], list(evaluation.scores)))
-    text += ["## Tokenizer", "", _tokenizer_section(bundle, tokenizer_path, evaluation, volumes, batch_size)]
+    text.append(paired_report(evaluation.rows, ours, list(peers), list(evaluation.scores)))
+    if has_tokens or tokenizer is not None:
+        text += ["## Tokenizer", "", _tokenizer_section(bundle, tokenizer_path, evaluation, volumes, batch_size)]
     publish("\n".join(text), folder / "table.md", overwrite)
 
 

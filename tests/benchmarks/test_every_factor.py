@@ -90,7 +90,7 @@ def test_checkpoints_are_files_with_names() -> None:
 def test_networks_are_measured_on_their_grids_and_compared(options: dict[str, Any]) -> None:
     folder = Path(options["output_dir"]).parent
     networks = (f"all={folder / 'linear.pt'}", f"alone@5x1={folder / 'network0.pt'}")
-    every_factor.main(*networks, **options, grids=("5x1", "1.5x1.5"), contrasts=("t1", "t2"))
+    every_factor.main(*networks, **options, grids="5x1,1.5x1.5", contrasts=("t1", "t2"))
     rows = read_rows(folder / "out" / "every_factor.csv")
     assert {row["subject"] for row in rows} == {"BraTS_00001", "BraTS_00002"}
     baselines = {"bicubic", "linear inverse", "all, faithful", "all, perceptual"}

@@ -116,6 +116,21 @@ def test_methods_on_different_slices_are_not_compared() -> None:
         pairs(rows_of({"a": {"p": [1.0], "q": [2.0]}, "b": {"q": [2.0], "p": [1.0]}}), "a", "b", "PSNR")
 
 
+def test_the_headline_compares_with_the_best_data_consistent_peer() -> None:
+    better, worse = "late, data-consistent", "early, data-consistent"
+    psnr = {"ours": 33.0, "late": 20.0, better: 32.0, "early": 31.0, worse: 31.5}
+    values = {name: {"p": [value], "q": [value - 2]} for name, value in {"linear inverse": 29.0, **psnr}.items()}
+    rows = rows_of(values, "t1") + rows_of(values, "t2")
+    assert table.best_peer(rows, ["early", "late"]) == better
+    report = table.paired_report(rows, ["ours"], ["early", "late"], ["PSNR", "LPIPS"])
+    assert report.count(f"| ours | PSNR, minus that of {better} (dB) | +1.00 |") == 3  # per contrast and for all
+    assert report.count(f"| minus {better} |") == 3
+    assert worse not in report
+    alone = table.paired_report(rows, ["ours"], [], ["PSNR", "LPIPS"])
+    assert "data-consistent" not in alone
+    assert alone.count("| minus linear inverse |") == 3
+
+
 # The plane
 
 
@@ -225,7 +240,7 @@ def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog:
         assert sentence in caplog.text
     assert "- plane.png is left out" in text
     assert not (bundle.parent / "out" / "plane.png").exists()
-    assert "Left out: tokenizer.pt not found" in text
+    assert "Tokenizer" not in text  # the network has no tokens
     assert "- The bundle's default is MIAR, fidelity 0.25." in text
     assert "Section test of the split by split.json: BraTS_00002, BraTS_00003." in text
     assert "| minus linear inverse |" in text
@@ -239,6 +254,7 @@ def test_searches_are_measured_for_a_network_with_tokens(tmp_path: Path) -> None
     learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
     assert {row["method"] for row in rows} == {*BASELINES, *learned}
     assert "- The bundle's default is MIAR, fidelity 0.25, K = 1." in text
+    assert "Left out: tokenizer.pt not found" in text
 
 
 def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
