@@ -79,7 +79,7 @@ def draw(patients: Mapping[str, np.ndarray], overall: np.ndarray, path: Path, ov
     from matplotlib.ticker import LogLocator, NullFormatter
 
     with rc_context({"font.size": 9, "savefig.dpi": 150}):
-        figure = Figure(figsize=(6, 5), layout="constrained")
+        figure = Figure(figsize=(7, 5), layout="constrained")
         FigureCanvasAgg(figure)
         ax = figure.subplots()
         limits = [min(overall.min(), *(b.min() for b in patients.values())) / 1.2, overall.max() * 2]
@@ -95,7 +95,7 @@ def draw(patients: Mapping[str, np.ndarray], overall: np.ndarray, path: Path, ov
             axis.set_minor_formatter(NullFormatter())
         ax.set_aspect("equal")
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7, frameon=False)
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False)
         with atomic_file(path, overwrite) as part:
             figure.savefig(part)
     return path
