@@ -5,7 +5,7 @@
 #
 # Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
 # Peers train on the same slices and augmentations, but only on the degradation of the table, which is to their advantage
-# there; MIAR also trains on other blurs and noise.
+# there; MIAR also trains on other blurs and noise. rcan_through_plane is the peer of benchmarks.through_plane.
 # DROPOUT (0) is that of the tokenizer's scales: the paper's 0.1 costs 0.25 dB in docs/results/ablations.md. The ablations
 # full, no-teacher-forcing, no-rope, no-self-correction and no-dropout (which also trains a tokenizer for MINUTES) are written
 # to <output_dir>/ablations/<name>. WORKERS (7) is the number of loader processes; EXTRA is added to every command.

@@ -2,13 +2,15 @@
 
     python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick [...]
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/eclare
-    python -m benchmarks.through_plane ECLARE=runs/eclare RCAN=runs/rcan MIAR=bundles/miar_brats --dataset_dir BraTS \
-        --split_file split.json --output_dir through_plane_output [--contrasts t1,t2] [--slices 5,0] [--every 4] ...
+    python -m benchmarks.through_plane ECLARE=runs/eclare MIAR=bundles/miar_brats --dataset_dir BraTS \
+        --split_file split.json --output_dir through_plane_output [--rcan runs/brats/rcan_through_plane.pt] \
+        [--contrasts t1,t2] [--slices 5,0] [--every 4] ...
 
-compares the cubic B-spline, the linear inverse, bundles, and the results of other methods on the same thick slices, one
-folder each, in sagittal, coronal and axial planes. Writes ``through_plane.csv`` (a row for each patient, contrast,
-thickness, plane, slice and method) and ``through_plane.md``. Thickness and gap are in millimeters, ``5‖1`` for slices
-of 5 mm with gaps of 1 mm; with ``--changes noise0.01,box`` also for slices that are not as the methods are told.
+compares the cubic B-spline, the linear inverse, RCAN trained for such slices (see benchmarks/peers), bundles, and the
+results of other methods on the same thick slices, one folder each, in sagittal, coronal and axial planes. Writes
+``through_plane.csv`` (a row for each patient, contrast, thickness, plane, slice and method) and ``through_plane.md``.
+Thickness and gap are in millimeters, ``5‖1`` for slices of 5 mm with gaps of 1 mm; with ``--changes noise0.01,box``
+also for slices that are not as the methods are told.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks.common import commit, machine, open_run, publish, write_csv
 from benchmarks.paired import EXPLANATION, differences_table
+from benchmarks.peers.volumes import rcan_methods
 from benchmarks.thick_slices import (
     ThickSlices,
     VolumeMethod,
@@ -158,13 +161,13 @@ def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, f
 def open_methods(
     folders: Sequence[str], cases: Sequence[ThickSlices], device: str, fidelities: Sequence[float]
 ) -> tuple[dict[str, VolumeMethod], dict[str, Mapping[str, float]]]:
-    """Return the methods by name, and the seconds of those that ran before; for the arguments see `main`.
+    """Return other methods by name, and the seconds of those that ran before; for the arguments see `main`.
 
     Raises:
         ConfigurationError: if a folder has no name.
         DatasetError: if results are missing.
     """
-    methods: dict[str, VolumeMethod] = {CUBIC: cubic, "linear inverse": linear_inverse}
+    methods: dict[str, VolumeMethod] = {}
     reported: dict[str, Mapping[str, float]] = {}
     for text in folders:
         name, _, folder = str(text).partition("=")
@@ -190,6 +193,7 @@ def main(
     subjects: str | Sequence[str] = (),
     contrasts: str | Sequence[str] | None = None,
     every: int = 4,
+    rcan: str | None = None,
     fidelities: float | Sequence[float] = (0, 1),
     limit: int | None = None,
     changes: str | Sequence[str] = (),
@@ -207,19 +211,23 @@ def main(
         subjects: patients, isotropic or not; by default those of the section.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         every: measure every n-th slice of each plane.
+        rcan: weights of the peer ``rcan_through_plane``, trained with the data of the bundle; needs the extra bench.
         fidelities: fidelities of the bundles, a method each.
         limit: largest number of volumes.
         changes: names of `benchmarks.thick_slices.CHANGES`, or ``"all"``, for slices that are not as assumed.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, overwrite, ...
 
     Raises:
-        ConfigurationError: if a folder has no name.
+        ConfigurationError: if a folder has no name, or RCAN was trained for none of the slices.
+        CheckpointError: if the weights of RCAN cannot be loaded.
         DatasetError: if results are missing.
     """
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, {"metrics": list(METRICS), **settings}, RESULTS)
     evaluation, overwrite = (config.get_parsed_content(key) for key in ("evaluation", "overwrite"))
     cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes))
-    methods, reported = open_methods(folders, cases, str(evaluation.device), ensure_tuple(fidelities))
+    peer = {} if rcan is None else rcan_methods(bundle, rcan, cases, evaluation.device)
+    others, reported = open_methods(folders, cases, str(evaluation.device), ensure_tuple(fidelities))
+    methods = {CUBIC: cubic, "linear inverse": linear_inverse, **peer, **others}
     for sentence in evaluation.missing:
         logger.warning(sentence)
     rows, seconds = measure_methods(cases, methods, evaluation, config, every)

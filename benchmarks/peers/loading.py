@@ -1,10 +1,11 @@
-"""The peers of the comparison table with their weights."""
+"""The peers with their weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from torch import nn
 
 from miar_monai.cli.workflow import read_config
@@ -12,13 +13,20 @@ from miar_monai.errors import ConfigurationError
 from miar_monai.networks.weights import load_weights
 
 TITLES = {"swinir": "SwinIR", "rcan": "RCAN", "ldm": "LDM-SR"}
+"""The peers of the comparison table, with the titles of their rows."""
+
+THROUGH_PLANE = "rcan_through_plane"
+"""The peer of `benchmarks.through_plane`."""
+
+
+def peer_config(bundle: str, peer: str) -> ConfigParser:
+    """Return the training config of a peer: that of the bundle with the overlay of the peer."""
+    return read_config(bundle, {}, Path(__file__).with_name(f"{peer}.json"), workflow="train")
 
 
 def peer_network(bundle: str, peer: str) -> Any:
     """Return a peer, untrained, as its overlay of the bundle's training describes it."""
-    return read_config(bundle, {}, Path(__file__).with_name(f"{peer}.json"), workflow="train").get_parsed_content(
-        "network_def"
-    )
+    return peer_config(bundle, peer).get_parsed_content("network_def")
 
 
 def load_peers(bundle: str, peers_dir: str | None, tokenizer: Path) -> tuple[dict[str, nn.Module], list[str]]:

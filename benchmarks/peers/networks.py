@@ -1,4 +1,4 @@
-"""The trained peers of the comparison table; each maps LR slices (B, 1, h, w) to SR slices (B, 1, 4h, 4w).
+"""The trained peers. Those of the comparison table map LR slices (B, 1, h, w) to SR slices (B, 1, 4h, 4w).
 
     python -m benchmarks.peers.networks [--bundle bundles/miar_brats]
 
@@ -18,11 +18,11 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from benchmarks.peers.loading import TITLES, peer_network
+from benchmarks.peers.loading import THROUGH_PLANE, TITLES, peer_network
 from miar_monai.evaluation import markdown_table
 from miar_monai.networks import MSVQVAE
 
-__all__ = ["Denoiser", "LatentDiffusion", "costs", "rcan", "swinir"]
+__all__ = ["Denoiser", "LatentDiffusion", "costs", "rcan", "rcan_through_plane", "swinir"]
 
 NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -62,13 +62,14 @@ def swinir(embed_dim: int = 180, depths: Sequence[int] = (6,) * 6, num_heads: Se
         )
 
 
-def rcan(num_groups: int = 5, num_blocks: int = 10, channels: int = 64) -> nn.Module:
-    """Return RCAN for one channel and a scale of 4, a quarter as deep as the paper's; spandrel's implementation.
+def rcan(num_groups: int = 5, num_blocks: int = 10, channels: int = 64, scale: int = 4) -> nn.Module:
+    """Return RCAN for one channel, a quarter as deep as the paper's; the implementation is spandrel's.
 
     Args:
         num_groups: residual groups.
         num_blocks: blocks of a convolution, a second one and channel attention in each group.
         channels: width.
+        scale: of both axes, a power of 2 or 3.
 
     Reference:
         Zhang et al., Image Super-Resolution Using Very Deep Residual Channel Attention Networks, 2018.
@@ -76,7 +77,27 @@ def rcan(num_groups: int = 5, num_blocks: int = 10, channels: int = 64) -> nn.Mo
     from spandrel.architectures.RCAN import RCAN
 
     # norm would subtract the mean of three-channel photographs
-    return RCAN(scale=4, n_resgroups=num_groups, n_resblocks=num_blocks, n_feats=channels, n_colors=1, norm=False)
+    return RCAN(scale=scale, n_resgroups=num_groups, n_resblocks=num_blocks, n_feats=channels, n_colors=1, norm=False)
+
+
+def rcan_through_plane(factor: int = 5, num_groups: int = 5, num_blocks: int = 10, channels: int = 64) -> nn.Module:
+    """Return `rcan` with a pixel shuffle along the columns only: (B, 1, h, w) to (B, 1, h, factor · w).
+
+    Args:
+        factor: spacing of the slices in HR voxels.
+        num_groups: as for `rcan`.
+        num_blocks: as for `rcan`.
+        channels: as for `rcan`.
+    """
+    from einops.layers.torch import Rearrange
+
+    network: Any = rcan(num_groups=num_groups, num_blocks=num_blocks, channels=channels, scale=1)  # without upsampling
+    network.tail[0] = nn.Sequential(
+        nn.Conv2d(channels, channels * factor, kernel_size=3, padding=1),
+        Rearrange("b (c factor) h w -> b c h (w factor)", factor=factor),
+    )
+    network.scale = factor  # the result is cropped to scale · h rows, of which there are h, and scale · w columns
+    return network
 
 
 class Denoiser(nn.Module):
@@ -197,13 +218,15 @@ class LatentDiffusion(nn.Module):
 def costs(bundle: str = "bundles/miar_brats") -> str:
     """Return a Markdown table of parameters and operations of the peers as the overlays train them.
 
+    The operations are those for one LR slice of 64 × 64.
+
     Args:
         bundle: folder of the bundle whose tokenizer the latent diffusion model uses.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     rows = []
-    for peer in TITLES:
+    for peer in (*TITLES, THROUGH_PLANE):
         network = peer_network(bundle, peer).to("meta")  # shapes only, without computation
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         with FlopCounterMode(display=False) as counter, torch.no_grad():

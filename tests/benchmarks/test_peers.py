@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.bundle_runs import (
@@ -21,9 +22,12 @@ from helpers.tiny import started, tiny_slices, tiny_tokenizer
 from helpers.tiny_peers import DENOISER, RCAN, SWINIR
 from torch import Tensor, nn
 
-from benchmarks.peers.loading import TITLES
-from benchmarks.peers.networks import NOISE, Denoiser, LatentDiffusion, rcan, swinir
+from benchmarks.peers.loading import THROUGH_PLANE, TITLES
+from benchmarks.peers.networks import NOISE, Denoiser, LatentDiffusion, rcan, rcan_through_plane, swinir
 from benchmarks.peers.objectives import DiffusionObjective, RegressionObjective
+from benchmarks.thick_slices import ThickSlices
+from miar_monai.cli.workflow import read_config
+from miar_monai.data.io import Volume
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.weights import load_weights
@@ -32,6 +36,7 @@ OVERLAYS = Path(__file__).parents[2] / "benchmarks" / "peers"
 TINY: dict[str, dict[str, Any]] = {
     "swinir": {f"network_def#{key}": value for key, value in SWINIR.items()},
     "rcan": {f"network_def#{key}": value for key, value in RCAN.items()},
+    THROUGH_PLANE: {f"network_def#{key}": value for key, value in RCAN.items()},
     "ldm": {
         "validate#evaluator#network#sampling_steps": 2,
         **{f"denoiser_def#{key}": value for key, value in DENOISER.items()},
@@ -86,6 +91,40 @@ def test_regression_networks_upscale_any_size_by_4_and_keep_their_input(size: tu
         assert torch.equal(lr, before)
 
 
+@pytest.mark.parametrize("factor", [3, 5])
+def test_the_through_plane_network_upscales_columns_only(factor: int) -> None:
+    lr = torch.rand(2, 1, 17, 22)
+    before = lr.clone()
+    assert rcan_through_plane(factor, **RCAN)(lr).shape == (2, 1, 17, factor * 22)
+    assert torch.equal(lr, before)
+
+
+def test_the_through_plane_network_has_the_body_of_the_other() -> None:
+    bodies = [
+        {name: value.shape for name, value in network.state_dict().items() if not name.startswith("tail.0")}
+        for network in (rcan(), rcan_through_plane())
+    ]
+    assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("factor", [3, 5])
+def test_through_plane_training_degrades_columns_as_the_benchmark_does(name: str, factor: int, tmp_path: Path) -> None:
+    settings = {"factor": factor, "device": "cpu"}
+    training = read_config(
+        str(BUNDLES / name), settings, OVERLAYS / f"{THROUGH_PLANE}.json", workflow="train"
+    ).get_parsed_content("train#augmentation")
+    case = ThickSlices.of(
+        "p", "t2", factor, 0, Volume(np.ones((8, 7, 30), np.float32), np.eye(4), np.dtype("float32"), tmp_path)
+    )
+    for size in ((31, 45), (250, 161)):  # smaller and larger than a crop
+        item = training({"image": torch.rand(1, *size)})
+        side = 144 // factor * factor
+        assert item["label"].shape == (1, side, side)
+        assert item["image"].shape == (1, side, side // factor)
+        torch.testing.assert_close(item["image"], case.degradation(item["label"]))
+
+
 def test_latent_diffusion_repeats_itself_in_any_batch() -> None:
     network = tiny_ldm()
     lr = torch.rand(3, 1, 16, 24)
@@ -123,15 +162,20 @@ def test_latents_have_unit_variance_once_their_scale_is_measured() -> None:
         assert network.encode(hr).dtype == torch.float32
 
 
-@pytest.mark.parametrize("peer", TITLES)
+@pytest.mark.parametrize("peer", [*TITLES, THROUGH_PLANE])
 def test_training_lowers_the_loss(peer: str) -> None:
     hr = tiny_slices(4, 64)
-    lr = Degradation()(hr)
+    lr = Degradation((1, 4), 0)(hr) if peer == THROUGH_PLANE else Degradation()(hr)
     objective: RegressionObjective | DiffusionObjective
     if peer == "ldm":
         objective = DiffusionObjective(tiny_ldm())
     else:
-        objective = RegressionObjective(swinir(**SWINIR) if peer == "swinir" else rcan(**RCAN), nn.L1Loss())
+        network = {
+            "swinir": lambda: swinir(**SWINIR),
+            "rcan": lambda: rcan(**RCAN),
+            THROUGH_PLANE: lambda: rcan_through_plane(4, **RCAN),
+        }[peer]()
+        objective = RegressionObjective(network, nn.L1Loss())
     objective.prepare()
     trained = [name for name, p in objective.named_parameters() if p.requires_grad]
     assert not any("tokenizer" in name for name in trained)
@@ -178,7 +222,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", TITLES)
+@pytest.mark.parametrize("peer", [*TITLES, THROUGH_PLANE])
 def test_overlays_train_with_either_bundle(peer: str, dataset: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if peer == "ldm":
@@ -196,6 +240,7 @@ def test_overlays_train_with_either_bundle(peer: str, dataset: str, tmp_path: Pa
     network = {
         "swinir": lambda: swinir(**SWINIR),
         "rcan": lambda: rcan(**RCAN),
+        THROUGH_PLANE: lambda: rcan_through_plane(**RCAN),
         "ldm": lambda: Denoiser(TOKENIZER["latent_channels"], **DENOISER),
     }[peer]()
     load_weights(network, out / f"{peer}.pt", hint="")

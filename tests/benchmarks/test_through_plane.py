@@ -14,14 +14,16 @@ import pytest
 import torch
 from helpers.bundle_runs import BUNDLES
 from helpers.phantoms import head
+from helpers.tiny_peers import shrink_peers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import run_program, thick_slices, through_plane
+from benchmarks.peers.volumes import rcan_methods, thin_slices
 from benchmarks.thick_slices import CHANGES, SLICES, ThickSlices, cubic, linear_inverse, saved_results
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import Volume
-from miar_monai.errors import ConfigurationError, DatasetError, OutputError
+from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from miar_monai.networks import Estimator
 from miar_monai.networks.weights import save_weights
 
@@ -205,6 +207,47 @@ def test_a_bundle_is_told_factor_and_thickness(data: dict[str, Any], tmp_path: P
     for title in ("5‖0", "4‖1"):
         assert psnr[title, "MIAR, fidelity 1"] == pytest.approx(psnr[title, "linear inverse"], abs=0.5)
         assert psnr[title, "MIAR, fidelity 1"] > psnr[title, "cubic B-spline"]
+
+
+def test_thin_slices_are_the_mean_of_sagittal_and_coronal_planes() -> None:
+    thick = torch.rand(20, 17, 3)
+    network = lambda lr: lr.cumsum(dim=2).repeat_interleave(2, dim=3)  # noqa: E731  # depends on the rows
+    wanted = (thick.cumsum(dim=1) + thick.cumsum(dim=0)).repeat_interleave(2, dim=2) / 2
+    torch.testing.assert_close(thin_slices(network, thick, torch.device("cpu")), wanted)
+
+
+def test_rcan_is_measured_on_the_slices_it_was_trained_for(
+    data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, peers = tmp_path / "rcan_through_plane.pt", shrink_peers(monkeypatch)
+    save_weights(peers.rcan_through_plane(), weights)
+    options = {**data, "metrics": ["PSNR"], "every": 9, "output_dir": str(tmp_path), "limit": 1, "rcan": str(weights)}
+    through_plane.main(**options, slices=((5, 0), (4, 1), (4, 0)))
+    with (tmp_path / "through_plane.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = ("RCAN", "RCAN, data-consistent")
+    assert {(row["thickness‖gap"], row["method"]) for row in rows if "RCAN" in row["method"]} == {
+        ("5‖0", title) for title in titles
+    }
+    plain, consistent = (np.mean([float(row["PSNR"]) for row in rows if row["method"] == title]) for title in titles)
+    assert consistent > plain + 3  # the network is untrained
+    with pytest.raises(ConfigurationError, match="is for slices 5 voxels apart and 5 voxels thick, but there are only"):
+        through_plane.main(**options, slices=((4, 1), (4, 0)), overwrite=True)
+    with pytest.raises(CheckpointError, match="train it first"):
+        through_plane.main(**{**options, "rcan": str(tmp_path / "none.pt")}, slices=(5, 0), overwrite=True)
+
+
+def test_consistent_rcan_explains_its_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = shrink_peers(monkeypatch)
+    save_weights(peers.rcan_through_plane(), tmp_path / "rcan.pt")
+    case = ThickSlices.of("p", "t2", 5, 0, volume(1000 * head((20, 24, 40))))
+    methods = rcan_methods(str(BUNDLES / "miar_brats"), tmp_path / "rcan.pt", [case], torch.device("cpu"))
+    results = [method(case) for method in methods.values()]
+    assert all(result.shape == case.truth.array.shape for result in results)
+    plain, consistent = (
+        np.abs(case.degradation(torch.from_numpy(result)).numpy() - case.thick.array).max() for result in results
+    )
+    assert consistent < 1 < 100 < plain  # of 1000
 
 
 def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The peers of the comparison table: real, and small."""
+"""The peers: real, and small."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ def shrink_peers(monkeypatch: pytest.MonkeyPatch) -> Any:
         pytest.importorskip(name, reason=f"{name} is not installed; the peers need the extra bench")
     from benchmarks.peers import networks
 
-    for name, sizes in (("swinir", SWINIR), ("rcan", RCAN), ("Denoiser", DENOISER)):
+    for name, sizes in (
+        ("swinir", SWINIR),
+        ("rcan", RCAN),
+        ("rcan_through_plane", RCAN),
+        ("Denoiser", DENOISER),
+    ):
         monkeypatch.setattr(networks, name, partial(getattr(networks, name), **sizes))
     monkeypatch.setattr(networks, "LatentDiffusion", partial(networks.LatentDiffusion, sampling_steps=2))
     return networks
