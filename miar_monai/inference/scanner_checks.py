@@ -38,7 +38,8 @@ def scanner_warnings(lr: Volume) -> list[str]:
     """
     spacing, axes = lr.grid.spacing, [lr.grid.patient_axes.index(i) for i in range(3)]
     # Along the slices, linear interpolation of thick ones has zeros in its spectrum that resemble a step.
-    acquired = [acquired_spacing(lr.array, axis) or 1.0 for axis in axes[:2]] + [1.0]
+    acquired = [acquired_spacing(lr.array, axis) or 1.0 for axis in axes]
+    acquired[lr.grid.normal_axis] = 1.0
     sentences = []
     parts = [
         f"{name} (voxels of {spacing[axis]:.3g} mm, acquired at about {factor * spacing[axis]:.2g} mm)"
