@@ -160,7 +160,7 @@ def input_warnings(
     """
     sentences = [
         *volume_warnings(lr, asked=plan is not None and not plan.request.is_default),
-        *scanner_warnings(lr),
+        *scanner_warnings(lr, None if plan is None else plan.factors),
         *clipping_warnings(lr, limits),
         *domain.warnings(lr),
     ]
