@@ -149,9 +149,8 @@ class SuperResolutionTask(InferTask):
         requested = {name: request.get(name) for name in self.displayable_configs}
         settings = {name: self._config[name] if value is None else _number(value) for name, value in requested.items()}
         settings |= {name: parse_flag(settings, name) for name in ("uncertainty", "isotropic")}
-        empty = [
-            name for name in ("factor", "spacing", "slice_thickness") if settings[name] == ""
-        ]  # as clients show it
+        # clients show no value as an empty text
+        empty = [name for name in ("factor", "spacing", "slice_thickness") if settings[name] == ""]
         settings |= dict.fromkeys(empty)
         settings |= {name: axis_values(name, settings[name]) for name in ("factor", "spacing")}
         with self._loading:
