@@ -83,7 +83,6 @@ def degrade(
     Center, orientation and units stay the same. The path of the result is printed.
     """
     from miar_monai.data.cases import read_case
-    from miar_monai.data.geometry import axial_axis
     from miar_monai.data.io import write_volume
     from miar_monai.data.outputs import check_output, result_path
     from miar_monai.errors import SettingError
@@ -103,6 +102,6 @@ def degrade(
     elif factor:
         factors = list(grid.by_voxel_axis(factor))
     else:
-        factors = [1.0 if axis == axial_axis(volume.affine) else 4.0 for axis in range(3)]
+        factors = list(grid.by_voxel_axis([1.0 if axis == grid.normal_axis else 4.0 for axis in range(3)]))
     coarse = degrade_volume(volume, factors, profile, thickness, blur, noise, seed)
     click.echo(write_volume(output, coarse, overwrite))

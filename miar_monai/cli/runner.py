@@ -14,8 +14,8 @@ import click
 
 from miar_monai.cli.jobs import Job, Request, auxiliary_outputs, check_outputs, list_jobs
 from miar_monai.data.atomic_write import atomic_file
-from miar_monai.data.cases import Case, cases_for_guide, find_cases, read_case, unpacked
-from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.cases import Case, cases_for_guide, find_cases, unpacked
+from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
@@ -129,7 +129,7 @@ class CaseRunner:
             return {"input": str(case.source), "output": str(target), "skipped": True}
         check_output(target, request.overwrite, request.as_dicom)
         volume, headers = self._read(case)
-        guide = None if request.guide is None else read_case(request.guide)
+        guide, described = self._read_guide()
         auxiliary = auxiliary_outputs(target, request.with_preview, self.resolver.settings["uncertainty"])
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
@@ -139,7 +139,7 @@ class CaseRunner:
                 self.print(sentence)
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
-        self._write(volume, result, target, auxiliary, headers)
+        self._write(volume, result, target, auxiliary, headers, described)
         report = case_report(
             str(case.source),
             target,
@@ -168,6 +168,15 @@ class CaseRunner:
             volume = to_acquired_spacing(volume, self.request.acquired_spacing)
         return volume, headers
 
+    def _read_guide(self) -> tuple[Volume | None, Guide | None]:
+        """Return the guide, if there is one, and for DICOM output its description."""
+        if self.request.guide is None:
+            return None, None
+        with unpacked(self.request.guide) as path:
+            guide = read_volume(path)
+            described = Guide.of(guide) if self.request.as_dicom else None
+        return guide._replace(path=self.request.guide), described
+
     @property
     def _replace_auxiliary(self) -> bool:
         """Whether existing auxiliary files may be replaced; without an image they are left over from a killed run."""
@@ -184,7 +193,13 @@ class CaseRunner:
                 check_series_folder(auxiliary["uncertainty"], headers, self._replace_auxiliary)
 
     def _write(
-        self, volume: Volume, result: Volume, target: Path, auxiliary: dict[str, Path], headers: list[Dataset]
+        self,
+        volume: Volume,
+        result: Volume,
+        target: Path,
+        auxiliary: dict[str, Path],
+        headers: list[Dataset],
+        guide: Guide | None,
     ) -> None:
         """Write the result of a case; the image comes last, since it marks the case as done."""
         if "preview" in auxiliary:
@@ -194,7 +209,8 @@ class CaseRunner:
             if quantity:
                 path, overwrite = auxiliary["uncertainty"], self._replace_auxiliary
             if self.request.as_dicom:
-                write_series(path, part, headers, derivation(self.resolver), overwrite, quantity)
+                method = derivation(self.resolver, guide.name if guide else "")
+                write_series(path, part, headers, method, overwrite, quantity, guide)
             else:
                 write_volume(path, part, overwrite)
 

@@ -8,8 +8,9 @@ from math import prod
 
 import numpy as np
 
-from miar_monai.data.geometry import axial_axis, is_singular
+from miar_monai.data.geometry import is_singular
 from miar_monai.data.labels import RESAMPLING_ADVICE, label_evidence, label_map_error
+from miar_monai.data.spectrum import PLANES
 from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError, ImageError
 
@@ -19,8 +20,8 @@ MAX_VOXELS = 2**29
 """Maximum number of voxels of a volume; its result has sixteen times as many."""
 
 MAX_SIDE = 2048
-"""Maximum side of an axial slice, in voxels. The linear estimate needs a singular value decomposition for each side,
-whose time is cubic in it: half a minute for 2048 voxels, half an hour for 8192."""
+"""Maximum side of an axial slice, or of a single slice, in voxels. The linear estimate needs a singular value
+decomposition for each side, whose time is cubic in it: half a minute for 2048 voxels, half an hour for 8192."""
 
 _MAX_INTENSITY = 1e18  # its square fits into single precision
 
@@ -46,9 +47,9 @@ def check_volume(volume: Volume, can_be_labels: bool = True) -> Volume:
         can_be_labels: whether it may be a label map: it comes from a file, or from an array of integers.
 
     Raises:
-        ImageError: if voxels are not finite, all equal, or too large for single precision; if an axial slice is larger
+        ImageError: if voxels are not finite, all equal, or too large for single precision; if a slice is larger
             than `MAX_SIDE`; if the volume is a label map.
-        GeometryError: if the affine is singular, or the volume is one slice that is not axial.
+        GeometryError: if the affine is singular, or the volume is a line across the axial plane.
     """
     _check_intensities(volume)
     if is_singular(volume.affine):
@@ -83,19 +84,21 @@ def _check_intensities(volume: Volume) -> None:
 
 
 def _check_sides(volume: Volume) -> None:
-    """Check that slices are small enough for the linear estimate, and that a single slice is axial."""
-    axis = axial_axis(volume.affine)
-    slices, sides = volume.array.shape[axis], np.delete(volume.array.shape, axis)
+    """Check that slices are small enough for the linear estimate, and more than a line."""
+    grid = volume.grid
+    sides = np.delete(grid.shape, grid.patient_axes.index(grid.normal_axis))
+    plane = tuple(PLANES)[grid.normal_axis]
     if sides.max() > MAX_SIDE:
         raise ImageError(
-            f"{volume.path}: the axial slices have {' x '.join(map(str, sides))} voxels, but sides of at most"
-            f" {MAX_SIDE} are supported: cut the volume into parts, or check which of its axes is the axial one."
+            f"{volume.path}: the {plane} slices have {' x '.join(map(str, sides))} voxels, but"
+            f" sides of at most {MAX_SIDE} are supported: cut the volume into parts, or check which of its axes is the"
+            " axial one."
         )
-    if sides.min() == 1 and slices > 1:
-        sizes = " x ".join(map(str, volume.array.shape))
+    if sides.max() == 1:
+        sizes = " x ".join(map(str, grid.shape))
         raise GeometryError(
-            f"{volume.path} ({sizes} voxels) is one slice that is not axial, and only the axial plane becomes finer:"
-            " give an axial slice, a volume, or the voxels of the slice as a NumPy array (X, Y)."
+            f"{volume.path} ({sizes} voxels) is a line across the axial plane, but a slice or a volume is needed:"
+            " check the axes of the image."
         )
 
 

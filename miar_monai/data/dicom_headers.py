@@ -43,6 +43,7 @@ _READ: tuple[str | int, ...] = (
     *("Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "ModalityLUTSequence", "RescaleSlope"),
     *("RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ImageType", "InstanceNumber"),
+    *("AcquisitionMatrix", "InPlanePhaseEncodingDirection", "ReconstructionDiameter"),
     *(_MOSAIC_TILES, *_CREATORS, *_B_VALUES),
 )
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = [
+    "acquired_pixel_spacing",
     "read_series",
     "series_files",
 ]
@@ -85,6 +86,7 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
         select=tuple(select),
         frame_of_reference=text(first, "FrameOfReferenceUID"),
         slice_thickness=_slice_thickness(headers),
+        acquired_spacing=acquired_pixel_spacing(first),
     )
 
 
@@ -96,6 +98,39 @@ def _slice_thickness(headers: Sequence[Dataset]) -> float | None:
     thicknesses = np.array(found)
     middle = float(np.median(thicknesses))
     return middle if np.abs(thicknesses - middle).max() <= _THICKNESS_TOLERANCE * middle else None
+
+
+def acquired_pixel_spacing(header: Dataset) -> float | None:
+    """Return the spacing at which an MR slice was acquired along its frequency direction, by its AcquisitionMatrix.
+
+    It is the field of view over the number of samples. That of the phase direction is nominally the same: the scanner
+    acquires fewer lines there to save time (PercentSampling, PercentPhaseFieldOfView), by which the lines do not
+    determine it.
+
+    Args:
+        header: with the standard elements of an MR image.
+
+    Returns:
+        Millimeters, or None for other images, or if elements are missing or contradict each other.
+
+    Example:
+        >>> from pydicom import Dataset
+        >>> header = Dataset()
+        >>> header.Modality, header.Rows, header.Columns, header.PixelSpacing = "MR", 512, 448, [0.45, 0.45]
+        >>> header.AcquisitionMatrix = [0, 256, 168, 0]  # frequency along rows, along columns, phase likewise
+        >>> acquired_pixel_spacing(header)
+        0.9
+    """
+    matrix, spacing = numbers(header, "AcquisitionMatrix"), numbers(header, "PixelSpacing")
+    if text(header, "Modality") != "MR" or len(matrix) != 4 or len(spacing) != 2:
+        return None
+    along_rows, along_columns = matrix[:2]
+    phase = text(header, "InPlanePhaseEncodingDirection")[:3]
+    if (along_rows > 0) == (along_columns > 0) or phase not in ("", "COL" if along_rows > 0 else "ROW"):
+        return None
+    field = header.Columns * spacing[1] if along_rows > 0 else header.Rows * spacing[0]
+    diameters = [mm for mm in numbers(header, "ReconstructionDiameter") if mm > 0]  # without padding of the image
+    return float(min([field, *diameters]) / max(along_rows, along_columns))
 
 
 def _read_slices(folder: Path, files: Sequence[str]) -> np.ndarray:

@@ -1,26 +1,31 @@
-"""Headers of the series that a result is derived from."""
+"""Headers of the series that a result is derived from, and of its guide."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from miar_monai.data.dicom_headers import lenient_pydicom, read_header, text
 from miar_monai.data.dicom_reader import series_files
+from miar_monai.data.geometry import fov_corners
+from miar_monai.data.grid import Grid
 from miar_monai.data.volume import Volume
 from miar_monai.errors import ImageError, in_one_sentence
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["repeated", "source_headers"]
+__all__ = ["Guide", "repeated", "source_headers"]
+
+_REFERENCE = ("SOPClassUID", "SOPInstanceUID")
+_TOUCHING = 0.01  # of a slice: less overlap is due to rounding
 
 _NEEDED = (
-    "SOPClassUID",
-    "SOPInstanceUID",
+    *_REFERENCE,
     "StudyInstanceUID",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -72,8 +77,49 @@ def source_headers(volume: Volume) -> list[Dataset]:
         for header in headers:
             _check_header(header)
             repeated(header).save_as(BytesIO())  # as write_series will
-        normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
-        heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
+        return _in_order(headers)
+
+
+class Guide(NamedTuple):
+    """The guide of a result, for the headers of a derived series."""
+
+    name: str
+    """Of its file, or description and SeriesInstanceUID of its series."""
+    grid: Grid
+    headers: list[Dataset]
+    """UIDs of its slices along the third axis of the grid; empty for other formats."""
+
+    @classmethod
+    @lenient_pydicom()
+    def of(cls, volume: Volume) -> Guide:
+        """Return what headers state of a guide, while the folder that it was read from still exists."""
+        if not volume.path.is_dir():
+            return cls(volume.path.name, volume.grid, [])
+        elements = [*_REFERENCE, "SeriesInstanceUID", "SeriesDescription"]
+        elements += ["ImagePositionPatient", "ImageOrientationPatient"]
+        files = series_files(volume.path, volume.series, volume.select)
+        headers = _in_order([read_header(file, elements) for file in files])
+        name = " ".join(filter(None, (text(headers[0], key) for key in ("SeriesDescription", "SeriesInstanceUID"))))
+        complete = all(text(header, key) for header in headers for key in _REFERENCE)
+        return cls(name or volume.path.name, volume.grid, headers if complete else [])
+
+    def slices_at(self, grid: Grid) -> list[Dataset]:
+        """Return the headers of the slices that overlap a slice of another grid, (X, Y, 1), between their planes.
+
+        Example:
+            >>> thick = Guide("t1.nii", Grid((9, 9, 3), np.diag([1.0, 1, 5, 1])), ["first", "second", "third"])
+            >>> thick.slices_at(Grid((9, 9, 1), np.eye(4)))
+            ['first']
+        """
+        corners = apply_affine(np.linalg.inv(self.grid.affine) @ grid.affine, fov_corners(np.eye(4), grid.shape))
+        first, last = corners[:, 2].min() - 0.5 + _TOUCHING, corners[:, 2].max() + 0.5 - _TOUCHING
+        return self.headers[max(int(np.ceil(first)), 0) : max(int(np.floor(last)) + 1, 0)]
+
+
+def _in_order(headers: list[Dataset]) -> list[Dataset]:
+    """Return the headers of parallel slices in the order of the third axis of their volume."""
+    normal = np.cross(*np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float))
+    heights = [np.asarray(header.ImagePositionPatient, dtype=float) @ normal for header in headers]
     return [headers[i] for i in np.argsort(heights, kind="stable")]
 
 

@@ -16,8 +16,9 @@ from miar_monai.data.atomic_write import atomic_folder
 from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.dicom_headers import dicom_files, lenient_pydicom, numbers, text, values
 from miar_monai.data.dicom_slices import DerivedSlice, derived_slices, whole_number
-from miar_monai.data.dicom_source import repeated
+from miar_monai.data.dicom_source import Guide, repeated
 from miar_monai.data.geometry import plane_distance
+from miar_monai.data.grid import Grid
 from miar_monai.data.outputs import refuse_to_overwrite
 from miar_monai.data.volume import SOFTWARE, Volume
 from miar_monai.errors import OutputError
@@ -61,6 +62,7 @@ def write_series(
     derivation: str,
     overwrite: bool = False,
     quantity: str = "",
+    guide: Guide | None = None,
 ) -> Path:
     """Write a super-resolved volume as a DICOM series, atomically.
 
@@ -80,6 +82,7 @@ def write_series(
         overwrite: replace an existing folder that contains only DICOM files.
         quantity: short name of the voxel values, if they are not intensities; the window and the number of the series
             are then different from those of an image.
+        guide: the guide that the result was made with; each slice refers to those of its slices that overlap it.
 
     Returns:
         ``folder``.
@@ -99,7 +102,7 @@ def write_series(
             change = _change(sr, headers[derived.nearest], derived)
             _assign_identity(image, series, now, derived.number, f"{change} {quantity}".rstrip(), quantity)
             _describe_derivation(image, f"{quantity} of {derivation}" if quantity else derivation)
-            _refer(image, [headers[i] for i in derived.sources])
+            _refer(image, [headers[i] for i in derived.sources], guide.slices_at(_slice(sr.grid, k)) if guide else [])
             if quantity:
                 _fit_window(image, sr.array)
             _set_geometry(image, sr, k, derived)
@@ -171,13 +174,19 @@ def _describe_derivation(image: Dataset, derivation: str) -> None:
     image.ContributingEquipmentSequence = [*(image.get("ContributingEquipmentSequence") or []), equipment]
 
 
-def _refer(image: Dataset, sources: Sequence[Dataset]) -> None:
-    """Refer to the source images."""
+def _slice(grid: Grid, k: int) -> Grid:
+    affine = grid.affine.copy()
+    affine[:3, 3] += k * affine[:3, 2]
+    return Grid((*grid.shape[:2], 1), affine)
+
+
+def _refer(image: Dataset, sources: Sequence[Dataset], guides: Sequence[Dataset]) -> None:
+    """Refer to the source images, and to those of the guide, which the standard does not distinguish from them."""
     from pydicom import Dataset
     from pydicom.sr.codedict import codes
 
     items = []
-    for header in sources:
+    for header in (*sources, *guides):
         item = Dataset()
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
         item.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]

@@ -55,6 +55,17 @@ class Grid(NamedTuple):
         x, y, z = (float(self.spacing[self.patient_axes.index(axis)]) for axis in range(3))
         return x, y, z
 
+    @property
+    def normal_axis(self) -> int:
+        """The patient axis across the plane that becomes finer by default: the axial plane, or that of a single slice.
+
+        Example:
+            >>> Grid((1, 60, 50), np.eye(4)).normal_axis, Grid((2, 60, 50), np.eye(4)).normal_axis
+            (0, 2)
+        """
+        flat = [axis for axis, size in zip(self.patient_axes, self.shape, strict=True) if size == 1]
+        return flat[0] if len(flat) == 1 else 2
+
     def by_voxel_axis(self, values: Sequence[float]) -> tuple[float, float, float]:
         """Return values of the patient axes, one or three, in the order of the voxel axes."""
         three = tuple(values) * (3 if len(values) == 1 else 1)

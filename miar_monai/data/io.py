@@ -72,7 +72,7 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
             `miar_monai.data.checks.MAX_VOXELS` voxels, or axial slices with a side of more than
             `miar_monai.data.checks.MAX_SIDE`.
         SettingError: if ``series`` or ``select`` is given for a file, or ``select`` matches no slice.
-        GeometryError: if the affine is singular, the volume is one slice that is not axial, a folder contains several
+        GeometryError: if the affine is singular, the volume is a line, a folder contains several
             series and ``series`` is empty, or slices are missing, duplicate or unevenly spaced.
     """
     path = Path(path)

@@ -39,6 +39,8 @@ class Volume(NamedTuple):
         frame_of_reference: FrameOfReferenceUID of DICOM; positions in different frames cannot be compared.
         slice_thickness: of a DICOM series in millimeters, along its third axis, as its headers state it; None if they
             state none, or several, and for other formats.
+        acquired_spacing: of a DICOM series of MR, within its slices in millimeters, as its AcquisitionMatrix states it;
+            smaller voxels were interpolated by the scanner. None if unknown.
     """
 
     array: np.ndarray
@@ -55,6 +57,7 @@ class Volume(NamedTuple):
     qform: tuple[np.ndarray, int] | None = None
     frame_of_reference: str = ""
     slice_thickness: float | None = None
+    acquired_spacing: float | None = None
 
     @property
     def grid(self) -> Grid:

@@ -47,8 +47,8 @@ class Acquisition:
         """Return the acquisition of a volume.
 
         A thickness that the file does not state, or that is impossible, is taken as the spacing. The slices lie across
-        the third voxel axis of a DICOM series. Other formats do not say: it is the axis with the largest spacing, and
-        the inferior-superior one if spacings are equal.
+        the third voxel axis of a DICOM series. Other formats do not say: it is the axis across a single slice,
+        otherwise that of the largest spacing, and the inferior-superior one if spacings are equal.
 
         Args:
             volume: just read.
@@ -125,7 +125,9 @@ def _is_possible(thickness: float, spacing: float) -> bool:
 
 
 def _slice_axis(grid: Grid) -> int:
-    """Return the voxel axis with the largest spacing, the axial one if spacings are equal."""
+    """Return the voxel axis across a single slice, otherwise that of the largest spacing, the axial one if equal."""
+    if 1 in grid.shape:
+        return grid.patient_axes.index(grid.normal_axis)
     spacing, axial = grid.spacing, grid.patient_axes.index(2)
     thickest = int(spacing.argmax())
     return thickest if spacing[thickest] > (1 + _EQUAL) * spacing[axial] else axial

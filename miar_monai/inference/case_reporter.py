@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ __all__ = ["CaseReporter"]
 class CaseReporter:
     """Prints a summary, the warnings and the output path of each case of an evaluator to stderr.
 
-    Attach it after the handler that writes the results. Batches hold one case.
+    It plans each case, for itself and for the inferer of the evaluator. Attach it after the handler that writes the
+    results. Batches hold one case.
 
     Args:
         bundle_root: folder of the bundle, whose metadata describe the training data.
@@ -68,6 +70,8 @@ class CaseReporter:
         self._capture = ExitStack()
         self._captured = self._capture.enter_context(capture_warnings())
         self._seconds = -time.perf_counter()
+        self._plan = self.inferer.plan(engine.state.batch["image"][0], self.network)
+        engine.inferer = partial(self.inferer, plan=self._plan)  # which would plan the case again
 
     def _check_guide(self, batch: Mapping[str, Any]) -> list[str]:
         """Check the guide of a case, if it has one, before the network runs; the case is read in its own units."""
@@ -88,7 +92,7 @@ class CaseReporter:
         image, name = data["image"], engine.state.batch[0].get("name", "")
         source = image.meta[ImageMetaKey.FILENAME_OR_OBJ]
         lr, sr = read_case(source), metatensor_to_volume(data["pred"])  # the image in the batch is preprocessed
-        plan, slices = self.inferer.plan(image, self.network), self.inferer.inferer
+        plan, slices = self._plan, self.inferer.inferer
         paths, auxiliary = ResultPaths.of(result_path(source, self.output_dir, name=name)), {}
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)

@@ -160,7 +160,7 @@ def input_warnings(
     """
     sentences = [
         *volume_warnings(lr, asked=plan is not None and not plan.request.is_default),
-        *scanner_warnings(lr),
+        *scanner_warnings(lr, None if plan is None else plan.factors),
         *clipping_warnings(lr, limits),
         *domain.warnings(lr),
     ]
@@ -198,7 +198,8 @@ def volume_warnings(lr: Volume, asked: bool = False) -> list[str]:
         )
     spacing = voxel_sizes(lr.affine)
     thickest, direction = int(spacing.argmax()), io_orientation(lr.affine)[:, 0]
-    if not asked and direction[thickest] != 2 and spacing[thickest] > 1.5 * np.median(spacing):
+    thick = 1 not in lr.array.shape and spacing[thickest] > 1.5 * np.median(spacing)
+    if not asked and thick and direction[thickest] != 2:
         plane = ("sagittal", "coronal")[int(direction[thickest])]
         sentences.append(
             f"the slices are {plane}, {spacing[thickest]:.3g} mm apart: only the axial plane becomes finer, which"

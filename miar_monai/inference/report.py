@@ -182,10 +182,11 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
     }
 
 
-def derivation(resolver: SuperResolver) -> str:
-    """Return two sentences on software, model and settings, for the header of a DICOM result."""
+def derivation(resolver: SuperResolver, guide: str = "") -> str:
+    """Return two sentences on software, model, settings and the guide, if any, for the header of a DICOM result."""
     about = resolver.about
     given = {name: value for name, value in resolver.settings.items() if name != "progress" and value is not None}
+    given |= {"guide": guide} if guide else {}
     settings = ", ".join(f"{name} {value}" for name, value in given.items())
     return (
         f"MIAR super-resolution, {SOFTWARE} {__version__}, "

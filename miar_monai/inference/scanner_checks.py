@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from miar_monai.data.grid_request import MAX_FACTOR, PATIENT_AXES
 from miar_monai.data.io import Volume
 from miar_monai.data.spectrum import MAX_LINES, line_spectrum
 
@@ -16,6 +19,9 @@ _BINS = np.arange(10, 27)  # of 32 up to the Nyquist frequency: interpolation by
 # were zero-filled by 1.25 to 2 with noise of up to 2 % of the range. Coarse rounding after zero-filling hides the step.
 _MIN_STEP = 18.0  # dB
 
+_ACCURACY = 0.06  # of a spacing in the spectrum
+_MIN_STATED = 1.2  # acquired over stored spacing in the headers, likewise; less is due to rounding of the matrix
+
 # Random brightness of 14 slices is taken for alternation in less than 1 % of simulated volumes.
 _MIN_SLICES = 14  # with two neighbors
 _TISSUE = 0.1  # of the 99th percentile: darker voxels are air
@@ -23,11 +29,13 @@ _MIN_OVERLAP = 200  # voxels of tissue in three adjacent slices
 _MIN_ALTERNATION = 0.02  # measured: at most 0.008 in the same MRIs, with slices of 1 to 5.5 mm
 
 
-def scanner_warnings(lr: Volume) -> list[str]:
+def scanner_warnings(lr: Volume, factors: Sequence[float] | None = None) -> list[str]:
     """Return sentences on interpolation by the scanner and on slices of alternating brightness.
 
     Args:
         lr: the input.
+        factors: how many times finer its patient axes become, (3,); by default those of the axial plane, or of a single
+            slice. What the headers state of other axes does not matter.
 
     Example:
         >>> from pathlib import Path
@@ -36,30 +44,42 @@ def scanner_warnings(lr: Volume) -> list[str]:
         >>> print(*scanner_warnings(Volume(array, np.eye(4), np.dtype("float32"), Path("x"))))
         odd and even slices differ by 11 % in brightness, as in interleaved acquisitions: so will those of the result.
     """
-    spacing, axes = lr.grid.spacing, [lr.grid.patient_axes.index(i) for i in range(3)]
-    # Along the slices, linear interpolation of thick ones has zeros in its spectrum that resemble a step.
-    acquired = [acquired_spacing(lr.array, axis) or 1.0 for axis in axes[:2]] + [1.0]
-    sentences = []
-    parts = [
-        f"{name} (voxels of {spacing[axis]:.3g} mm, acquired at about {factor * spacing[axis]:.2g} mm)"
-        for name, axis, factor in zip(
-            ("left-right", "posterior-anterior", "inferior-superior"), axes, acquired, strict=True
-        )
-        if factor > 1
-    ]
-    if parts:
-        spacings = ",".join(f"{factor * spacing[axis]:.3g}" for axis, factor in zip(axes, acquired, strict=True))
-        sentences.append(
-            f"the image was interpolated along {' and '.join(parts)}, and its result is less sharp than that of the"
-            f" original: give the original, or the acquired spacing (--acquired-spacing {spacings})."
-        )
-    alternation = slice_alternation(lr.array, axes[2])
+    sentences = _interpolation_warnings(lr, factors)
+    alternation = slice_alternation(lr.array, lr.grid.patient_axes.index(2))
     if alternation:
         sentences.append(
             f"odd and even slices differ by {100 * alternation:.0f} % in brightness, as in interleaved acquisitions: so"
             " will those of the result."
         )
     return sentences
+
+
+def _interpolation_warnings(lr: Volume, factors: Sequence[float] | None) -> list[str]:
+    """Return a sentence on the axes along which the scanner interpolated, by the spectrum and by the headers."""
+    parts, spacings = [], [*lr.grid.patient_spacing]
+    for axis, stored in enumerate(lr.grid.patient_spacing):
+        voxel_axis, is_finer = lr.grid.patient_axes.index(axis), axis != lr.grid.normal_axis
+        # Along the slices, linear interpolation of thick ones has zeros in its spectrum that resemble a step.
+        measured = stored * (acquired_spacing(lr.array, voxel_axis) or 0) if is_finer else 0
+        is_finer = is_finer if factors is None else factors[axis] > 1
+        stated = (lr.acquired_spacing or 0) if is_finer and voxel_axis != lr.slice_axis else 0
+        stated = stated if _MIN_STATED <= stated / stored <= MAX_FACTOR else 0
+        if not measured and not stated:
+            continue
+        found = ([f"about {measured:.2g} mm"] if measured else []) + (
+            [f"{stated:.3g} mm by its AcquisitionMatrix"] if stated else []
+        )
+        parts.append(f"{PATIENT_AXES[axis]} (voxels of {stored:.3g} mm, acquired at {', '.join(found)})")
+        # the spectrum shows the fewer lines of the phase direction too, and the headers are exact
+        agree = stated and (not measured or abs(measured / stated - 1) <= _ACCURACY)
+        spacings[axis] = stated if agree else measured
+    if not parts:
+        return []
+    option = ",".join(f"{mm:.3g}" for mm in spacings)
+    return [
+        f"the image was interpolated along {' and '.join(parts)}, and its result is less sharp than that of the"
+        f" original: give the original, or the acquired spacing (--acquired-spacing {option})."
+    ]
 
 
 def acquired_spacing(array: np.ndarray, axis: int) -> float | None:

@@ -35,8 +35,8 @@ class VolumeInferer(Inferer):
 
     The planes, their order and the degradations of their slices are those of `plan_passes`. The result has exactly the
     requested spacing and the center of the input (`miar_monai.data.grid.Grid.resized`). Without a request, the axial
-    plane becomes finer by the factor of the training. The volume stays where it is; its slices are sent to the device
-    in batches.
+    plane, or that of a single slice, becomes finer by the factor of the training. The volume stays where it is; its
+    slices are sent to the device in batches.
 
     With uncertainty, the expected errors of the planes that are averaged are averaged too, as if their errors were the
     same, which is an upper bound. Those of successive stages are independent, and are combined in quadrature.
@@ -93,7 +93,9 @@ class VolumeInferer(Inferer):
             slices = voxels.movedim((0, rows, columns), (1, 2, 3))  # (N, 1, h, w)
             return self.inferer.input_degradation(slices, network)
 
-        factors = self.request.factors(grid, (*network.degradation.scales, 1.0))
+        default = [*network.degradation.scales]
+        default.insert(grid.normal_axis, 1.0)
+        factors = self.request.factors(grid, default)
         acquisition = Acquisition.of_image(image, self.slice_thickness)
         plan = plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
         return plan._replace(request=self.request)

@@ -18,7 +18,7 @@ from monailabel.interfaces.datastore import Datastore
 from requests import RequestException
 
 from miar_monai.data.cases import temporary_folder, unpacked
-from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import is_miar_result, write_series
 from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
 from miar_monai.data.outputs import UNCERTAINTY_POSTFIX
@@ -161,7 +161,7 @@ class ResultStore:
 
 def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
     """Add ``<image>_sr`` and, if any, ``<image>_sr_uncertainty``; further results of an image are numbered."""
-    name, method = volume_stem(result.lr.path), derivation(result.resolver)
+    name, (method, _) = volume_stem(result.lr.path), _method(result)
     result_name, i = f"{name}_sr", 1
     # a map must not be combined with the image of another result
     while any(datastore.get_image_info(f"{result_name}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)):
@@ -181,12 +181,13 @@ def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
     """Store a result in the study of its source, as ``miar sr --out-format dicom`` writes it."""
     from pydicom import dcmread
 
-    headers, method = source_headers(result.lr), derivation(result.resolver)
+    headers, (method, guide) = source_headers(result.lr), _method(result)
     images = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
         for volume, quantity in parts_to_save(result.sr):
-            written = write_series(Path(folder, _response_key(quantity)), volume, headers, method, quantity=quantity)
-            images[_response_key(quantity)] = [dcmread(file) for file in sorted(written.iterdir())]
+            key = _response_key(quantity)
+            written = write_series(Path(folder, key), volume, headers, method, quantity=quantity, guide=guide)
+            images[key] = [dcmread(file) for file in sorted(written.iterdir())]
         try:  # in one request; the datastore itself stores only segmentations
             datastore._client.store_instances([image for series in images.values() for image in series])
         except (RequestException, OSError) as error:
@@ -196,6 +197,12 @@ def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
             ) from error
     DICOMWebDatastore.list_images.cache_clear()  # MONAI Label caches it for two hours
     return {key: str(series[0].SeriesInstanceUID) for key, series in images.items()}
+
+
+def _method(result: Result) -> tuple[str, Guide | None]:
+    """Return how a result was made, and its guide."""
+    guide = None if result.guide is None else Guide.of(result.guide)
+    return derivation(result.resolver, guide.name if guide else ""), guide
 
 
 def _response_key(quantity: str) -> str:

@@ -37,6 +37,7 @@ class Result(NamedTuple):
         lr: the image.
         sr: the result, with the values of ``file`` and, if requested, the uncertainty.
         resolver: the model with the settings of the request.
+        guide: the guide, or None.
     """
 
     file: Path
@@ -44,6 +45,7 @@ class Result(NamedTuple):
     lr: Volume
     sr: Volume
     resolver: SuperResolver
+    guide: Volume | None = None
 
 
 class SuperResolutionTask(InferTask):
@@ -135,7 +137,7 @@ class SuperResolutionTask(InferTask):
             "settings": {name: resolver.settings[name] for name in self.displayable_configs},
             **{name: value for name, value in report.items() if name not in ("input", "output", "auxiliary_outputs")},
         }
-        return Result(file, params, lr, sr, resolver)
+        return Result(file, params, lr, sr, resolver, other)
 
     def _resolver(self, request: dict[str, Any]) -> SuperResolver:
         """Return the model on the device and with the settings of a request.
@@ -147,9 +149,8 @@ class SuperResolutionTask(InferTask):
         requested = {name: request.get(name) for name in self.displayable_configs}
         settings = {name: self._config[name] if value is None else _number(value) for name, value in requested.items()}
         settings |= {name: parse_flag(settings, name) for name in ("uncertainty", "isotropic")}
-        empty = [
-            name for name in ("factor", "spacing", "slice_thickness") if settings[name] == ""
-        ]  # as clients show it
+        # clients show no value as an empty text
+        empty = [name for name in ("factor", "spacing", "slice_thickness") if settings[name] == ""]
         settings |= dict.fromkeys(empty)
         settings |= {name: axis_values(name, settings[name]) for name in ("factor", "spacing")}
         with self._loading:

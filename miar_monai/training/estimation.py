@@ -69,9 +69,6 @@ class EstimatorObjective(nn.Module):
         self.reconstruction.eval()
         return self
 
-    def prepare(self) -> None:
-        """Do nothing; for the trainer."""
-
     def forward(self, hr: Tensor, guide: Tensor | None = None) -> dict[str, Tensor]:
         """Return the named losses of a batch; ``"loss"`` is the sum.
 

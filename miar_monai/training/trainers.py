@@ -183,7 +183,8 @@ class MIARTrainer(_StepTrainer):
         device: where to train.
         max_epochs: number of epochs.
         train_data_loader: batches with the ``batch_keys``.
-        objective: maps these tensors to named losses, possibly wrapped for several GPUs.
+        objective: maps these tensors to named losses, possibly wrapped for several GPUs. Its method ``prepare``, if it
+            has one, is called before the first step.
         optimizer: optimizer of the network's trainable parameters.
         batch_keys: keys of the arguments of the objective, in their order; those that a batch lacks are left out.
         train_handlers, epoch_length, amp, max_grad_norm, cuda_graphs: as for `TokenizerTrainer`.
@@ -205,7 +206,8 @@ class MIARTrainer(_StepTrainer):
         self.optimizer = optimizer
         self._graphed_step = self.graphed(self._step)
         module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
-        self.add_event_handler(Events.STARTED, module.prepare)
+        if hasattr(module, "prepare"):
+            self.add_event_handler(Events.STARTED, module.prepare)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         batch = [self.to_device(batchdata[key]) for key in self.batch_keys if key in batchdata]

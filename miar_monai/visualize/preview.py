@@ -52,7 +52,7 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     All panels of a row cover the same field of view. The patient's right side is on the left of axial and coronal
     planes, the anterior side on the left of sagittal ones, marked by letters unless the orientation of the input is
     unknown. Gray values range from the minimum to the 99.8th percentile of LR. Volumes thinner than a tenth of their
-    width have an axial plane only. No display is needed.
+    width have an axial plane only, and thin single slices their own. No display is needed.
 
     Args:
         lr: the input.
@@ -77,7 +77,9 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     columns = {"LR": coarse, "bicubic": bicubic, "MIAR": fine, "MIAR - bicubic": difference}
 
     extent = np.array(fine.shape) * spacing
-    planes = {name: plane for name, plane in _PLANES.items() if extent[2] >= 0.1 * extent[0] or name == "axial"}
+    main = next(name for name, (normal, _) in _PLANES.items() if normal == lr.grid.normal_axis)
+    across, within = _PLANES[main]
+    planes = {main: _PLANES[main]} | (_PLANES if extent[across] >= 0.1 * extent[within[0]] else {})
     sizes = {name: extent[list(within)] for name, (_, within) in planes.items()}
     ratios = [size[1] / size[0] for size in sizes.values()]
     with page_figure(path, sum(ratios) * PAGE_WIDTH / 4 + 5 * LINE_HEIGHT, overwrite) as figure:
@@ -86,7 +88,7 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
             for ax, (title, array) in zip(row, columns.items(), strict=True):
                 middle = np.take(array, array.shape[normal] // 2, axis=normal)
                 shown = _draw(ax, middle, sizes[name], colors if array is difference else gray)
-                ax.set_title(title if name == "axial" else "")
+                ax.set_title(title if name == main else "")
             row[0].set_ylabel(name)
             _scale_bar(row[0], sizes[name])
             if lr.space:

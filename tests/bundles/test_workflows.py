@@ -6,6 +6,7 @@ import sqlite3
 import zipfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +30,7 @@ from helpers.tiny_bundle import write_tiny_bundle
 from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
+from miar_monai.inference.volume_inferer import VolumeInferer
 from miar_monai.transforms import ScaleIntensityRobust
 
 
@@ -196,6 +198,24 @@ def test_the_bundle_reports_what_the_command_reports(name: str, tmp_path: Path) 
     assert any("noisier than the training data" in line for line in messages(done.stderr))
     if name == "miar_lidc":
         assert any("air in a CT has -1000 HU" in line for line in messages(done.stderr))
+
+
+def test_each_case_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    for name, shape in (("a", (19, 13, 2)), ("b", (11, 15, 1))):
+        write_nifti_phantom(tmp_path / "in" / f"{name}.nii", shape)
+    plan, planned = VolumeInferer.plan, []
+
+    def counted(self: VolumeInferer, image: Any, network: Any) -> Any:
+        planned.append(tuple(image.shape))
+        return plan(self, image, network)
+
+    monkeypatch.setattr(VolumeInferer, "plan", counted)
+    settings = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out"), "factor": [2, 2, 1]}
+    workflow("miar_brats", "inference", checkpoint=str(bundle / "models" / "model.pt"), **settings).run()
+    assert planned == [(1, 19, 13, 2), (1, 11, 15, 1)]
+    shapes = [nib.load(tmp_path / "out" / f"{name}_sr.nii.gz").shape for name in "ab"]
+    assert shapes == [(38, 26, 2), (22, 30, 1)]
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from helpers.bundle_runs import arguments, quick_command, workflow
+from helpers.derived_series import by_height
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
+from nibabel.eulerangles import euler2mat
 
 from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
@@ -25,6 +27,7 @@ THICK = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 2.5, -10], [0, 0, 0, 
 OBLIQUE = np.array([[0.1, 0.02, 2.4, -30], [-0.85, 0.1, 0.3, 40], [0.08, 0.9, 0.1, -7], [0, 0, 0, 1]])
 """Thick sagittal slices: voxel axes posterior, superior, right."""
 SHAPE = (9, 8, 4)
+ROTATION = euler2mat(0.1, -0.15, 0.2)
 
 
 @pytest.fixture
@@ -226,3 +229,45 @@ def test_settings_of_a_resolver_can_be_replaced(bundle: Path) -> None:
     assert resolver(volume).shape == (6, 5, 6)
     assert resolver.with_settings(factor=None, spacing=0.5)(volume).shape == (12, 10, 6)
     assert resolver.with_settings(factor=2)(volume[..., 0]).shape == (12, 10)
+
+
+@pytest.mark.parametrize("stored", [(1, 23, 19), (23, 1, 19), (23, 19)], ids=["sagittal", "coronal", "two axes"])
+def test_a_single_slice_becomes_finer_in_its_own_plane(stored: tuple[int, ...], bundle: Path, tmp_path: Path) -> None:
+    flat = write_nifti_phantom(tmp_path / "flat.nii", (23, 19, 1), np.diag([0.9, 0.8, 5, 1]), np.float32)
+    voxels, _ = load(flat)
+    across = stored.index(1) if 1 in stored else 0
+    axes = [axis for axis in range(3) if axis != across]
+    order = [*axes, across] if len(stored) == 2 else [0, 1, 2]  # the patient axis of each voxel axis
+    spacing = np.zeros(3)
+    spacing[axes], spacing[across] = (0.9, 0.8), 5
+    affine = np.eye(4)
+    affine[:3, :3] = (ROTATION @ np.diag(spacing))[:, order]
+    affine[:3, 3] = 31, -12, 7
+    nib.save(nib.Nifti1Image(voxels.reshape(stored), affine), "scan.nii")
+    done, _ = sr(bundle, "scan.nii", "--preview"), sr(bundle, flat, "-o", "flat_sr.nii.gz")
+    assert done.exit_code == 0, done.output
+    assert "as it is (5 mm)" in done.stderr
+    assert "become finer" not in done.stderr
+    (result, finer), (expected, _) = load("scan_sr.nii.gz"), load("flat_sr.nii.gz")
+    np.testing.assert_array_equal(result.squeeze(), expected.squeeze())
+    corners = fov_corners(affine, (*stored, 1)[:3])
+    assert np.abs(fov_corners(finer, (*result.shape, 1)[:3]) - corners).max() < 0.01
+
+
+@pytest.mark.parametrize("orientation", [(0, 1, 0, 0, 0, -1), (1, 0, 0, 0, 0, -1)], ids=["sagittal", "coronal"])
+def test_a_series_of_one_slice_becomes_finer_in_its_own_plane(
+    orientation: tuple[int, ...], bundle: Path, tmp_path: Path
+) -> None:
+    folder = write_dicom_series(tmp_path / "one", (30, 26, 1), (0.5, 0.7, 5), orientation=orientation)
+    done = sr(bundle, folder, "--out-format", "dicom")
+    assert done.exit_code == 0, done.output
+    source, result, (image,) = read_volume(folder), read_volume("one_sr"), by_height(Path("one_sr"))
+    assert (image.Columns, image.Rows, image.SliceThickness) == (120, 104, 5)
+    corners = fov_corners(source.affine, source.array.shape)
+    assert np.abs(fov_corners(result.affine, result.array.shape) - corners).max() < 0.01
+
+
+def test_a_single_slice_is_degraded_in_its_own_plane(tmp_path: Path) -> None:
+    scan = write_nifti_phantom(tmp_path / "scan.nii", (32, 1, 24), np.diag([1.0, 5, 1, 1]))
+    assert CliRunner().invoke(main, ["degrade", str(scan)]).exit_code == 0
+    assert load("scan_lr.nii.gz")[0].shape == (8, 1, 6)

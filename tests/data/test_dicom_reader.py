@@ -6,6 +6,7 @@ import base64
 import locale
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -415,3 +416,34 @@ def test_a_damaged_header_is_refused_in_one_sentence(series: Path) -> None:
                 message = str(error)
             assert "\n" not in message
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({"AcquisitionMatrix": [0, 128, 96, 0]}, 1.0),  # 256 rows of 0.5 mm; frequency along columns
+        ({"AcquisitionMatrix": [0, 128, 96, 0], "InPlanePhaseEncodingDirection": "ROW"}, 1.0),
+        ({"AcquisitionMatrix": [100, 0, 0, 128], "InPlanePhaseEncodingDirection": "COL"}, 1.2),  # 200 columns of 0.6 mm
+        ({"AcquisitionMatrix": [200, 0, 0, 96], "PercentSampling": 37.5}, 0.6),  # fewer lines alone
+        ({"AcquisitionMatrix": [0, 128, 96, 0], "ReconstructionDiameter": 96}, 0.75),  # the image was padded
+        ({"AcquisitionMatrix": [0, 128, 96, 0], "ReconstructionDiameter": 240}, 1.0),
+        ({"AcquisitionMatrix": [0, 128, 96, 0], "ReconstructionDiameter": ""}, 1.0),
+        ({"AcquisitionMatrix": [0, 128, 96, 0], "InPlanePhaseEncodingDirection": "COL"}, None),
+        ({"AcquisitionMatrix": [128, 128, 0, 0]}, None),
+        ({"AcquisitionMatrix": [0, 0, 0, 0]}, None),
+        ({"AcquisitionMatrix": [128, 96]}, None),
+        ({}, None),
+        ({"AcquisitionMatrix": [0, 128, 96, 0], "Modality": "CT"}, None),
+    ],
+)
+def test_the_acquired_spacing_is_that_of_the_frequency_direction(
+    elements: dict[str, Any], expected: float | None, tmp_path: Path
+) -> None:
+    folder = write_dicom_series(tmp_path / "mr", (200, 256, 2), (0.6, 0.5, 3), modality="MR")
+
+    def edit(image: Dataset, _: int) -> None:
+        for name, value in elements.items():
+            setattr(image, name, value)
+
+    change(folder, edit)
+    assert read_volume(folder).acquired_spacing == (expected and pytest.approx(expected))

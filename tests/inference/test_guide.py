@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from helpers.bundle_runs import workflow
-from helpers.phantoms import write_nifti_phantom
+from helpers.derived_series import by_height, change, complaints, complete, to_mr
+from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.bundle import ConfigWorkflow
 
@@ -170,3 +172,59 @@ def test_a_guide_is_prepared_as_the_image(
     assert any(sentence.startswith("the guide covers") for sentence in resolver.prepare(volume, far).warnings)
     with pytest.raises(ImageError, match="is the image itself"):
         resolver.prepare(volume, volume)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Return a folder with MR slices of 30 x 26 x 5 voxels, 3 mm apart, from z = 100 mm on."""
+    folder = write_dicom_series(tmp_path / "t2", (30, 26, 5), (0.8, 0.9, 3))
+    return change(change(folder, to_mr), complete)
+
+
+def uids(images: list[Any]) -> set[str]:
+    return {image.SOPInstanceUID for image in images}
+
+
+def references(image: Any) -> set[str]:
+    items = {item.ReferencedSOPInstanceUID: item for item in image.SourceImageSequence}
+    assert len(items) == len(image.SourceImageSequence)
+    assert {item.PurposeOfReferenceCodeSequence[0].CodeValue for item in items.values()} == {"121322"}
+    return set(items)
+
+
+def test_slices_of_a_dicom_result_refer_to_those_of_the_guide_that_overlap_them(
+    guided: Path, series: Path, tmp_path: Path
+) -> None:
+    parallel = write_dicom_series(tmp_path / "t1", (30, 26, 16), (0.8, 0.9, 1), series="t1", prefix="a", seed=1)
+    change(parallel, lambda image: setattr(image, "SeriesDescription", "t1 mprage"))
+    done = sr(series, "--model", guided, "--guide", parallel, "--out-format", "dicom")
+    assert done.exit_code == 0, done.output
+    sources, guides, images = by_height(series), by_height(parallel), by_height(Path("t2_sr"))
+    for k, image in enumerate(images):  # 3 mm around 100 + 3 k mm: at most 1.5 mm from it, guides 0.5 mm around theirs
+        overlapping = guides[max(3 * k - 1, 0) : 3 * k + 2]
+        assert references(image) == uids([sources[k]]) | uids(overlapping)
+        assert f", guide t1 mprage {guides[0].SeriesInstanceUID}. For research" in image.DerivationDescription
+
+
+def test_a_sagittal_guide_from_a_zip_file_is_referred_to_as_a_whole(guided: Path, series: Path, tmp_path: Path) -> None:
+    place = {"orientation": (0, 1, 0, 0, 0, -1), "origin": (8, -16, 130)}  # x from -15 to 9 mm, as the image
+    sagittal = write_dicom_series(tmp_path / "t1", (40, 40, 12), (0.9, 0.9, 2), series="t1", prefix="a", **place)
+    archive = shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "t1")
+    done = sr(series, "--model", guided, "--guide", archive, "--out-format", "dicom", "--factor", "1,1,3")
+    assert done.exit_code == 0, done.output
+    images = by_height(Path("t2_sr"))
+    assert len(images) == 15
+    assert all(uids(by_height(sagittal)) < references(image) for image in images)
+    if shutil.which("dciodvfy"):
+        assert complaints(Path("t2_sr")) == set()
+
+
+def test_a_guide_that_is_a_file_is_named_only(guided: Path, series: Path, tmp_path: Path) -> None:
+    volume = read_volume(series)
+    guide = tmp_path / "t1.nii.gz"
+    nib.save(nib.Nifti1Image(volume.array[:, :, ::-1].copy(), volume.affine), guide)
+    done = sr(series, "--model", guided, "--guide", guide, "--out-format", "dicom")
+    assert done.exit_code == 0, done.output
+    for image, source in zip(by_height(Path("t2_sr")), by_height(series), strict=True):
+        assert references(image) == {source.SOPInstanceUID}
+        assert ", guide t1.nii.gz. For research" in image.DerivationDescription

@@ -52,6 +52,35 @@ def test_only_the_interpolated_axis_is_named() -> None:
     assert scanner_warnings(turned) == sentences
 
 
+def test_the_acquisition_matrix_counts_beside_the_spectrum() -> None:
+    smooth, clear = (volume(array, (0.5, 0.5, 4)) for array in (anatomy(), zero_filled(anatomy(), (300, 280))))
+    assert scanner_warnings(smooth) == []
+    (sentence,) = scanner_warnings(smooth._replace(acquired_spacing=1.0))
+    assert "left-right (voxels of 0.5 mm, acquired at 1 mm by its AcquisitionMatrix) and posterior" in sentence
+    assert sentence.endswith("(--acquired-spacing 1,1,4).")
+    (sentence,) = scanner_warnings(clear._replace(acquired_spacing=1.02))
+    assert "(voxels of 0.5 mm, acquired at about 0.98 mm, 1.02 mm by its AcquisitionMatrix)" in sentence
+    assert sentence.endswith("(--acquired-spacing 1.02,1.02,4).")
+    partial = volume(zero_filled(anatomy(), (300, 420)), (0.5, 1 / 3, 4))._replace(acquired_spacing=0.7)
+    (sentence,) = scanner_warnings(partial)  # fewer lines in the phase direction: both are coarser in the spectrum
+    option = sentence.partition("--acquired-spacing ")[2].split(",")
+    assert [float(mm) for mm in option[:2]] == pytest.approx([1, 1], rel=0.06)
+
+
+@pytest.mark.parametrize("acquired", [None, 0.25, 0.5, 0.59, 4.1])
+def test_an_acquisition_matrix_of_about_the_stored_size_or_damaged_is_no_interpolation(acquired: float | None) -> None:
+    assert scanner_warnings(volume(anatomy())._replace(acquired_spacing=acquired)) == []
+
+
+def test_only_axes_that_become_finer_count() -> None:
+    """A sagittal series: its slices lie along posterior-anterior and inferior-superior."""
+    turned = np.array([[0, 0, 4.0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0, 1]])
+    lr = volume(anatomy())._replace(affine=turned, modality="MR", acquired_spacing=1.0)
+    for factors, option in (((4, 4, 1), "4,1,0.5"), ((8, 1, 1), ""), ((1, 2, 2), "4,1,1"), (None, "4,1,0.5")):
+        options = [sentence.partition("--acquired-spacing ")[2] for sentence in scanner_warnings(lr, factors)]
+        assert options == ([f"{option})."] if option else [])
+
+
 @pytest.mark.parametrize("noise", [0, 0.005, 0.02])
 @pytest.mark.parametrize("rounded", [False, True])
 def test_other_images_are_not_taken_for_interpolated(noise: float, rounded: bool) -> None:

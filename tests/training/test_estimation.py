@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.phantoms import head
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from miar_monai.degradation import Degradation, Member, OperatorFamily, through_plane_degradations
 from miar_monai.errors import SettingError
@@ -11,6 +12,7 @@ from miar_monai.networks import Estimator
 from miar_monai.networks.linear import NoiseModel
 from miar_monai.training.estimation import EstimatorObjective
 from miar_monai.training.losses import ReconstructionLoss
+from miar_monai.training.trainers import MIARTrainer
 
 SIDE = 40
 
@@ -43,6 +45,15 @@ def test_a_small_step_along_the_gradient_reduces_a_loss(name: str) -> None:
         loss().backward()
         optimizer.step()
     assert loss() < before - 1e-5
+
+
+def test_the_trainer_needs_nothing_but_the_losses() -> None:
+    trained = objective()
+    before = [x.clone() for x in trained.network.parameters()]
+    optimizer = torch.optim.SGD(trained.network.parameters(), lr=1e-2)
+    loader = DataLoader([{"image": hr} for hr in slices()], batch_size=2)
+    MIARTrainer("cpu", 1, loader, trained, optimizer, batch_keys=("image", "guide")).run()
+    assert any(not torch.equal(x, old) for x, old in zip(trained.network.parameters(), before, strict=True))
 
 
 def test_an_untrained_network_has_the_loss_of_the_linear_estimate() -> None:
