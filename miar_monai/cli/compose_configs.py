@@ -23,9 +23,9 @@ from miar_monai.inference.bundle import read_json
 __all__ = ["composed_files", "write_configs"]
 
 WORKFLOWS = {
-    "train": ("base", "data", "miar", "tokenizer", "simulation", "training", "validation", "train"),
+    "train": ("base", "data", "tokenizer_sizes", "miar", "tokenizer", "simulation", "training", "validation", "train"),
     "train_estimator": ("base", "data", "estimator", "simulation", "training", "validation", "train_estimator"),
-    "train_stage1": ("base", "data", "tokenizer", "training", "train_stage1"),
+    "train_stage1": ("base", "data", "tokenizer_sizes", "tokenizer", "training", "train_stage1"),
     "evaluate": ("base", "data", "network", "simulation", "prediction", "evaluate"),
     "inference": ("base", "network", "prediction", "inference"),
     "metadata": ("metadata",),
@@ -37,8 +37,8 @@ OVERLAYS = {
 }
 """Configs that users lay over a workflow; their ``+`` keys are kept for MONAI."""
 
-NETWORKS = ("estimator", "miar")
-"""Layers of the network; ``"network"`` in a workflow stands for the one that the bundle chooses."""
+NETWORKS = {"estimator": ("estimator",), "miar": ("tokenizer_sizes", "miar")}
+"""Layers of each network; ``"network"`` in a workflow stands for those of the one that the bundle chooses."""
 
 _COPIES = {"logging.conf": "configs/logging.conf", "LICENSE": "LICENSE"}
 _STEPS = ("initialize", "prepare", "check_results", "load_weights", "save", "run", "training", "evaluating")
@@ -55,12 +55,12 @@ def composed_files(bundle: str | os.PathLike[str]) -> dict[Path, str]:
     """
     bundle = Path(bundle)
     common, own = bundle.parent / "common", read_json(bundle / "source.json")
-    network = own.pop("network", NETWORKS[0])
+    network = own.pop("network", "estimator")
     if network not in NETWORKS:
         raise ConfigurationError(
             f"{bundle / 'source.json'} has the network {network!r}: {' or '.join(NETWORKS)} is needed; correct it."
         )
-    unknown = own.keys() - {*NETWORKS, *(layer for layers in (WORKFLOWS | OVERLAYS).values() for layer in layers)}
+    unknown = own.keys() - {layer for layers in (WORKFLOWS | OVERLAYS).values() for layer in layers} - {*NETWORKS}
     if unknown:
         raise ConfigurationError(
             f"{bundle / 'source.json'} has a section {min(unknown)!r}: the name of a layer in {common} is needed; "
@@ -68,7 +68,7 @@ def composed_files(bundle: str | os.PathLike[str]) -> dict[Path, str]:
         )
     files = {bundle / path: (common / name).read_text(encoding="utf-8") for name, path in _COPIES.items()}
     for name, generic in (WORKFLOWS | OVERLAYS).items():
-        layers = [network if layer == "network" else layer for layer in generic]
+        layers = [part for layer in generic for part in (NETWORKS[network] if layer == "network" else (layer,))]
         sections = [part for layer in layers for part in (read_json(common / f"{layer}.json"), own.get(layer, {}))]
         content = _ordered(_merged(bundle, sections)) if name in WORKFLOWS else _united(sections)
         files[bundle / "configs" / f"{name}.json"] = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
