@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.bundle_runs import NAMES
+from helpers.bundle_runs import EACH_NETWORK, TOKENS
 from helpers.tiny_bundle import write_tiny_bundle
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,7 +52,7 @@ def test_a_product_with_an_activation_counts_like_one_without() -> None:
     assert counts[0] == counts[1] == (2 * 7 * 3 * 5, 4 * (5 + 7 * 3 + 3 * 5 + 7 * 5))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 def test_the_table_is_written_once(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, out = str(write_tiny_bundle(tmp_path / "tiny", name)), str(tmp_path / "out")
     main(bundle, "cpu", batch_sizes=(1, 2), lookaheads=0, side=64, output_dir=out)
@@ -63,8 +63,8 @@ def test_the_table_is_written_once(name: str, tmp_path: Path, capsys: pytest.Cap
     assert two["GFLOP"] == pytest.approx(2 * one["GFLOP"], rel=1e-3)
     assert one["GB moved"] < two["GB moved"] < 2 * one["GB moved"]  # weights are read once
     assert two["operations"] == pytest.approx(one["operations"], rel=0.1)
-    assert one["operations"] > (100 if name == "miar_lidc" else 20)
-    assert {"K", "scales"} & {*header} == ({"K", "scales"} if name == "miar_lidc" else set())  # of tokens
+    assert one["operations"] > (100 if name == TOKENS else 20)
+    assert {"K", "scales"} & {*header} == ({"K", "scales"} if name == TOKENS else set())  # of tokens
     assert one["times the floor"] > 0
     with pytest.raises(OutputError, match=r"floor\.md exists already"):
         main(bundle, "cpu", output_dir=out)

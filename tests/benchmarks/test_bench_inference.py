@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.bundle_runs import NAMES
+from helpers.bundle_runs import EACH_NETWORK, TOKENS
 from helpers.tiny_bundle import write_tiny_bundle
 from helpers.tiny_peers import shrink_peers
 
@@ -16,7 +16,7 @@ from miar_monai.errors import OutputError
 pytest.importorskip("nilearn", reason="the extra `demo` is not installed")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 def test_the_tables_are_written_once(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,10 +35,10 @@ def test_the_tables_are_written_once(
         ("float32", "1"), ("bfloat16", "1"), ("float32", "2"), ("bfloat16", "2")
     ]  # fmt: skip
     of_tokens = {"K", "times the first K's", "tokens as in float32 (%)"}
-    assert of_tokens & {*slices[0]} == (of_tokens if name == "miar_lidc" else set())
+    assert of_tokens & {*slices[0]} == (of_tokens if name == TOKENS else set())
     for exact, fast in (slices[:2], slices[2:]):
         assert float(exact["ms per slice"]) > 0
-        if name == "miar_lidc":
+        if name == TOKENS:
             assert float(exact["tokens as in float32 (%)"]) == 100
         assert float(exact["PSNR to plain float32 (dB)"]) == pytest.approx(120)
         assert 10 < float(fast["PSNR to plain float32 (dB)"]) < 100

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from helpers.bundle_runs import TOKENS
 from helpers.tiny_bundle import write_tiny_bundle
 from nibabel.affines import voxel_sizes
 
@@ -18,7 +19,7 @@ STAGES = ["read", "blur", "preprocess", "network", "postprocess", "write", "repo
 
 @pytest.fixture
 def _tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, kind in (("BRAIN", "miar_brats"), ("THICK", "miar_brats"), ("CT", "miar_lidc")):
+    for name, kind in (("BRAIN", "miar_brats"), ("THICK", "miar_brats"), ("CT", TOKENS)):
         bundle = str(write_tiny_bundle(tmp_path / name, kind))
         monkeypatch.setattr(bench_volumes, name, getattr(bench_volumes, name)._replace(bundle=bundle))
 

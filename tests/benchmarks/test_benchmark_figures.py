@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import BUNDLES, NAMES, TOKENIZER, tiny, tiny_checkpoint, tiny_tokenizer_file, tokenizer
+from helpers.bundle_runs import (
+    BUNDLES,
+    NAMES,
+    TOKENIZER,
+    TOKENS,
+    bundle_folder,
+    tiny,
+    tiny_checkpoint,
+    tiny_tokenizer_file,
+    tokenizer,
+)
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from ignite.engine import Engine
 
@@ -60,7 +70,7 @@ def create(name: str, folder: Path, workflow: str, **options: Any) -> Figures:
         given["checkpoint"] = str(tiny_checkpoint(folder, name))
     else:
         given["tokenizers"] = {"tokenizer": str(tiny_tokenizer_file(folder, name))}
-    return Figures(str(BUNDLES / name), **given | options)
+    return Figures(str(bundle_folder(name)), **given | options)
 
 
 def record(folder: Path, losses: list[dict[str, float]]) -> None:
@@ -74,7 +84,7 @@ def decibels(estimate: np.ndarray, truth: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((np.clip(estimate, 0, 1) - np.clip(truth, 0, 1)) ** 2)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, TOKENS])
 def test_a_test_slice_is_shown_by_all_methods_in_its_units(name: str, tmp_path: Path, drawn: dict[str, tuple]) -> None:
     path = create(name, tmp_path, "evaluate", slice=1).side_by_side()
     assert path == tmp_path / "pictures" / f"{name}_side_by_side.png"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.bundle_runs import NAMES
+from helpers.bundle_runs import EACH_NETWORK, TOKENS
 from helpers.tiny import started
 from helpers.tiny_bundle import write_bundle_with_data
 
@@ -14,7 +14,7 @@ from miar_monai.errors import ConfigurationError, OutputError
 from miar_monai.networks.weights import save_weights
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 def test_robustness_measures_each_perturbation_and_the_benefit_of_tokens(name: str, tmp_path: Path) -> None:
     root, bundle = tmp_path, str(write_bundle_with_data(tmp_path, name))
     files = {"dataset_dir": str(root / "data"), "split_file": str(root / "split.json"), "bundle": bundle}
@@ -30,7 +30,7 @@ def test_robustness_measures_each_perturbation_and_the_benefit_of_tokens(name: s
     blurs = [f"Blur {blur} instead of 1" for blur in ("0", "0.5", "0.9", "0.95", "1.05", "1.1")]
     assert list(rows) == ["As in training", *robustness.KERNELS, *robustness.PERTURBATIONS, *blurs]
     for title in ("As in training", *robustness.KERNELS):
-        bare = ["| MIAR without tokens"] if name == "miar_lidc" else []  # the other network has none
+        bare = ["| MIAR without tokens"] if name == TOKENS else []  # the other network has none
         assert list(rows[title]) == ["| bicubic", "| MIAR", *bare]
     assert rows["As in training"]["| MIAR"] != rows["As in training"].get("| MIAR without tokens")
     assert list(rows["Blur 0 instead of 1"]) == ["| bicubic", "| MIAR", "| MIAR, given the blur"]
@@ -48,7 +48,7 @@ def test_perturbations_have_their_nominal_size() -> None:
     assert torch.equal(robustness.PERTURBATIONS["noise 0.01"](lr), robustness.PERTURBATIONS["noise 0.01"](lr))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 def test_ablations_measure_the_networks_of_the_training(name: str, tmp_path: Path) -> None:
     bundle = str(write_bundle_with_data(tmp_path, name))
     files = {"dataset_dir": str(tmp_path / "data"), "split_file": str(tmp_path / "split.json"), "bundle": bundle}

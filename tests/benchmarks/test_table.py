@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import TOKENIZER, tiny_tokenizer_file
+from helpers.bundle_runs import TOKENIZER, TOKENS, tiny_tokenizer_file
 from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
 from helpers.tiny_bundle import write_bundle_with_data
 from helpers.tiny_peers import shrink_peers
@@ -249,7 +249,7 @@ def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog:
 
 
 def test_searches_are_measured_for_a_network_with_tokens(tmp_path: Path) -> None:
-    write_bundle_with_data(tmp_path, "miar_lidc")
+    write_bundle_with_data(tmp_path, TOKENS)
     text, rows = make_table(tmp_path, metrics=["PSNR"], num_slices=1)
     learned = [name + more for name in SWEEP + SEARCHES for more in ("", ", data-consistent")]
     assert {row["method"] for row in rows} == {*BASELINES, *learned}

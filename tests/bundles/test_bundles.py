@@ -14,7 +14,9 @@ from helpers.bundle_runs import (
     BUNDLES,
     NAMES,
     NETWORK,
+    TOKENS,
     arguments,
+    bundle_folder,
     config,
     has_estimator,
     network,
@@ -39,6 +41,7 @@ from miar_monai.inference.bundle import ALIASES, check_command_line, check_switc
 
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised inside PyTorch
+ALL = (*NAMES, TOKENS)
 WORKFLOWS = ("train", "train_stage1", "inference", "evaluate")
 PEERS = BUNDLES.parent / "benchmarks" / "peers"
 CONFIGS: list[tuple[str, Path | None]] = [
@@ -49,7 +52,7 @@ CONFIGS: list[tuple[str, Path | None]] = [
 
 
 def read(name: str, file: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((BUNDLES / name / "configs" / file).read_text())
+    content: dict[str, Any] = json.loads((bundle_folder(name) / "configs" / file).read_text())
     return content
 
 
@@ -61,13 +64,13 @@ def test_a_bundle_has_documents_and_licenses_and_no_code(name: str) -> None:
     assert [path for path in files if path.endswith(".pt")] == ["models/model.pt"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("kind", "overlay"), CONFIGS)
 def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, name: str) -> None:
     parser, new = ConfigParser(), {"device_ids", "finalize", "validate#dataloader#sampler", "denoiser_def"}
     parser.read_config(config(name, kind))
     if overlay:
-        overlay = BUNDLES / name / overlay
+        overlay = bundle_folder(name) / overlay
         overridden = {key.removeprefix("+") for key in json.loads(overlay.read_text())} - new
         assert [key for key in overridden if key not in parser] == []
         parser.read_config([config(name, kind), overlay])
@@ -77,7 +80,7 @@ def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, na
 
 
 @pytest.mark.parametrize("blur", [{}, {"blur_sigma": 2.0, "blur_on": "hr"}])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_network_inverts_the_simulated_degradation(name: str, blur: dict[str, Any]) -> None:
     assumed = [parsed(name, kind, "network_def", **blur).degradation for kind in ("train", "evaluate", "inference")]
     assert assumed == [Degradation(sigma=2.0, blur_on="hr") if blur else Degradation()] * 3
@@ -89,10 +92,10 @@ def test_the_network_inverts_the_simulated_degradation(name: str, blur: dict[str
         assert item["image"].shape[-1] * 4 == item["label"].shape[-1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_metadata(name: str, tmp_path: Path) -> None:
     schema = shutil.copy(SCHEMA, tmp_path)
-    verify_metadata(meta_file=str(BUNDLES / name / "configs" / "metadata.json"), filepath=schema)
+    verify_metadata(meta_file=str(bundle_folder(name) / "configs" / "metadata.json"), filepath=schema)
     content = read(name, "metadata.json")
     assert content["version"] == __version__
     assert __version__ in content["changelog"]
@@ -101,7 +104,7 @@ def test_metadata(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WORKFLOWS[:3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_properties_of_monai_bundles(name: str, kind: str, tmp_path: Path) -> None:
     for i in range(3):
         write_nifti_phantom(tmp_path / f"{i}.nii.gz", (20, 20, 3), seed=i)
@@ -113,10 +116,10 @@ def test_properties_of_monai_bundles(name: str, kind: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_networks_have_the_formats_of_the_metadata(name: str) -> None:
-    metadata, inference = BUNDLES / name / "configs" / "metadata.json", config(name, "inference")
-    verify_net_in_out("network_def", meta_file=str(metadata), config_file=inference, **_network_settings(name))
+    metadata, inference = config(name, "metadata"), config(name, "inference")
+    verify_net_in_out("network_def", meta_file=metadata, config_file=inference, **_network_settings(name))
     formats = read(name, "metadata.json")["network_data_format"]
     (low, _), (high, _) = formats["inputs"]["image"]["spatial_shape"], formats["outputs"]["pred"]["spatial_shape"]
     low, high = (17, 68) if low == "*" else (low, high)  # any size

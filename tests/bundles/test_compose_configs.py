@@ -11,6 +11,8 @@ from miar_monai.cli.build_bundles import render
 from miar_monai.cli.compose_configs import NETWORKS, OVERLAYS, WORKFLOWS, composed_files, write_configs
 from miar_monai.errors import ConfigurationError
 
+CHOSEN = {"evaluate", "inference"}
+
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
@@ -59,11 +61,27 @@ def test_a_section_changes_the_workflows_of_its_layer(sources: Path) -> None:
 @pytest.mark.parametrize("workflow", ["train", "train_stage1", "evaluate", "inference"])
 def test_settings_come_first_and_steps_last(workflow: str) -> None:
     keys = [*json.loads((BUNDLES / "miar_lidc" / "configs" / f"{workflow}.json").read_text())]
-    components = ["tokenizer_sizes", "datalist", "initialize", "run"]
+    components = ["load_transforms", "datalist", "initialize", "run"]
     assert keys[:4] == ["imports", "bundle_root", "dataset_dir", "output_dir"]
     assert [key for key in keys if key in components] == components
     setting = {"train": "teacher_forcing", "train_stage1": "l1_weight", "evaluate": "metrics", "inference": "blur"}
-    assert keys.index(setting[workflow]) < keys.index("tokenizer_sizes")
+    assert keys.index(setting[workflow]) < keys.index("load_transforms")
+
+
+def test_the_source_chooses_the_network_of_evaluation_and_inference(sources: Path) -> None:
+    source = sources / "source.json"
+    own = json.loads(source.read_text())
+    training = {"train", "train_stage1"}  # of the networks with tokens, whatever is shipped
+    for network, target, with_sizes in (("estimator", "Estimator", training), ("miar", "MIAR", training | CHOSEN)):
+        source.write_text(json.dumps({**own, "network": network}))
+        files = {path.stem: text for path, text in composed_files(sources).items()}
+        configs = {workflow: json.loads(files[workflow]) for workflow in WORKFLOWS}
+        for workflow in CHOSEN:
+            assert configs[workflow]["network_def"]["_target_"] == f"miar_monai.networks.{target}"
+        assert {workflow for workflow, content in configs.items() if "tokenizer_sizes" in content} == with_sizes
+    source.write_text(json.dumps({**own, "network": "unet"}))
+    with pytest.raises(ConfigurationError, match=r"source\.json has the network 'unet': estimator or miar is needed"):
+        composed_files(sources)
 
 
 def test_sources_that_cannot_be_used_are_named(sources: Path) -> None:

@@ -22,7 +22,8 @@ from miar_monai.inference.bundle import find_bundle, models
 SCALING = {"_target_": "miar_monai.transforms.ScaleIntensityRobustd", "keys": "image"}
 CONTRAST = {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.5, "gamma": [0.8, 1.2]}
 SOURCE: dict[str, dict[str, Any]] = {
-    "base": {"tokenizer_sizes": TOKENIZER, "intensity_transforms": [SCALING]},
+    "base": {"intensity_transforms": [SCALING]},
+    "tokenizer_sizes": {"tokenizer_sizes": TOKENIZER},
     "network": "miar",
     "miar": {f"network_def#{key}": value for key, value in NETWORK.items() if key not in TOKENIZER},
     "data": {

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers.phantoms import write_brats_folder
+from helpers.bundle_runs import TOKENS
+from helpers.phantoms import write_brats_folder, write_nifti_phantom
+from helpers.tiny_bundle import write_tiny_bundle
 
 from benchmarks import calibration
 from miar_monai.cli.fit_uncertainty import SliceErrors, fit_error_model, fit_noise_weight, rank_correlations
@@ -50,17 +52,44 @@ def test_bins_and_correlations_follow_their_definitions() -> None:
     assert calibration.summary_row("x", [one]) == ("x", "1.000", "1.000", "9.5000", "19.0000", "0.50")
 
 
-def test_a_bundle_is_fitted_and_measured(bundle: Path, tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
-    data = write_brats_folder(tmp_path / "data", 3, (40, 36, 6), ("t2",))
-    split = {"training": ["BraTS_00000"], "validation": ["BraTS_00001"], "test": ["BraTS_00002"]}
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    options = ["--split-file", str(tmp_path / "split.json"), "--num-slices", "4", "--every", "2", "--device", "cpu"]
+PATIENTS = [f"BraTS_{i:05d}" for i in range(3)]
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> str:
+    """Write a split with one patient in each section."""
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({name: [PATIENTS[i]] for i, name in enumerate(("training", "validation", "test"))}))
+    return str(path)
+
+
+def fitted(data: Path, split: str, bundle: Path) -> str:
+    """Return what the command prints for a bundle."""
+    options = ["--split-file", split, "--num-slices", "4", "--every", "2", "--device", "cpu"]
     result = CliRunner().invoke(main, ["fit-uncertainty", str(data), "--model", str(bundle), *options])
     assert result.exit_code == 0, result.output
-    fit = result.stdout
+    assert set(json.loads(result.stdout.split("```")[1].removeprefix("json"))) == {"_target_", *vars(MODEL)}
+    return result.stdout
+
+
+def test_the_entropy_of_tokens_and_the_spread_of_samples_are_predictors_too(split: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    for i, patient in enumerate(PATIENTS):
+        write_nifti_phantom(tmp_path / "data" / f"{patient}.nii.gz", (40, 36, 6), seed=i, low=-1000, high=400)
+    fit = fitted(tmp_path / "data", split, write_tiny_bundle(tmp_path / "tiny", TOKENS))
+    rows = [line.split(" | ") for line in fit.splitlines() if line.startswith("| ")]
+    ranks = {cells[0].removeprefix("| "): cells[1] for cells in rows[1:]}
+    assert list(ranks) == [
+        "disagreement", "edges", "entropy", "spread of 4 sampled decodings", "all predictors but the spread, fitted"
+    ]  # fmt: skip
+    assert all(-1 < float(rank) < 1 for rank in ranks.values())
+
+
+def test_a_bundle_is_fitted_and_measured(bundle: Path, split: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    data = write_brats_folder(tmp_path / "data", 3, (40, 36, 6), ("t2",))
+    fit = fitted(data, split, bundle)
     assert "Section validation of the split by split.json: BraTS_00001." in fit
-    assert set(json.loads(fit.split("```")[1].removeprefix("json"))) == {"_target_", *vars(MODEL)}
     assert "| edges |" in fit
     assert "| entropy |" not in fit  # an estimator has no tokens
     assert "sampled decodings" not in fit
@@ -69,7 +98,7 @@ def test_a_bundle_is_fitted_and_measured(bundle: Path, tmp_path: Path) -> None:
         str(bundle),
         str(tmp_path / "o"),
         every=2,
-        split_file=str(tmp_path / "split.json"),
+        split_file=split,
         num_slices=4,
         device="cpu",
     )

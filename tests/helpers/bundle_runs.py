@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +19,16 @@ import torch
 from helpers.tiny import started
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from miar_monai.cli.compose_configs import write_configs
 from miar_monai.networks import MSVQVAE, SuperResolutionNetwork
 from miar_monai.networks.weights import save_weights
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 NAMES = ("miar_brats", "miar_lidc")
+TOKENS = "miar_tokens"
+"""A bundle that is not shipped, composed for the tests: that of chest CT with a `MIAR`, the network with tokens."""
+EACH_NETWORK = ("miar_brats", TOKENS)
+"""A bundle with an `Estimator` and one with a `MIAR`."""
 TOKENIZER: dict[str, Any] = {
     "scales": [1, 2, 4, 32],
     "channels": [8, 8, 16],
@@ -67,8 +76,28 @@ class Finished(NamedTuple):
         return self.stderr.strip().splitlines()[-1]
 
 
+@cache
+def bundle_folder(name: str) -> Path:
+    """Return the folder of a bundle, shipped or `TOKENS`."""
+    if name != TOKENS:
+        return BUNDLES / name
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    shutil.copytree(BUNDLES / "common", root / "common")
+    source = json.loads((BUNDLES / "miar_lidc" / "source.json").read_text())
+    error_model = {**source["inference"]["inferer#error_model"], "entropy": 3.2}  # only tokens have an entropy
+    source["inference"]["inferer#error_model"] = error_model
+    for image, side in (("inputs#image", 64), ("outputs#pred", 256)):  # a MIAR takes tiles of one size
+        source["metadata"][f"network_data_format#{image}#spatial_shape"] = [side, side]
+        source["metadata"][f"network_data_format#{image}#is_patch_data"] = True
+    (root / TOKENS).mkdir()
+    (root / TOKENS / "source.json").write_text(json.dumps({**source, "network": "miar"}))
+    write_configs(root / TOKENS)
+    return root / TOKENS
+
+
 def config(name: str, workflow: str) -> str:
-    return str(BUNDLES / name / "configs" / f"{workflow}.json")
+    return str(bundle_folder(name) / "configs" / f"{workflow}.json")
 
 
 def tiny(workflow: str, name: str = "miar_brats") -> dict[str, Any]:
@@ -132,7 +161,7 @@ def arguments(name: str, workflow: str, folder: Path, **settings: Any) -> list[s
     settings_file = folder / f"tiny_{workflow}.json"
     settings_file.write_text(json.dumps(tiny(workflow, name)))
     files = settings.pop("config_file", config(name, workflow))
-    given = {"config_file": files, "args_file": settings_file, "bundle_root": BUNDLES / name, **settings}
+    given = {"config_file": files, "args_file": settings_file, "bundle_root": bundle_folder(name), **settings}
     return ["run", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
 
 
@@ -173,7 +202,7 @@ def _main(parts: list[str], folder: Path) -> None:
 
 def workflow(name: str, kind: str, **settings: Any) -> ConfigWorkflow:
     """Return an initialized tiny workflow in this process."""
-    given = {"bundle_root": str(BUNDLES / name), **tiny(kind, name), **settings}
+    given = {"bundle_root": str(bundle_folder(name)), **tiny(kind, name), **settings}
     built = ConfigWorkflow(
         config_file=config(name, kind),
         workflow_type="train" if kind.startswith("train") else "infer",

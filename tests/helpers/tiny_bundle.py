@@ -1,4 +1,4 @@
-"""The shipped bundles with small networks and random weights."""
+"""The bundles with small networks and random weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers.bundle_runs import BUNDLES, ESTIMATOR, NETWORK, has_estimator, tiny, tiny_checkpoint
+from helpers.bundle_runs import ESTIMATOR, NETWORK, bundle_folder, config, has_estimator, tiny, tiny_checkpoint
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
 
 
 def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
-    """Write a bundle to ``folder``: the configs of a shipped bundle with a tiny network and random weights."""
-    shutil.copytree(BUNDLES / name / "configs", folder / "configs")
-    for config in ("inference", "evaluate"):
-        path = folder / "configs" / f"{config}.json"
+    """Write a bundle to ``folder``: the configs of a bundle with a tiny network and random weights."""
+    shutil.copytree(bundle_folder(name) / "configs", folder / "configs")
+    for workflow in ("inference", "evaluate"):
+        path = folder / "configs" / f"{workflow}.json"
         content = json.loads(path.read_text())
         content["network_def"].update(ESTIMATOR if has_estimator(name) else NETWORK)
         path.write_text(json.dumps(content))
@@ -32,7 +32,7 @@ def write_bundle_with_data(tmp_path: Path, name: str = "miar_brats") -> Path:
     folder = tmp_path / "miar_tiny"
     (folder / "configs").mkdir(parents=True)
     for workflow in ("evaluate", "train"):
-        content = json.loads((BUNDLES / name / "configs" / f"{workflow}.json").read_text())
+        content = json.loads(Path(config(name, workflow)).read_text())
         for key, value in tiny(workflow, name).items():
             setting, _, entry = key.partition("#")
             if entry:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from helpers.bundle_runs import workflow
+from helpers.bundle_runs import EACH_NETWORK, TOKENS, workflow
 from helpers.phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 from helpers.tiny import started, tiny_miar
 from helpers.tiny_bundle import write_tiny_bundle
@@ -53,7 +53,7 @@ def network() -> MIAR:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
-    return {name: write_tiny_bundle(folder / name, name) for name in ("miar_brats", "miar_lidc")}
+    return {name: write_tiny_bundle(folder / name, name) for name in EACH_NETWORK}
 
 
 # Entropy
@@ -236,7 +236,7 @@ def test_the_expected_error_is_in_the_units_of_the_input(bundles: dict[str, Path
 
 
 def test_errors_in_hounsfield_units_have_no_offset(bundles: dict[str, Path]) -> None:
-    resolver = SuperResolver(bundles["miar_lidc"], "cpu", uncertainty=True)
+    resolver = SuperResolver(bundles[TOKENS], "cpu", uncertainty=True)
     sr = resolver.volume(volume(1500 * head(SHAPE) - 1000))
     scaled = resolver.preprocessing({"image": volume(1500 * head(SHAPE) - 1000)})["image"]
     with torch.inference_mode():
@@ -338,12 +338,12 @@ def test_a_dicom_map_is_a_separate_series(bundles: dict[str, Path], tmp_path: Pa
     import pydicom
 
     series = write_dicom_series(tmp_path / "scan", (11, 9, 3))
-    options = ("--model", bundles["miar_lidc"], "--device", "cpu", "--quiet", "--uncertainty")
+    options = ("--model", bundles[TOKENS], "--device", "cpu", "--quiet", "--uncertainty")
     result = miar("sr", series, "--out-format", "dicom", *options)
     assert result.exit_code == 0, result.output
     sr, error = (read_volume(name) for name in ("scan_sr", "scan_sr_uncertainty"))
     np.testing.assert_allclose(error.affine, sr.affine, atol=1e-6)
-    expected = SuperResolver(bundles["miar_lidc"], "cpu", uncertainty=True).volume(read_volume(series)).uncertainty
+    expected = SuperResolver(bundles[TOKENS], "cpu", uncertainty=True).volume(read_volume(series)).uncertainty
     assert expected is not None
     np.testing.assert_allclose(error.array, expected, atol=np.ptp(expected) / 65535)
     first, other = (pydicom.dcmread(Path(name, "0001.dcm")) for name in ("scan_sr", "scan_sr_uncertainty"))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from helpers.bundle_runs import workflow
+from helpers.bundle_runs import TOKENS, workflow
 from helpers.derived_series import by_height, change, complaints, complete, to_mr
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
@@ -53,9 +53,10 @@ def sr(*parts: object) -> Result:
     return result
 
 
-def test_models_without_guide_refuse_one(scans: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["miar_lidc", TOKENS])
+def test_models_without_guide_refuse_one(name: str, scans: tuple[Path, Path], tmp_path: Path) -> None:
     image, guide = scans
-    bundle = write_tiny_bundle(tmp_path / "miar_lidc", "miar_lidc")
+    bundle = write_tiny_bundle(tmp_path / name, name)
     result = sr(image, "--model", bundle, "--guide", guide)
     assert result.exit_code == 2
     assert f"error: {REFUSED}" in result.output.replace("\n", " ")
@@ -63,7 +64,7 @@ def test_models_without_guide_refuse_one(scans: tuple[Path, Path], tmp_path: Pat
         super_resolve(image, bundle, "cpu", guide=guide)
     settings = {"dataset_dir": str(image), "guide": str(guide), "checkpoint": str(bundle / "models" / "model.pt")}
     with pytest.raises(Exception) as raised:  # noqa: PT011  # MONAI wraps it
-        workflow("miar_lidc", "inference", output_dir=str(tmp_path / "out"), **settings).run()
+        workflow(name, "inference", output_dir=str(tmp_path / "out"), **settings).run()
     assert str(find_miar_error(raised.value)) == REFUSED
     assert list(tmp_path.glob("out/*")) == []
 

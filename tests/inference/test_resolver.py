@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import BUNDLES, workflow
+from helpers.bundle_runs import BUNDLES, NAMES, TOKENS, workflow
 from helpers.phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.data import MetaTensor
@@ -45,11 +45,11 @@ def test_an_mgh_image_in_memory_gives_the_result_of_its_file(resolver: SuperReso
     np.testing.assert_array_equal(result.affine, expected.affine)
 
 
-@pytest.mark.parametrize("name", ["miar_brats", "miar_lidc"])
+@pytest.mark.parametrize("name", [*NAMES, TOKENS])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_a_path_gives_the_result_of_the_bundle_voxel_by_voxel(name: str, dtype: type, tmp_path: Path) -> None:
     tiny = write_tiny_bundle(tmp_path / "tiny", name)
-    scan = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE, dtype=dtype, low=-1000 if name == "miar_lidc" else 0)
+    scan = write_nifti_phantom(tmp_path / "scan.nii.gz", SHAPE, dtype=dtype, low=0 if name == "miar_brats" else -1000)
     image = nib.load(scan)
     image.set_sform(image.affine, 4)  # of MNI
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), tmp_path / "mni.nii.gz")
@@ -215,7 +215,7 @@ def test_a_setting_of_the_wrong_type_is_reported(resolver: SuperResolver, settin
 
 
 def test_the_number_of_tiles_equals_that_of_network_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolver = SuperResolver(write_tiny_bundle(tmp_path / "miar_lidc", "miar_lidc"), "cpu", lookahead_tokens=0)
+    resolver = SuperResolver(write_tiny_bundle(tmp_path / "tokens", TOKENS), "cpu", lookahead_tokens=0)
     volume = _volume((101, 64, 2))
     seen: list[int] = []
     original = resolver.network.predict

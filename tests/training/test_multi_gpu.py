@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.bundle_runs import arguments, command, config, tiny_checkpoint
+from helpers.bundle_runs import TOKENS, arguments, command, config, tiny_checkpoint
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from ignite.handlers import ProgressBar
 from monai.bundle import ConfigParser
@@ -59,7 +59,7 @@ def test_the_first_process_reports_and_saves(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("miar_brats", 3), ("miar_lidc", 1)])
+@pytest.mark.parametrize(("name", "count"), [("miar_brats", 3), (TOKENS, 1)])
 def test_two_processes_infer_each_volume_once(
     name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
