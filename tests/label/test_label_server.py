@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import requests
 from conftest import IMAGES, SHAPE, fill_studies
+from helpers.bundle_runs import TOKENS
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
+from helpers.tiny_bundle import write_tiny_bundle
 from servers import Server, label_server, miar
 
 from miar_monai.data.dicom_grid import LPS_TO_RAS
@@ -329,6 +331,23 @@ def test_other_users_cannot_read_the_result(studies: Path, tmp_path: Path, monke
     file, _ = SuperResolutionTask(find_bundle("brats"))(request)
     assert list(tmp_path.iterdir()) == [Path(file)]
     assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
+
+
+def test_a_model_with_tokens_takes_their_settings(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bundle = write_tiny_bundle(tmp_path / "tiny", TOKENS)
+    task, source = SuperResolutionTask(bundle), studies / "head0.nii.gz"
+    results = []
+    for tokens in (0, 2):
+        request = {"image": str(source), "device": "cpu", "lookahead_tokens": tokens}
+        file, answer = task(request)
+        assert answer["settings"]["lookahead_tokens"] == tokens
+        expected = SuperResolver(bundle, "cpu", lookahead_tokens=tokens).volume(read_volume(source))
+        results.append(np.asarray(nib.load(file).dataobj))
+        assert np.array_equal(results[-1], np.rint(expected.array))
+    assert not np.array_equal(*results)
 
 
 def test_the_response_is_complete_and_temporary_files_are_removed(server: Server, tmp_path: Path) -> None:
