@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a bundle and the peers of its table as the shipped weights were trained, with a time limit for each network:
+# Train MIAR with tokens and the peers of its table, with a time limit for each network:
 #
 #   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan ldm
 #

@@ -117,7 +117,7 @@ def doctor(context: click.Context) -> None:
 )
 @options.model
 @options.device
-@click.option("--lookahead-tokens", type=int, metavar="K", default=1, show_default=True, help="0 is greedy and faster.")
+@click.option("--lookahead-tokens", type=int, metavar="K", default=1, show_default=True, help="Of a model with tokens.")
 @options.debug
 def demo(output: Path, model: str, device: str, lookahead_tokens: int) -> None:
     """Degrade and super-resolve a brain template, and compare the result with the original.

@@ -67,7 +67,8 @@ def inference_settings(command: Callable) -> Callable:
             "--lookahead-tokens",
             type=int,
             metavar="K",
-            help="Tokens of a scale that may take their second choice; 2^K candidates. [default: bundle's]",
+            help="Tokens of a scale that may take their second choice; 2^K candidates. Without effect on an estimator. "
+            "[default: bundle's]",
         ),
     ):
         command = option(command)
