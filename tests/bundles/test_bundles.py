@@ -68,7 +68,7 @@ def test_a_bundle_has_documents_and_licenses_and_no_code(name: str) -> None:
 @pytest.mark.parametrize(("kind", "overlay"), CONFIGS)
 def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, name: str) -> None:
     parser, new = ConfigParser(), {"device_ids", "finalize", "validate#dataloader#sampler", "denoiser_def"}
-    new |= {"factor", "thickness", "side", "train#planes"}  # of thick slices
+    new |= {"side", "factor", "thickness", "train#planes"}  # of RCAN for thick slices
     parser.read_config(config(name, kind))
     if overlay:
         overlay = bundle_folder(name) / overlay
