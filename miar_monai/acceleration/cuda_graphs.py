@@ -28,7 +28,8 @@ class _Recording:
         versions = tuple((x, -1 if x.is_inference() else x._version) for x in inputs)  # inference tensors have none
         last = self.sources or ((None, 0),) * len(inputs)
         changed = [i for i, (x, n) in enumerate(versions) if n < 0 or x is not last[i][0] or n != last[i][1]]
-        torch._foreach_copy_([self.inputs[i] for i in changed], [inputs[i] for i in changed], non_blocking=True)
+        if changed:
+            torch._foreach_copy_([self.inputs[i] for i in changed], [inputs[i] for i in changed], non_blocking=True)
         self.sources = versions
 
 

@@ -88,5 +88,7 @@ class ErrorModel:
     def __call__(self, estimate: Estimate, entropy: Tensor | None, suppressed: Tensor) -> Tensor:
         """Return the expected error in network intensities, (B, 1, H, W); for the arguments see `error_predictors`."""
         predictors = error_predictors(estimate, entropy, suppressed)  # (B, 4, H, W)
-        weights = predictors.new_tensor([getattr(self, name) for name in PREDICTORS]).view(1, -1, 1, 1)
-        return (self.offset + (weights * predictors).sum(dim=1, keepdim=True)).exp()
+        log_error = torch.full_like(predictors[:, :1], self.offset)
+        for name, predictor in zip(PREDICTORS, predictors.split(1, dim=1), strict=True):
+            log_error = log_error + getattr(self, name) * predictor  # a tensor of weights cannot reach a CUDA graph
+        return log_error.exp()
