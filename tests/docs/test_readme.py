@@ -220,7 +220,7 @@ def rows(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("part", "page", "columns", "default"),
     [
-        (0, "brain_estimator", (0, 1, 2), "MIAR"),
+        (0, "brain_estimator", (0, 1, 4), "MIAR, fidelity 0.25"),
         (1, "miar_lidc", (0, 4), "MIAR, fidelity 0.25, K = 1"),
     ],
 )
