@@ -24,7 +24,7 @@ from miar_monai.errors import ConfigurationError, SettingError, check_range, che
 from miar_monai.inference.batches import concatenate, in_batches, plain_tensor, slices_of
 from miar_monai.inference.devices import device_of, unwrapped
 from miar_monai.inference.error_model import ErrorModel
-from miar_monai.inference.slice_steps import SliceSteps, warn_if_noisy
+from miar_monai.inference.slice_steps import SliceSteps, warn_of_linear_estimates
 from miar_monai.inference.steps import Steps, StepSettings
 from miar_monai.inference.tiling import TileFunction, blend_tiles, num_tiles
 from miar_monai.networks import SuperResolutionNetwork
@@ -202,7 +202,7 @@ class BeamSearchInferer(Inferer):
                 `SuperResolutionNetwork`.
         """
         result, weight = self.super_resolve(inputs, network, *args, assumed=assumed, guide=guide, **kwargs)
-        warn_if_noisy([] if weight is None else [weight])
+        warn_of_linear_estimates([] if weight is None else [weight])
         return result
 
     def super_resolve(

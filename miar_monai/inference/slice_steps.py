@@ -16,7 +16,7 @@ from miar_monai.inference.tiling import MAX_BAND, Padding, TileFunction, blend_t
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.results import Estimate, Prediction
 
-__all__ = ["SliceSteps", "warn_if_noisy"]
+__all__ = ["SliceSteps", "warn_of_linear_estimates"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +88,24 @@ class SliceSteps:
         return Prediction(**blend_tiles(inputs, self.network.side, self.overlap, batch_size, tiles))
 
 
-def warn_if_noisy(network_weights: Sequence[Tensor]) -> None:
-    """Log a warning if noise has moved the results towards the linear estimate.
+def warn_of_linear_estimates(network_weights: Sequence[Tensor]) -> None:
+    """Log a warning if the network has diverged, and one if noise has moved the results towards the linear estimate.
 
     Args:
-        network_weights: weights of the network in the slices of one or more calls.
+        network_weights: weights of the network in the slices of one or more calls; 0 where it has diverged.
     """
-    weight = float(torch.cat(list(network_weights)).mean()) if network_weights else 1.0
+    if not network_weights:
+        return
+    weights = torch.cat(list(network_weights))
+    sound = weights[weights > 0]
+    if len(sound) < len(weights):
+        logger.warning(
+            "the network diverged on %d of %d slices, which are unlike the training data: their result is the linear"
+            " estimate, which adds no detail.",
+            len(weights) - len(sound),
+            len(weights),
+        )
+    weight = float(sound.mean()) if len(sound) else 1.0
     if weight < _MIN_NETWORK_WEIGHT:
         logger.warning(
             "the input is noisier than the training data, or sharper than the assumed blur allows: the networks"

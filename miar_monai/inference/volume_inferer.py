@@ -22,7 +22,7 @@ from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
-from miar_monai.inference.slice_steps import warn_if_noisy
+from miar_monai.inference.slice_steps import warn_of_linear_estimates
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.transforms.guide import resample_guide
 from miar_monai.transforms.metatensor import grid_of, with_affine
@@ -145,7 +145,7 @@ class VolumeInferer(Inferer):
                 results.append(result)
                 weights.append(weight)
             volume = _later(volume, _mean(results))
-        warn_if_noisy(weights)
+        warn_of_linear_estimates(weights)
         if isinstance(inputs, MetaTensor):
             affine = grids[-1].affine.reshape(tuple(inputs.affine.shape))
             volume = {name: with_affine(inputs, x, affine) for name, x in volume.items()}

@@ -19,6 +19,8 @@ __all__ = ["SuperResolutionNetwork"]
 
 Network = TypeVar("Network", bound="SuperResolutionNetwork")
 
+_MAX_DEPARTURE = 10  # of maps from the linear estimate, in ranges of the slice; random weights reach 3
+
 
 class SuperResolutionNetwork(nn.Module):
     """Super-resolution of LR slices in three steps, of which a subclass defines the second.
@@ -149,8 +151,10 @@ class SuperResolutionNetwork(nn.Module):
     ) -> Estimate:
         """Return the super-resolved images of a prediction: corrected, bounded and mixed.
 
-        Voxels are not darker than the darkest of their LR slice, while local means are preserved. For inference only:
-        clipped voxels have no gradient, so in training they would drift.
+        Voxels are not darker than the darkest of their LR slice, while local means are preserved. A slice on which the
+        network has diverged is the linear estimate, with a network weight of 0: convolutional networks without
+        normalization can amplify what they were not trained on by orders of magnitude. For inference only: clipped
+        voxels have no gradient, so in training they would drift.
 
         Args:
             prediction: prediction for whole slices.
@@ -159,7 +163,11 @@ class SuperResolutionNetwork(nn.Module):
             error_model: predicts the error of the image; one that uses the entropy of tokens needs a prediction with
                 entropy.
         """
-        maps = self.correct(prediction.maps, observed)
+        departure = (prediction.maps - observed.linear).abs().amax(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+        span = observed.lr.amax(dim=(2, 3), keepdim=True) - observed.lr.amin(dim=(2, 3), keepdim=True)
+        sound = departure <= _MAX_DEPARTURE * span.clamp(min=1)  # False for NaN
+        observed = observed._replace(network_weight=observed.network_weight * sound)
+        maps = self.correct(torch.where(sound, prediction.maps, observed.linear), observed)
         maps = observed.operator.bounded(maps, observed.lr.amin(dim=(2, 3), keepdim=True))
         perceptual, faithful = maps.split(1, dim=1)
         image = torch.lerp(perceptual, faithful, fidelity)

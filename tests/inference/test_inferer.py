@@ -146,6 +146,21 @@ def tiny_estimator(**options: Any) -> Estimator:
     return started(Estimator(channels=(8, 16), blocks=(1, 1), **options)).eval()
 
 
+def test_slices_on_which_the_network_diverges_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    network = tiny_estimator()
+    hr = torch.rand(3, 1, 12, 10).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    x = network.degradation(hr).movedim(0, -1)[None]  # (1, 1, 12, 10, 3)
+    inferer()(x, network)
+    assert not caplog.records
+    network.unet.conv_out.weight.data.mul_(1e4)
+    result = inferer()(x, network)
+    assert caplog.messages == [
+        "the network diverged on 3 of 3 slices, which are unlike the training data: their result is the linear"
+        " estimate, which adds no detail."
+    ]
+    assert -2 < result.min() < result.max() < 3
+
+
 @pytest.mark.parametrize("guide_channels", [0, 1])
 @pytest.mark.parametrize("assumed", [Degradation(), Degradation((1, 2.5), 0), Degradation((3, 1.5), (0.5, 0))])
 def test_a_network_without_tiles_takes_whole_slices(guide_channels: int, assumed: Degradation) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import Estimator
+from miar_monai.networks.results import Prediction
 
 
 def estimator(guide_channels: int = 0) -> Estimator:
@@ -46,6 +47,24 @@ def test_an_untrained_network_returns_the_linear_estimate() -> None:
     network, lr = Estimator(channels=(8, 16), blocks=(1, 1)).eval(), torch.rand(1, 1, 8, 8)
     observed = network.observe(lr)
     assert torch.equal(network.predict(observed.images, network.condition(observed)).maps[:, :1], observed.linear)
+
+
+def test_a_slice_on_which_the_network_diverges_is_the_linear_estimate() -> None:
+    network = estimator()
+    lr = torch.from_numpy(head((23, 21, 4), seed=1)).float().movedim(-1, 0)[:, None]
+    observed = network.observe(lr)
+    prediction = network.predict(observed.images, network.condition(observed))
+    maps = prediction.maps.clone()
+    maps[1, 0, 40, 50] = 1e5
+    maps[2, 1, 7, 7] = float("nan")
+    found, plain = network.finish(Prediction(maps), observed), network.finish(prediction, observed)
+    linear = network.finish(prediction, observed._replace(network_weight=torch.zeros(4, 1, 1, 1)))
+    factors = torch.tensor([1, 0, 0, 1])[:, None, None, None]
+    assert torch.equal(found.network_weight, plain.network_weight * factors)
+    assert (plain.network_weight > 0.1).all()
+    for i, expected in enumerate((plain, linear, linear, plain)):
+        torch.testing.assert_close(found.image[i], expected.image[i])
+    assert not torch.allclose(plain.image, linear.image, atol=1e-3)
 
 
 def test_its_condition_tells_grids_apart() -> None:
