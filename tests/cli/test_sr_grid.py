@@ -130,7 +130,7 @@ def test_the_screen_says_which_axis_becomes_how_fine_and_what_else_to_ask_for(bu
     assert (
         "left-right as it is (1 mm), posterior-anterior as it is (1 mm), inferior-superior 2 x finer (1.25 mm)" in asked
     )
-    assert "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), Gaussian profile assumed" in asked
+    assert "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), SLR profile assumed" in asked
     assert "9x8x4 at 1x1x2.5 mm -> 9x8x8 at 1x1x1.25 mm in" in asked
     assert "; assumed blur" not in asked
     assert "to measure the blur" not in asked
@@ -161,7 +161,7 @@ def test_the_report_has_the_request_and_the_passes(bundle: Path, scan: Path) -> 
     ]  # fmt: skip
     assert first == {
         "stage": 1, "plane": "sagittal", "axes": ["posterior-anterior", "inferior-superior"], "factor": [1, 2.5],
-        "profile": ["bicubic", "gaussian"], "thickness": [1, 0.8], "blur_voxels": [0, 0],
+        "profile": ["bicubic", "slr"], "thickness": [1, 0.8], "blur_voxels": [0, 0],
     }  # fmt: skip
     assert (third["profile"], third["blur_voxels"]) == (["bicubic", "bicubic"], [0.5, 0.5])
     assert case["assumed_blur_voxels"] == 0.5
@@ -206,7 +206,7 @@ def test_wrong_requests_are_one_sentence_and_nothing_is_written(
 def test_a_dicom_series_states_its_thickness(bundle: Path, tmp_path: Path) -> None:
     series = write_dicom_series(tmp_path / "series", (9, 8, 4), (1, 1, 2.5))
     talking = sr(bundle, series, "--isotropic").stderr
-    assert "slices 2.5 mm thick, 2.5 mm apart, Gaussian profile assumed" in talking
+    assert "slices 2.5 mm thick, 2.5 mm apart, SLR profile assumed" in talking
     assert load("series_sr.nii.gz")[0].shape == (9, 8, 10)
 
 

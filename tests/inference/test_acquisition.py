@@ -16,7 +16,7 @@ from miar_monai.errors import SettingError
 from miar_monai.inference.acquisition import Acquisition
 
 SHAPE = (11, 9, 4)
-UNKNOWN = "slices 2.5 mm apart, taken as 2.5 mm thick since the file states none, Gaussian profile assumed"
+UNKNOWN = "slices 2.5 mm apart, taken as 2.5 mm thick since the file states none, SLR profile assumed"
 
 
 def with_thickness(folder: Path, value: bytes | None) -> Volume:
@@ -32,23 +32,23 @@ def with_thickness(folder: Path, value: bytes | None) -> Volume:
 @pytest.mark.parametrize(
     ("value", "thickness", "sentence"),
     [
-        (b"2.5", 2.5, "slices 2.5 mm thick, 2.5 mm apart, Gaussian profile assumed"),
-        (b"2.499", 2.499, "slices 2.5 mm thick, 2.5 mm apart, Gaussian profile assumed"),
-        (b"2", 2.0, "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), Gaussian profile assumed"),
-        (b"5", 5.0, "slices 5 mm thick, 2.5 mm apart (overlap 2.5 mm), Gaussian profile assumed"),
-        (b"7.5", 7.5, "slices 7.5 mm thick, 2.5 mm apart (overlap 5 mm), Gaussian profile assumed"),
+        (b"2.5", 2.5, "slices 2.5 mm thick, 2.5 mm apart, SLR profile assumed"),
+        (b"2.499", 2.499, "slices 2.5 mm thick, 2.5 mm apart, SLR profile assumed"),
+        (b"2", 2.0, "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), SLR profile assumed"),
+        (b"5", 5.0, "slices 5 mm thick, 2.5 mm apart (overlap 2.5 mm), SLR profile assumed"),
+        (b"7.5", 7.5, "slices 7.5 mm thick, 2.5 mm apart (overlap 5 mm), SLR profile assumed"),
         *((value, None, UNKNOWN) for value in (None, b"", b"0", b"-2", b"thick", b"1\\2", b"inf", b"nan")),
         (
             b"20",
             20.0,
             "slices 2.5 mm apart, taken as 2.5 mm thick since the 20 mm of the file are impossible,"
-            " Gaussian profile assumed",
+            " SLR profile assumed",
         ),
         (
             b"0.01",
             0.01,
             "slices 2.5 mm apart, taken as 2.5 mm thick since the 0.01 mm of the file are impossible,"
-            " Gaussian profile assumed",
+            " SLR profile assumed",
         ),
     ],
 )
@@ -87,7 +87,7 @@ def test_the_axis_is_that_of_the_patient_even_where_pixels_are_larger(
 
 def test_the_spacing_of_a_tilted_gantry_is_measured_along_the_normal(tmp_path: Path) -> None:
     volume = read_volume(write_dicom_series(tmp_path / "ct", SHAPE, step=(0, 1.8, 2.4), spacing=(0.8, 0.9, 2)))
-    assert str(Acquisition.of(volume)) == ("slices 2 mm thick, 2.4 mm apart (gap 0.4 mm), Gaussian profile assumed")
+    assert str(Acquisition.of(volume)) == ("slices 2 mm thick, 2.4 mm apart (gap 0.4 mm), SLR profile assumed")
 
 
 @pytest.mark.parametrize(("spacing", "axis"), [((1, 1, 5), 2), ((1, 5, 1), 1), ((4, 1, 1), 0), ((1, 1, 1), 2)])
@@ -98,6 +98,7 @@ def test_other_formats_have_their_slices_across_the_coarsest_axis(
         affine = np.eye(4)
         affine[:3, :3] = np.diag(spacing)[:, list(order)]
         volume = read_volume(write_nifti_phantom(tmp_path / f"{order}.nii", (14, 15, 16), affine))
+        assert "Gaussian profile assumed" in str(Acquisition.of(volume, profile="gaussian"))
         acquisition = Acquisition.of(volume, profile="box")
         assert (acquisition.axis, acquisition.spacing) == (axis, pytest.approx(max(spacing)))
         assert "box profile assumed" in str(acquisition)

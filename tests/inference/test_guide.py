@@ -118,7 +118,7 @@ def test_the_guide_counts_by_its_position(guided: Path, scans: tuple[Path, Path]
     moved = nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine + _shift(2, 0, 0), turned.header)
     nib.save(moved, guide.parent / "moved.nii.gz")
     other = resolver(image, guide.parent / "moved.nii.gz")
-    assert abs(other.get_fdata() - result.get_fdata()).max() > 5
+    assert abs(other.get_fdata() - result.get_fdata()).max() > 2
 
 
 def test_command_python_and_bundle_agree(guided: Path, scans: tuple[Path, Path], tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_axes_that_stay_are_identical_and_all_degradations_are_those_of_a_scanne
             for axis, line in zip(one.plane, one.degradation.axes(finer, shape), strict=True):
                 if line.factor == 1:
                     assert torch.equal(line.matrix(), torch.eye(line.lr_size, dtype=torch.float64))
-                elif line.profile == "gaussian":
+                elif line.profile == "slr":
                     profiled.add(axis)
                     known = thickness is not None and axis == slices(spacing).axis
                     assert (line.sigma, line.thickness) == (0, thickness / spacing[axis] if known else 1)
@@ -107,7 +107,7 @@ def test_two_axes_of_a_series_of_thick_slices_have_their_own_degradations() -> N
         (4, 4, 1), (5, 1, 1), in_plane, slices((5, 1, 1))
     ).stages  # axial planes through sagittal slices
     rows, columns = one.degradation.axes((40, 40), (10, 10))
-    assert (rows.profile, rows.sigma, columns.profile, columns.sigma) == ("gaussian", 0, "bicubic", 0.75)
+    assert (rows.profile, rows.sigma, columns.profile, columns.sigma) == ("slr", 0, "bicubic", 0.75)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
