@@ -26,6 +26,16 @@ Row = dict[str, Any]
 """A row of a table: values by column."""
 
 
+def consistent_title(method: str) -> str:
+    """Return the title of the row of a method with data consistency.
+
+    Example:
+        >>> consistent_title("RCAN")
+        'RCAN, data-consistent'
+    """
+    return f"{method}, data-consistent"
+
+
 def open_run(
     bundle: str,
     dataset_dir: str | Sequence[str],

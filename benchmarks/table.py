@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import Method, batches, open_run, provenance, publish
+from benchmarks.common import Method, batches, consistent_title, open_run, provenance, publish
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
 from benchmarks.peers.loading import load_peers
 from benchmarks.plane import perception_distortion
@@ -69,11 +69,6 @@ def miar_inferers(
     return dict([*sweep, *searches, default]), [name for name, _ in sweep], default[0]
 
 
-def consistent(method: str) -> str:
-    """Return the title of the row of a method with data consistency."""
-    return f"{method}, data-consistent"
-
-
 def timed(method: Method, lr: Tensor) -> tuple[Tensor, float]:
     """Return the SR slices of a method for LR slices (N, 1, h, w), and its milliseconds per slice."""
     synchronize = torch.cuda.synchronize if lr.is_cuda else lambda: None
@@ -110,7 +105,7 @@ def measure(
                     method(lr)
                 estimates[name], milliseconds[name] = timed(method, lr)
                 if name in trained:
-                    sr, corrected = estimates[name].float(), consistent(name)
+                    sr, corrected = estimates[name].float(), consistent_title(name)
                     estimates[corrected], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[corrected] = milliseconds[name] + more
             evaluation.add(estimates, hr, volume.subject, slices, volume.contrast, milliseconds)
@@ -155,7 +150,7 @@ def best_peer(rows: Sequence[Row], peers: Iterable[str]) -> str | None:
     def mean_psnr(method: str) -> float:
         return float(np.mean([row["PSNR"] for row in rows if row["method"] == method]))
 
-    return max(map(consistent, peers), key=mean_psnr, default=None)
+    return max(map(consistent_title, peers), key=mean_psnr, default=None)
 
 
 def paired_report(rows: Sequence[Row], ours: Sequence[str], peers: Sequence[str], metrics: Sequence[str]) -> str:
@@ -230,7 +225,7 @@ def main(
         measure(evaluation, volumes, trained, batch_size)
     evaluation.write_rows(folder / "table.csv", overwrite)
     if {"PSNR", "LPIPS"} <= set(evaluation.scores):
-        sweeps = [sweep, [consistent(name) for name in sweep]]
+        sweeps = [sweep, [consistent_title(name) for name in sweep]]
         perception_distortion(evaluation.rows, folder / "plane.png", sweeps, overwrite)
     else:
         missing.append("plane.png is left out: it needs PSNR and LPIPS.")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common import consistent_title
 from benchmarks.peers.loading import THROUGH_PLANE, TITLES, peer_config
 from benchmarks.thick_slices import DAMPING, ThickSlices, VolumeMethod
 from miar_monai.degradation import AxisDegradation, Degradation
@@ -89,7 +90,7 @@ def rcan_methods(
     title = TITLES["rcan"]
     return {
         title: partial(super_resolve, consistent=False),
-        f"{title}, data-consistent": partial(super_resolve, consistent=True),
+        consistent_title(title): partial(super_resolve, consistent=True),
     }
 
 

@@ -164,11 +164,11 @@ class SuperResolutionNetwork(nn.Module):
                 entropy.
         """
         departure = (prediction.maps - observed.linear).abs().amax(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-        span = observed.lr.amax(dim=(2, 3), keepdim=True) - observed.lr.amin(dim=(2, 3), keepdim=True)
-        sound = departure <= _MAX_DEPARTURE * span.clamp(min=1)  # False for NaN
+        darkest, brightest = (extreme(dim=(2, 3), keepdim=True) for extreme in (observed.lr.amin, observed.lr.amax))
+        sound = departure <= _MAX_DEPARTURE * (brightest - darkest).clamp(min=1)  # False for NaN
         observed = observed._replace(network_weight=observed.network_weight * sound)
         maps = self.correct(torch.where(sound, prediction.maps, observed.linear), observed)
-        maps = observed.operator.bounded(maps, observed.lr.amin(dim=(2, 3), keepdim=True))
+        maps = observed.operator.bounded(maps, darkest)
         perceptual, faithful = maps.split(1, dim=1)
         image = torch.lerp(perceptual, faithful, fidelity)
         estimate = Estimate(image, perceptual, faithful, observed.network_weight)
