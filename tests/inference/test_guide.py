@@ -115,10 +115,10 @@ def test_the_guide_counts_by_its_position(guided: Path, scans: tuple[Path, Path]
     assert not np.array_equal(turned.affine, nib.load(guide).affine)
     again = resolver(image, guide.parent / "turned.nii.gz")
     np.testing.assert_allclose(again.get_fdata(), result.get_fdata(), atol=1.5)
-    moved = nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine + _shift(2, 0, 0), turned.header)
+    moved = nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine + _shift(3, 3, 3), turned.header)
     nib.save(moved, guide.parent / "moved.nii.gz")
     other = resolver(image, guide.parent / "moved.nii.gz")
-    assert abs(other.get_fdata() - result.get_fdata()).max() > 2
+    assert abs(other.get_fdata() - result.get_fdata()).max() > 5
 
 
 def test_command_python_and_bundle_agree(guided: Path, scans: tuple[Path, Path], tmp_path: Path) -> None:
