@@ -37,7 +37,7 @@ Examples:
 )
 @click.option(
     "--profile",
-    type=click.Choice(["bicubic", "gaussian", "box", "slr"]),
+    type=click.Choice(["bicubic", "slr", "gaussian", "box"]),
     default="bicubic",
     show_default=True,
     help="Point spread function of a voxel.",

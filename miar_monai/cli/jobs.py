@@ -46,6 +46,7 @@ class Request:
     spacing: tuple[float, ...] | None = None
     isotropic: bool = False
     slice_thickness: float | None = None
+    slice_profile: str | None = None
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
     uncertainty: bool = False
@@ -71,6 +72,7 @@ class Request:
             "factor": self.factor,
             "spacing": self.spacing,
             "slice_thickness": self.slice_thickness,
+            "slice_profile": self.slice_profile,
             "uncertainty": self.uncertainty or None,
             "isotropic": self.isotropic or None,
         }

@@ -73,6 +73,12 @@ Examples:
     metavar="MM",
     help="Thickness of the slices of INPUT, if it is not their distance. [default: of the DICOM headers]",
 )
+@click.option(
+    "--slice-profile",
+    type=click.Choice(["slr", "gaussian", "box"]),
+    help="Profile of the slices of INPUT: that of selective pulses (Shinnar-Le Roux) in MRI, a Gaussian as in helical"
+    " CT, or a box. [default: bundle's]",
+)
 @options.model
 @options.device
 @options.inference_settings

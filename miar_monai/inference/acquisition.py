@@ -12,12 +12,15 @@ from miar_monai.data.volume import Volume
 from miar_monai.errors import SettingError
 from miar_monai.transforms.metatensor import acquired_slices, grid_of, image_name
 
-__all__ = ["Acquisition"]
+__all__ = ["SLICE_PROFILES", "Acquisition"]
 
-# That of selective pulses in MRI. Where it is wrong, results are nearer to the truth than with a wrong Gaussian, whose
-# inverse amplifies more.
-_PROFILE = "slr"
-_NAMES = {"gaussian": "Gaussian", "slr": "SLR"}
+_NAMES = {"slr": "SLR", "gaussian": "Gaussian", "box": "box"}
+SLICE_PROFILES = tuple(_NAMES)
+"""Those of `miar_monai.degradation.axis.PROFILES` that a slice can have.
+
+The first is the default, that of selective pulses in MRI. Where it is wrong, results are nearer to the truth than with
+a wrong Gaussian, whose inverse amplifies more.
+"""
 
 _MIN_RATIO, _MAX_RATIO = 0.05, 3.0  # of thickness and spacing; slices of CT overlap by up to two thirds
 _EQUAL = 0.01  # relative difference of thickness and spacing that is no gap
@@ -31,7 +34,7 @@ class Acquisition:
         axis: the patient axis across the slices: 0 left-right, 1 posterior-anterior, 2 inferior-superior.
         spacing: distance of adjacent slices along their normal in millimeters.
         thickness: full width at half maximum of the slice profile in millimeters.
-        profile: the assumed slice profile; see `miar_monai.degradation.axis.PROFILES`.
+        profile: the assumed slice profile, one of `SLICE_PROFILES`.
         doubt: why the thickness is assumed to be the spacing, or empty if it is known.
 
     Example:
@@ -44,11 +47,11 @@ class Acquisition:
     axis: int
     spacing: float
     thickness: float
-    profile: str = _PROFILE
+    profile: str = SLICE_PROFILES[0]
     doubt: str = ""
 
     @classmethod
-    def of(cls, volume: Volume, thickness: float | None = None, profile: str = _PROFILE) -> Acquisition:
+    def of(cls, volume: Volume, thickness: float | None = None, profile: str = SLICE_PROFILES[0]) -> Acquisition:
         """Return the acquisition of a volume.
 
         A thickness that the file does not state, or that is impossible, is taken as the spacing. The slices lie across
@@ -58,7 +61,7 @@ class Acquisition:
         Args:
             volume: just read.
             thickness: in millimeters, in place of that of the file; from 0.05 to 3 times the spacing.
-            profile: the slice profile to assume.
+            profile: the slice profile to assume, one of `SLICE_PROFILES`.
 
         Raises:
             SettingError: if ``thickness`` is impossible.
@@ -76,7 +79,7 @@ class Acquisition:
         return cls._of(volume.grid, volume.slice_axis, volume.slice_thickness, thickness, profile, str(volume.path))
 
     @classmethod
-    def of_image(cls, image: Tensor, thickness: float | None = None, profile: str = _PROFILE) -> Acquisition:
+    def of_image(cls, image: Tensor, thickness: float | None = None, profile: str = SLICE_PROFILES[0]) -> Acquisition:
         """Return the acquisition of a volume (1, X, Y, Z) in any orientation; without metadata, its axes are RAS+."""
         slices = acquired_slices(image)
         axis = None if slices.axis is None else grid_of(image).patient_axes.index(slices.axis)
@@ -114,7 +117,7 @@ class Acquisition:
 
     def __str__(self) -> str:
         """Return the description for screen and report."""
-        name = _NAMES.get(self.profile, self.profile)
+        name = _NAMES[self.profile]
         spacing = f"{self.spacing:.3g} mm apart"
         if self.doubt:
             return (

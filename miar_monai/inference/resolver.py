@@ -63,7 +63,8 @@ def super_resolve(
             ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default. For the
             grid, at most one of ``factor`` (how many times finer, 1 to 8), ``spacing`` (in millimeters), both one
             number or three for left-right, posterior-anterior and inferior-superior, and ``isotropic=True``;
-            ``slice_thickness`` in millimeters if it is not the distance of the slices.
+            ``slice_thickness`` in millimeters if it is not the distance of the slices, and ``slice_profile``,
+            ``"slr"``, ``"gaussian"`` or ``"box"``.
 
     Returns:
         The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of

@@ -17,7 +17,7 @@ from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, check_range
-from miar_monai.inference.acquisition import Acquisition
+from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
 from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
@@ -49,9 +49,12 @@ class VolumeInferer(Inferer):
         isotropic: whether all axes get the smallest spacing of the input.
         slice_thickness: full width at half maximum of the slice profile in millimeters; by default that of the DICOM
             headers or, without one, the distance of the slices.
+        slice_profile: the slice profile to assume, one of `SLICE_PROFILES`: ``"slr"`` (Shinnar-Le Roux pulses of MRI),
+            ``"gaussian"`` (helical CT) or ``"box"``.
 
     Raises:
-        SettingError: if a setting is out of range, or more than one of factor, spacing and isotropic is given.
+        SettingError: if a setting is out of range or unknown, or more than one of factor, spacing and isotropic is
+            given.
 
     Example:
         >>> from miar_monai.networks import Estimator
@@ -68,12 +71,19 @@ class VolumeInferer(Inferer):
         spacing: Any = None,
         isotropic: bool = False,
         slice_thickness: float | None = None,
+        slice_profile: str = SLICE_PROFILES[0],
     ) -> None:
         self.inferer = inferer
         self.request = GridRequest.of(factor, spacing, isotropic)
         if slice_thickness is not None:
             check_range("slice_thickness", slice_thickness, 0, float("inf"))
+        if slice_profile not in SLICE_PROFILES:
+            raise SettingError(
+                f"slice_profile is {slice_profile!r}, but it must be one of {', '.join(SLICE_PROFILES)}; correct the"
+                " setting."
+            )
         self.slice_thickness = slice_thickness
+        self.slice_profile = slice_profile
 
     def plan(self, image: Tensor, network: SuperResolutionNetwork) -> Plan:
         """Return the passes for a volume, whose blur is measured if the setting of the inferer is "auto".
@@ -96,7 +106,7 @@ class VolumeInferer(Inferer):
         default = [*network.degradation.scales]
         default.insert(grid.normal_axis, 1.0)
         factors = self.request.factors(grid, default)
-        acquisition = Acquisition.of_image(image, self.slice_thickness)
+        acquisition = Acquisition.of_image(image, self.slice_thickness, self.slice_profile)
         plan = plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
         return plan._replace(request=self.request)
 

@@ -60,7 +60,7 @@ class SuperResolutionTask(InferTask):
 
     displayable_configs = (
         *("lookahead_tokens", "fidelity", "blur", "uncertainty"),
-        *("factor", "spacing", "isotropic", "slice_thickness"),
+        *("factor", "spacing", "isotropic", "slice_thickness", "slice_profile"),
     )
 
     def __init__(self, bundle: Path) -> None:

@@ -56,6 +56,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[float, float, fl
         {"factor": [1, 1, 2], "slice_thickness": 2},
         (1, 1, 2),
     ),
+    "profile": (
+        ("--factor", "1,1,2", "--slice-profile", "gaussian"),
+        {"factor": [1, 1, 2], "slice_profile": "gaussian"},
+        (1, 1, 2),
+    ),
 }
 
 
@@ -131,6 +136,13 @@ def test_the_screen_says_which_axis_becomes_how_fine_and_what_else_to_ask_for(bu
         "left-right as it is (1 mm), posterior-anterior as it is (1 mm), inferior-superior 2 x finer (1.25 mm)" in asked
     )
     assert "slices 2 mm thick, 2.5 mm apart (gap 0.5 mm), SLR profile assumed" in asked
+    bell = sr(
+        bundle, scan, "-o", "bell.nii", "--factor", "1,1,2", "--slice-profile", "gaussian", "--report", "run.json"
+    )
+    sentence = "slices 2.5 mm apart, taken as 2.5 mm thick since the file states none, Gaussian profile assumed"
+    assert sentence in bell.stderr
+    assert sentence in Path("run.json").read_text()
+    assert not np.allclose(load("bell.nii")[0], load("scan_sr.nii.gz")[0])  # that of the default
     assert "9x8x4 at 1x1x2.5 mm -> 9x8x8 at 1x1x1.25 mm in" in asked
     assert "; assumed blur" not in asked
     assert "to measure the blur" not in asked
@@ -192,6 +204,7 @@ def test_the_report_has_the_request_and_the_passes(bundle: Path, scan: Path) -> 
         (("--spacing", "1,1,2.5"), 2, "the voxels would keep their size, 1 x 1 x 2.5 mm; ask for a factor above 1, or"),
         (("--slice-thickness", 50), 2, "a slice thickness of 50 mm is given, but for slices 2.5 mm apart it must lie"),
         (("--slice-thickness", -1), 2, "slice_thickness is -1.0, but it must lie between 0 and inf"),
+        (("--slice-profile", "bell"), 2, "Invalid value for '--slice-profile': 'bell' is not one of 'slr', 'gaussian'"),
     ],
 )
 def test_wrong_requests_are_one_sentence_and_nothing_is_written(

@@ -18,7 +18,7 @@ from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError
-from miar_monai.inference.acquisition import Acquisition
+from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
 from miar_monai.inference.error_model import ErrorModel
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import plan_passes
@@ -243,6 +243,22 @@ def test_an_impossible_slice_thickness_is_refused() -> None:
         inferer(factor=2, slice_thickness=50)(x, tiny_estimator())
     with pytest.raises(SettingError, match="slice_thickness is 'thin', but it must lie between"):
         inferer(factor=2, slice_thickness="thin")(x, tiny_estimator())
+
+
+@pytest.mark.parametrize("profile", SLICE_PROFILES)
+def test_the_profile_that_is_asked_for_is_that_of_the_operator(profile: str) -> None:
+    x = MetaTensor(torch.rand(1, 9, 8, 4), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+    plan = inferer(factor=(1, 1, 5), slice_profile=profile).plan(x, tiny_estimator())
+    assert [one.degradation.profiles for one in plan.stages[0]] == [("bicubic", profile)] * 2
+    assert str(plan.acquisition).endswith(f"{profile} profile assumed".replace("slr", "SLR").replace("gau", "Gau"))
+
+
+@pytest.mark.parametrize("profile", ["bell", "SLR", "bicubic", None, 1, ["slr"]])
+def test_an_unknown_slice_profile_is_refused(profile: Any) -> None:
+    with pytest.raises(
+        SettingError, match=r"slice_profile is .*, but it must be one of slr, gaussian, box; correct the"
+    ):
+        inferer(slice_profile=profile)
 
 
 def test_other_shapes_are_refused() -> None:

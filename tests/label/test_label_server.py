@@ -102,6 +102,13 @@ def test_a_grid_can_be_requested(server: Server, studies: Path, tmp_path: Path, 
     assert np.array_equal(np.asarray(result.dataobj), np.asarray(written.dataobj))
     assert np.array_equal(result.affine, written.affine)
     assert result.shape == (SHAPE[0], SHAPE[1], 2 * SHAPE[2])
+    bell = server.infer(
+        "miar_brats", "head0", result_extension=".nii", spacing=spacing, slice_profile="gaussian", **GREEDY
+    )
+    options = (*options, "--slice-profile", "gaussian")
+    other = nib.load(miar("sr", source, "-o", tmp_path / "bell.nii", "--model", "brats", "--device", "cpu", *options))
+    assert np.array_equal(np.asarray(nifti(bell).dataobj), np.asarray(other.dataobj))
+    assert not np.array_equal(np.asarray(other.dataobj), np.asarray(written.dataobj))
     answer = server.infer("miar_brats", "head0", factor=2, spacing=1)
     assert answer.status_code == 400
     assert "factor and spacing are given, but only one of" in answer.json()["detail"]
@@ -169,6 +176,13 @@ def test_eight_simultaneous_requests_are_not_mixed_up(server: Server, studies: P
         ("miar_heart", "head0", {}, 404, "there is no model 'miar_heart': this server has miar_brats, miar_lidc."),
         ("miar_brats", "head0", {"fidelity": 7}, 400, "fidelity is 7, but it must lie between 0 and 1"),
         ("miar_brats", "head0", {"fidelity": "high"}, 400, "fidelity is 'high'"),
+        (
+            "miar_brats",
+            "head0",
+            {"slice_profile": "bell"},
+            400,
+            "must be one of slr, gaussian, box; correct the setting",
+        ),
         ("miar_brats", "head0", {"lookahead_tokens": 1.5}, 400, "must be a whole number"),
         ("miar_brats", "head0", {"blur": "a lot"}, 400, "a number of LR voxels or 'auto' is needed"),
         ("miar_brats", "head0", {"device": "abacus"}, 400, "there is no device 'abacus'"),
