@@ -2,7 +2,8 @@
 
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/eclare [--only _5_0] [--minutes 9]
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/miar \
-        --command "miar sr {input} -o {folder}/sr.nii.gz --factor 1,1,{spacing} --slice-thickness {thickness}"
+        --command "miar sr {input} -o {folder}/sr.nii.gz --factor 1,1,{spacing} --slice-thickness {thickness} \
+            --slice-profile slr"
 
 runs ECLARE, or any other command, on the files that ``benchmarks.thick_slices`` wrote. Volumes with a result
 are skipped, so that a run can be continued. Writes ``<name>.nii.gz``, rounded to 12 bits, and a row of ``seconds.csv``
@@ -50,7 +51,7 @@ def values(path: Path) -> dict[str, str]:
     match = _NAME.fullmatch(stem)
     if match is None:
         raise DatasetError(
-            f"{path} must be named <subject>_<contrast>_<thickness>_<gap>.nii.gz; write it by benchmarks.thick_slices."
+            f"{path} must be named <name>_<thickness>_<gap>.nii.gz; write it by benchmarks.thick_slices."
         )
     thickness, gap = float(match["thickness"]), float(match["gap"])
     pixel = min(nib.Nifti1Image.from_filename(path).header.get_zooms()[:3])

@@ -1,11 +1,12 @@
 """Thick slices of truly isotropic volumes, for programs, and methods that make slices thin again.
 
     python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick \
-        [--contrasts t1,t2] [--slices 5,0] [--section test] ...
+        [--contrasts t1,t2] [--slices 5,0] [--profile slr] [--section test] ...
 
-writes ``<subject>_<contrast>_<thickness>_<gap>.nii.gz`` for `benchmarks.run_program`. The slice profile is Gaussian. A
-volume counts as isotropic if it has detail in all three planes, see `miar_monai.data.spectrum.detailed_planes`. With
-``--changes noise0.01,box``, slices are also written that differ from what the methods are told, see `CHANGES`.
+writes ``<subject>_<contrast>_<profile>_<thickness>_<gap>.nii.gz`` for `benchmarks.run_program`. The slice profile is
+that of a Shinnar-Le Roux pulse, as SMORE and ECLARE simulate it, or another one by ``--profile``. A volume counts as
+isotropic if it has detail in all three planes, see `miar_monai.data.spectrum.detailed_planes`. With ``--changes
+noise0.01,box``, slices are also written that differ from what the methods are told, see `CHANGES`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from miar_monai.data.spectrum import PLANES, detailed_planes
 from miar_monai.data.volume import as_float
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in_one_sentence
+from miar_monai.inference.acquisition import SLICE_PROFILES
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices
 from miar_monai.transforms.degrade import degrade_volume
@@ -65,8 +67,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "noise0.003": {"noise": 0.003},
     "noise0.01": {"noise": 0.01},
     "noise0.02": {"noise": 0.02},
-    "box": {"profile": "box"},
     "slr": {"profile": "slr"},
+    "gaussian": {"profile": "gaussian"},
+    "box": {"profile": "box"},
     "thinner": {"width": 0.8},
     "thicker": {"width": 1.25},
 }
@@ -83,11 +86,12 @@ class ThickSlices(NamedTuple):
     Attributes:
         subject: the patient.
         contrast: of an MRI data set, or ``"ct"``.
-        thickness: full width at half maximum of the Gaussian slice profile in millimeters.
+        thickness: full width at half maximum of the slice profile in millimeters.
         gap: distance between the slices less their thickness, in millimeters.
         truth: the volume, in RAS orientation, whose height is a multiple of the distance of the slices.
         thick: the slices, with the same field of view.
         change: how they differ from what is assumed, one of `CHANGES`, or empty.
+        profile: the assumed slice profile, one of `miar_monai.inference.acquisition.SLICE_PROFILES`.
     """
 
     subject: str
@@ -97,17 +101,25 @@ class ThickSlices(NamedTuple):
     truth: Volume
     thick: Volume
     change: str = ""
+    profile: str = SLICE_PROFILES[0]
 
     @classmethod
     def of(
-        cls, subject: str, contrast: str, thickness: float, gap: float, volume: Volume, change: str = ""
+        cls,
+        subject: str,
+        contrast: str,
+        thickness: float,
+        gap: float,
+        volume: Volume,
+        change: str = "",
+        profile: str = SLICE_PROFILES[0],
     ) -> ThickSlices:
         """Degrade the central part of a volume in RAS orientation, which covers a whole number of slices."""
         factor = (thickness + gap) / float(volume.grid.spacing[2])
         height = round(int(volume.array.shape[2] / factor) * factor)
         truth = metatensor_to_volume(CentralSlices(height)(volume_to_metatensor(volume)))
         settings: dict[str, Any] = {
-            "profile": "gaussian",
+            "profile": profile,
             "noise": 0.0,
             "width": 1.0,
             "levels": 0,
@@ -120,13 +132,13 @@ class ThickSlices(NamedTuple):
         if settings["levels"]:
             step = float(np.ptp(thick.array)) / (settings["levels"] - 1)
             thick = thick._replace(array=(np.rint(thick.array / step) * step).astype(np.float32))
-        return cls(subject, contrast, thickness, gap, truth, thick, change)
+        return cls(subject, contrast, thickness, gap, truth, thick, change, profile)
 
     @property
     def name(self) -> str:
         """Name of the files of this volume, without the suffix."""
         change = f"_{self.change}" if self.change else ""
-        return f"{self.subject}_{self.contrast}{change}_{self.thickness:g}_{self.gap:g}"
+        return f"{self.subject}_{self.contrast}_{self.profile}{change}_{self.thickness:g}_{self.gap:g}"
 
     @property
     def title(self) -> str:
@@ -138,7 +150,7 @@ class ThickSlices(NamedTuple):
         """The assumed degradation of sagittal and coronal planes, whose columns are thick."""
         factor = float(self.thick.grid.spacing[2] / self.truth.grid.spacing[2])
         relative = self.thickness / (self.thickness + self.gap)
-        return Degradation((1.0, factor), 0.0, profile=("bicubic", "gaussian"), thickness=(1.0, relative))
+        return Degradation((1.0, factor), 0.0, profile=("bicubic", self.profile), thickness=(1.0, relative))
 
 
 VolumeMethod = Callable[[ThickSlices], np.ndarray | None]
@@ -199,16 +211,29 @@ def parse_slices(slices: str | Sequence[float] | Sequence[Sequence[float]] | Non
     return [(float(thickness), float(gap)) for thickness, gap in pairs]
 
 
-def parse_changes(changes: str | Sequence[str]) -> list[str]:
+def parse_changes(changes: str | Sequence[str], profile: str = SLICE_PROFILES[0]) -> list[str]:
     """Return names of `CHANGES`, after an empty one for slices as assumed: one, several, or ``"all"``.
+
+    Args:
+        changes: the names.
+        profile: the assumed slice profile, which is no change.
 
     Raises:
         ConfigurationError: if a name is unknown.
+
+    Example:
+        >>> parse_changes("box")
+        ['', 'box']
     """
-    names = list(CHANGES) if changes == "all" else [str(name) for name in ensure_tuple(changes)]
-    if unknown := [name for name in names if name not in CHANGES]:
+    if profile not in SLICE_PROFILES:
         raise ConfigurationError(
-            f"the changes {unknown} are unknown: the known ones are {', '.join(CHANGES)}, or all; correct the option."
+            f"profile is {profile!r}, but it must be one of {', '.join(SLICE_PROFILES)}; correct the option."
+        )
+    known = [name for name in CHANGES if name != profile]
+    names = known if changes == "all" else [str(name) for name in ensure_tuple(changes)]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigurationError(
+            f"the changes {unknown} are unknown: the known ones are {', '.join(known)}, or all; correct the option."
         )
     return ["", *names]
 
@@ -219,11 +244,12 @@ def load_cases(
     subjects: Sequence[str] = (),
     limit: int | None = None,
     changes: Sequence[str] = ("",),
+    profile: str = SLICE_PROFILES[0],
 ) -> list[ThickSlices]:
     """Return the volumes of a config with each thickness and gap, and each change."""
     volumes = tqdm(isotropic_volumes(config, subjects, limit), desc="loading", unit="volume")
     return [
-        ThickSlices.of(subject, contrast, thickness, gap, volume, change)
+        ThickSlices.of(subject, contrast, thickness, gap, volume, change, profile)
         for subject, contrast, volume in volumes
         for thickness, gap in slices
         for change in changes
@@ -245,7 +271,7 @@ def linear_inverse(case: ThickSlices) -> np.ndarray:
 
 
 def bundled(model: str, device: str, **settings: Any) -> VolumeMethod:
-    """Return a bundle as a method, which is told the factor and the thickness of the slices.
+    """Return a bundle as a method, which is told the factor, the thickness and the profile of the slices.
 
     Args:
         model: see `miar_monai.super_resolve`.
@@ -254,11 +280,12 @@ def bundled(model: str, device: str, **settings: Any) -> VolumeMethod:
     """
 
     @cache
-    def resolver(factor: float, thickness: float) -> SuperResolver:
-        return SuperResolver(model, device, factor=(1.0, 1.0, factor), slice_thickness=thickness, **settings)
+    def resolver(factor: float, thickness: float, profile: str) -> SuperResolver:
+        told = {"factor": (1.0, 1.0, factor), "slice_thickness": thickness, "slice_profile": profile}
+        return SuperResolver(model, device, **told, **settings)
 
     def super_resolve(case: ThickSlices) -> np.ndarray:
-        return resolver(case.degradation.scales[1], case.thickness).volume(case.thick).array
+        return resolver(case.degradation.scales[1], case.thickness, case.profile).volume(case.thick).array
 
     return super_resolve
 
@@ -317,6 +344,7 @@ def main(
     contrasts: str | Sequence[str] | None = None,
     limit: int | None = None,
     changes: str | Sequence[str] = (),
+    profile: str = SLICE_PROFILES[0],
     **settings: Any,
 ) -> None:
     """Write thick slices, and print the paths of the files.
@@ -330,11 +358,13 @@ def main(
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         limit: largest number of volumes.
         changes: names of `CHANGES`, or ``"all"``.
+        profile: the slice profile, one of `miar_monai.inference.acquisition.SLICE_PROFILES`.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, overwrite, ...
     """
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [])
     check_output_folder(output_dir)
-    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes)):
+    parsed = parse_changes(changes, profile)
+    for case in load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parsed, profile):
         path = Path(output_dir, f"{case.name}.nii.gz")
         print(write_volume(path, as_float(case.thick), config.get_parsed_content("overwrite")))
 

@@ -4,13 +4,14 @@
     python -m benchmarks.run_program --input_dir runs/thick --output_dir runs/eclare
     python -m benchmarks.through_plane ECLARE=runs/eclare MIAR=bundles/miar_brats --dataset_dir BraTS \
         --split_file split.json --output_dir through_plane_output [--rcan runs/brats/rcan_through_plane.pt] \
-        [--contrasts t1,t2] [--slices 5,0] [--every 4] ...
+        [--contrasts t1,t2] [--slices 5,0] [--profile slr] [--every 4] ...
 
 compares the cubic B-spline, the linear inverse, RCAN trained for such slices (see benchmarks/peers), bundles, and the
 results of other methods on the same thick slices, one folder each, in sagittal, coronal and axial planes. Writes
 ``through_plane.csv`` (a row for each patient, contrast, thickness, plane, slice and method) and ``through_plane.md``.
 Thickness and gap are in millimeters, ``5‖1`` for slices of 5 mm with gaps of 1 mm; with ``--changes noise0.01,box``
-also for slices that are not as the methods are told.
+also for slices that are not as the methods are told. The slice profile is that of a Shinnar-Le Roux pulse, or another
+one by ``--profile``, and the methods are told it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
 from miar_monai.evaluation.metrics import body_mask
 from miar_monai.evaluation.tables import markdown_table, results_table
+from miar_monai.inference.acquisition import SLICE_PROFILES
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +199,7 @@ def main(
     fidelities: float | Sequence[float] = (0, 1),
     limit: int | None = None,
     changes: str | Sequence[str] = (),
+    profile: str = SLICE_PROFILES[0],
     **settings: Any,
 ) -> None:
     """Measure interpolation, the linear inverse, and the results of other methods.
@@ -215,6 +218,7 @@ def main(
         fidelities: fidelities of the bundles, a method each.
         limit: largest number of volumes.
         changes: names of `benchmarks.thick_slices.CHANGES`, or ``"all"``, for slices that are not as assumed.
+        profile: the slice profile, one of `miar_monai.inference.acquisition.SLICE_PROFILES`.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, metrics, overwrite, ...
 
     Raises:
@@ -224,7 +228,8 @@ def main(
     """
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, {"metrics": list(METRICS), **settings}, RESULTS)
     evaluation, overwrite = (config.get_parsed_content(key) for key in ("evaluation", "overwrite"))
-    cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parse_changes(changes))
+    parsed = parse_changes(changes, profile)
+    cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parsed, profile)
     peer = {} if rcan is None else rcan_methods(bundle, rcan, cases, evaluation.device)
     others, reported = open_methods(folders, cases, str(evaluation.device), ensure_tuple(fidelities))
     methods = {CUBIC: cubic, "linear inverse": linear_inverse, **peer, **others}
@@ -239,6 +244,7 @@ def main(
     notes = [
         f"- Commit {commit()}, {machine(evaluation.device)}, torch {torch.__version__}.",
         f"- Volumes: {', '.join(volumes)}.",
+        f"- The slice profile is {profile}, which the methods are told.",
         f"- One in {every} slices of each plane with a quarter or more of the body's largest section; seconds are "
         "medians over the volumes, those of programs as they were measured when they ran.",
         *(f"- {sentence}" for sentence in evaluation.missing),

@@ -24,6 +24,7 @@ from benchmarks.thick_slices import CHANGES, SLICES, ThickSlices, cubic, linear_
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import Volume
 from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
+from miar_monai.inference.acquisition import SLICE_PROFILES
 from miar_monai.networks import Estimator
 from miar_monai.networks.weights import save_weights
 
@@ -37,14 +38,19 @@ def volume(array: np.ndarray, height: float = 1.0) -> Volume:
 # Thick slices
 
 
-@given(st.sampled_from([*SLICES, (2.5, 0.5)]), st.integers(20, 47), st.sampled_from([1.0, 1.25, 0.8]))
+@given(
+    st.sampled_from([*SLICES, (2.5, 0.5)]),
+    st.integers(20, 47),
+    st.sampled_from([1.0, 1.25, 0.8]),
+    st.sampled_from(SLICE_PROFILES),
+)
 @settings(max_examples=20, deadline=None)
 def test_thick_slices_have_the_field_of_view_of_the_truth_and_its_degradation(
-    slices: tuple[float, float], size: int, height: float
+    slices: tuple[float, float], size: int, height: float, profile: str
 ) -> None:
     array = np.random.default_rng(size).random((5, 7, size))
-    case = ThickSlices.of("p", "t2", *slices, volume(array, height))
-    assert case.name == f"p_t2_{slices[0]:g}_{slices[1]:g}"
+    case = ThickSlices.of("p", "t2", *slices, volume(array, height), profile=profile)
+    assert case.name == f"p_t2_{profile}_{slices[0]:g}_{slices[1]:g}"
     assert case.thick.grid.spacing[2] == pytest.approx(sum(slices))
     assert size - case.truth.array.shape[2] < sum(slices) / height + 1
     corners = [fov_corners(x.affine, x.array.shape) for x in (case.truth, case.thick)]
@@ -87,8 +93,8 @@ def test_the_linear_inverse_explains_its_input_better_than_the_spline() -> None:
 def test_changed_slices_differ_as_their_name_says() -> None:
     data = volume(1000 * head((16, 20, 40)))
     plain = ThickSlices.of("p", "t1", 5, 0, data)
-    changed = {name: ThickSlices.of("p", "t1", 5, 0, data, name) for name in CHANGES}
-    assert changed["box"].name == "p_t1_box_5_0"
+    changed = {name: ThickSlices.of("p", "t1", 5, 0, data, name) for name in CHANGES if name != plain.profile}
+    assert changed["box"].name == "p_t1_slr_box_5_0"
     assert changed["box"].title == "5‖0, box"
     span = np.ptp(plain.truth.array)
     for name, case in changed.items():
@@ -145,12 +151,12 @@ def test_thick_slices_go_through_a_program_and_are_measured(
 ) -> None:
     thick, results, out = (tmp_path / name for name in ("thick", "nearest", "out"))
     thick_slices.main(**data, output_dir=str(thick), slices=((5, 0), (4, 0)))
-    names = [f"BraTS_{i}_t2_{t}_0.nii.gz" for i in (0, 2) for t in (4, 5)]
+    names = [f"BraTS_{i}_t2_slr_{t}_0.nii.gz" for i in (0, 2) for t in (4, 5)]
     assert sorted(path.name for path in thick.iterdir()) == names  # not the interpolated volume
     (tmp_path / "nearest.py").write_text(NEAREST)
     command = f"{sys.executable} {tmp_path / 'nearest.py'} {{input}} {{folder}} {{factor}}"
     run_program.main(str(thick), str(results), command, only="_5_0")
-    assert "BraTS_2_t2_5_0.nii.gz: " in capsys.readouterr().out
+    assert "BraTS_2_t2_slr_5_0.nii.gz: " in capsys.readouterr().out
     run_program.main(str(thick), str(results), "none", only="_5_0")  # nothing is left to run
     image = nib.load(results / names[1])
     assert image.shape == (45, 43, 40)
@@ -185,7 +191,8 @@ def test_thick_slices_go_through_a_program_and_are_measured(
     "factor" not in json.loads((BUNDLES / "miar_brats" / "configs" / "inference.json").read_text()),
     reason="bundles make the axial plane finer only",
 )
-def test_a_bundle_is_told_factor_and_thickness(data: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["slr", "gaussian"])
+def test_a_bundle_is_told_factor_thickness_and_profile(profile: str, data: dict[str, Any], tmp_path: Path) -> None:
     folder, sizes = tmp_path / "tiny", {"channels": [8, 16], "blocks": [1, 1]}
     (folder / "models").mkdir(parents=True)
     shutil.copytree(BUNDLES / "miar_brats" / "configs", folder / "configs")
@@ -197,7 +204,8 @@ def test_a_bundle_is_told_factor_and_thickness(data: dict[str, Any], tmp_path: P
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     save_weights(Estimator(**sizes), folder / "models" / "model.pt")  # untrained, so the linear estimate
     options = {**data, "metrics": ["PSNR"], "every": 9, "output_dir": str(tmp_path), "limit": 1}
-    through_plane.main(f"MIAR={folder}", **options, slices=((5, 0), (4, 1)), fidelities=1)
+    through_plane.main(f"MIAR={folder}", **options, slices=((5, 0), (4, 1)), fidelities=1, profile=profile)
+    assert f"- The slice profile is {profile}, which" in (tmp_path / "through_plane.md").read_text()
     with (tmp_path / "through_plane.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     psnr = {
@@ -255,8 +263,8 @@ def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -
     with pytest.raises(DatasetError, match="has no results of any volume"):
         saved_results(tmp_path, cases)
     truth = cases[0].truth
-    nib.save(nib.Nifti1Image(truth.array, truth.affine), tmp_path / "p0_t2_5_0.nii.gz")
-    with pytest.raises(DatasetError, match="has no results of p1_t2_5_0"):
+    nib.save(nib.Nifti1Image(truth.array, truth.affine), tmp_path / "p0_t2_slr_5_0.nii.gz")
+    with pytest.raises(DatasetError, match="has no results of p1_t2_slr_5_0"):
         saved_results(tmp_path, cases)
     read, seconds = saved_results(tmp_path, cases[:1])
     np.testing.assert_array_equal(read(cases[0]), truth.array)
@@ -264,7 +272,7 @@ def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -
     moved = truth.affine.copy()
     moved[2, 3] += 0.5
     assert corner_distance(moved, truth.affine, (16, 16, 20)) == 0.5
-    nib.save(nib.Nifti1Image(truth.array, moved), tmp_path / "p0_t2_5_0.nii.gz")
+    nib.save(nib.Nifti1Image(truth.array, moved), tmp_path / "p0_t2_slr_5_0.nii.gz")
     with pytest.raises(DatasetError, match="but the grid of the truth"):
         read(cases[0])
 
@@ -283,9 +291,17 @@ def test_a_folder_needs_a_name_and_a_section_an_isotropic_volume(data: dict[str,
         thick_slices.main(**{**data, "split_file": str(tmp_path / "split.json")}, output_dir=str(tmp_path / "out"))
     with pytest.raises(ConfigurationError, match=r"the changes \['9bits'\] are unknown"):
         thick_slices.main(**data, output_dir=str(tmp_path / "out"), changes="9bits")
+    with pytest.raises(
+        ConfigurationError, match=r"the changes \['box'\] are unknown: the known ones are .* slr, gaussian,"
+    ):
+        thick_slices.main(**data, output_dir=str(tmp_path / "out"), changes="box", profile="box")
+    with pytest.raises(
+        ConfigurationError, match="profile is 'bell', but it must be one of slr, gaussian, box; correct"
+    ):
+        through_plane.main(**data, output_dir=str(tmp_path / "out"), profile="bell")
     options = {"slices": (8, 0), "subjects": "BraTS_1", "changes": ("box", "8bits")}
     thick_slices.main(**data, output_dir=str(tmp_path / "out"), **options)
-    names = [f"BraTS_1_t2{change}_8_0.nii.gz" for change in ("", "_8bits", "_box")]
+    names = [f"BraTS_1_t2_slr{change}_8_0.nii.gz" for change in ("", "_8bits", "_box")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
 
 
