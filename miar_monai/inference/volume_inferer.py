@@ -49,8 +49,8 @@ class VolumeInferer(Inferer):
         isotropic: whether all axes get the smallest spacing of the input.
         slice_thickness: full width at half maximum of the slice profile in millimeters; by default that of the DICOM
             headers or, without one, the distance of the slices.
-        slice_profile: the slice profile to assume, one of `SLICE_PROFILES`: ``"slr"`` (Shinnar-Le Roux pulses of MRI),
-            ``"gaussian"`` (helical CT) or ``"box"``.
+        slice_profile: the slice profile to assume: ``"slr"`` (Shinnar-Le Roux pulses of MRI), ``"gaussian"`` (helical
+            CT) or ``"box"``; see `miar_monai.inference.acquisition.SLICE_PROFILES`.
 
     Raises:
         SettingError: if a setting is out of range or unknown, or more than one of factor, spacing and isotropic is

@@ -6,19 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from helpers.bundle_runs import arguments, quick_command, workflow
+from helpers.bundle_runs import BUNDLES, arguments, quick_command, workflow
 from helpers.derived_series import by_height
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from nibabel.eulerangles import euler2mat
 
 from miar_monai.cli.main import main
+from miar_monai.cli.workflow import read_config
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.data.io import read_volume
+from miar_monai.inference.acquisition import SLICE_PROFILES
 from miar_monai.inference.resolver import SuperResolver, super_resolve
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -214,6 +217,23 @@ def test_wrong_requests_are_one_sentence_and_nothing_is_written(
     assert result.exit_code == code
     assert sentence in result.stderr
     assert not list(Path().iterdir())
+
+
+def test_profiles_have_the_same_names_everywhere() -> None:
+    choices = {
+        (command, option.name): option.type.choices
+        for command in ("sr", "degrade")
+        for option in main.get_command(click.Context(main), command).params
+        if isinstance(option.type, click.Choice)
+    }
+    assert tuple(choices["sr", "slice_profile"]) == SLICE_PROFILES
+    assert tuple(choices["degrade", "profile"]) == ("bicubic", *SLICE_PROFILES)
+
+
+@pytest.mark.parametrize(("name", "profile"), [("miar_brats", "slr"), ("miar_lidc", "gaussian")])
+def test_a_bundle_declares_the_profile_of_its_scanners(name: str, profile: str) -> None:
+    inferer = read_config(str(BUNDLES / name), {}, workflow="inference").get_parsed_content("volume_inferer")
+    assert inferer.slice_profile == profile
 
 
 def test_a_dicom_series_states_its_thickness(bundle: Path, tmp_path: Path) -> None:
