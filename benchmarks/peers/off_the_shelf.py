@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,9 @@ def _load(path: Path) -> nn.Module:
 
     if path.suffix == ".bin":
         return GrayImages(read_ncnn(path, ESRGAN(num_filters=64, num_blocks=23, scale=4))).eval()
-    return GrayImages(ModelLoader(device="cpu").load_from_file(path).model).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.meshgrid")  # spandrel uses a deprecated call
+        return GrayImages(ModelLoader(device="cpu").load_from_file(path).model).eval()
 
 
 def load_off_the_shelf(folder: str | None) -> tuple[dict[str, nn.Module], list[str]]:

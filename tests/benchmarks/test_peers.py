@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,7 @@ def test_ncnn_files_hold_the_convolutions_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel uses a deprecated call
 def test_networks_for_photographs_are_applied_to_gray_images(tmp_path: Path) -> None:
     from spandrel.architectures.DAT import DAT
     from spandrel.architectures.ESRGAN import ESRGAN
@@ -451,7 +453,7 @@ def check_training(name: str, peer: str, folder: Path, network: nn.Module, other
     out = folder / "out"
     done = train(name, peer, folder)
     assert done.returncode == 0, done.stderr
-    assert "epoch 1/1, iteration 2: loss" in done.stdout
+    assert re.search(r"epoch 1/1, iteration 2: .*\bloss \d", done.stdout)
     assert "ssim" in done.stdout
     assert {path.name for path in out.iterdir()} - others == {peer, f"{peer}.pt"}
     assert [path.name for path in (out / peer).glob("*.pt")] == ["checkpoint_1.pt"]
@@ -460,4 +462,4 @@ def check_training(name: str, peer: str, folder: Path, network: nn.Module, other
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
     resumed = train(name, peer, folder, resume=True, max_epochs=2)
     assert resumed.returncode == 0, resumed.stderr
-    assert "epoch 2/2, iteration 4: loss" in resumed.stdout
+    assert re.search(r"epoch 2/2, iteration 4: .*\bloss \d", resumed.stdout)
