@@ -31,7 +31,7 @@ help:
 	@echo "make dist     build two wheels (and sdists) in dist/, of the code and of the weights: pip install dist/*.whl"
 	@echo "make clean    remove what the commands above made, the environment too"
 	@echo "make table    compare a bundle with its peers: DATA=<dataset folder> SPLIT=<json> [BUNDLE=brats|lidc, brats by"
-	@echo "              default] [PEERS=<folder of swinir.pt, rcan.pt, ldm.pt>] [OUTPUT=<folder>, runs/table_<BUNDLE> by"
+	@echo "              default] [PEERS=<folder of swinir.pt, rcan.pt, ...>] [OUTPUT=<folder>, runs/table_<BUNDLE> by"
 	@echo "              default] [ARGS='<more options of benchmarks/table.py, such as --contrasts t1,t2>']"
 	@echo "make figures  draw the pictures of the documents in docs/images/: DATA, SPLIT, BUNDLE, PEERS as for make table,"
 	@echo "              [ARGS='<more options of benchmarks/figures.py, such as --slice 20>']"

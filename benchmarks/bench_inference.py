@@ -166,7 +166,7 @@ def main(
         lookaheads: the paper's K; 0 is greedy. Without effect on a network without tokens.
         num_slices: numbers of slices of volumes with slices of one tile.
         sides: numbers of LR voxels along both axes of volumes with one slice.
-        peers: measure SwinIR, RCAN and LDM-SR too; needs the extra bench.
+        peers: measure SwinIR, RCAN, MHCA and LDM-SR too; needs the extra bench.
         repeats: repetitions of each measurement on slices.
         output_dir: folder of ``inference.csv`` and ``inference.md``.
         overwrite: replace existing files.

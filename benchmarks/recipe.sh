@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Train MIAR with tokens and the peers of its table, with a time limit for each network:
 #
-#   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan ldm
+#   MINUTES=10 benchmarks/recipe.sh brats <dataset_dir> <split.json> <output_dir> tokenizer miar swinir rcan mhca vae ldm
 #
-# Run it in the root of the repository. The tokenizer comes first: MIAR and the latent diffusion model need it.
+# Run it in the root of the repository. The tokenizer comes before miar, and vae, the autoencoder of the latent diffusion
+# model, before ldm. mmhca, disc_diff and diffmsr are guided by the other contrast (brats only); diffmsr trains its two
+# stages in 40 and 60 % of the minutes. estimator is the network without tokens, with a guide where the bundle has one.
 # Peers train on the same slices and augmentations, but only on the degradation of the table, which is to their advantage
 # there; MIAR also trains on other blurs and noise. rcan_through_plane is the peer of benchmarks.through_plane.
 # DROPOUT (0) is that of the tokenizer's scales: the paper's 0.1 costs 0.25 dB in docs/results/ablations.md. The ablations
@@ -34,6 +36,11 @@ tokenizer() {
   train "$stage1" --batch_size 32 --lr 4e-4 --final_lr 1e-5 --adversarial_weight 0 --tokenizer_def#dropout "${DROPOUT:-0}" "$@"
 }
 miar() { train "$stage2" --batch_size 32 --lr 5e-4 --final_lr 5e-6 "$@"; }
+guided() { # peer and options
+  local peer=$1
+  shift
+  train "$stage2,'benchmarks/peers/guided.json','benchmarks/peers/$peer.json'" --batch_size 16 "$@"
+}
 ablation() { # name and options
   local into=$output/ablations/$1
   shift
@@ -53,6 +60,12 @@ for what in "$@"; do
     no-dropout)
       DROPOUT=0 tokenizer --output_dir "$output/ablations/no-dropout"
       ablation no-dropout
+      ;;
+    estimator) train "'bundles/miar_$bundle/configs/train_estimator.json'" --output_dir "$output/estimator" ;;
+    mmhca | disc_diff) guided "$what" ;;
+    diffmsr)
+      guided diffmsr_stage1 --max_minutes "$(awk "BEGIN { print 0.4 * ${MINUTES:-10} }")"
+      guided diffmsr --max_minutes "$(awk "BEGIN { print 0.6 * ${MINUTES:-10} }")"
       ;;
     *) train "$stage2,'benchmarks/peers/$what.json'" --batch_size 16 ;;
   esac

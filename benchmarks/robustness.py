@@ -26,7 +26,7 @@ from monai.transforms import GaussianSharpen, GaussianSmooth
 from torch import Tensor
 
 from benchmarks.common import Method, batches, open_run, provenance, publish
-from benchmarks.peers.loading import load_peers
+from benchmarks.peers.loading import TITLES, load_peers
 from miar_monai.cli.fit_uncertainty import add_noise
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs
 from miar_monai.degradation import Degradation
@@ -136,7 +136,7 @@ def main(
     evaluation, inferer, batch_size = get("evaluation"), get("inferer"), get("sw_batch_size")
     hint = "train the bundle (see its docs/README.md), or give --checkpoint."
     network = load_weights(get("network"), get("checkpoint"), hint).to(evaluation.device).eval()
-    peers, _ = load_peers(bundle, peers_dir, Path("none"))
+    peers, _ = load_peers(bundle, peers_dir, {peer: TITLES[peer] for peer in ("swinir", "rcan")})
     common: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
     common |= {name: peer.to(evaluation.device).eval() for name, peer in peers.items()}
     common["MIAR"] = with_blur(inferer, network, "auto")

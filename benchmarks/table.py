@@ -1,7 +1,8 @@
 """The comparison table: MIAR, untrained baselines and trained peers on the same slices.
 
     python -m benchmarks.table --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
-        --output_dir table_output [--contrasts t1,t2] [--peers_dir runs/peers] [--zero_shot other/models/model.pt] \
+        --output_dir table_output [--contrasts t1,t2] [--peers_dir runs/peers] [--guides t1,t2] \
+        [--control runs/estimator.pt] [--off_the_shelf photographs] [--zero_shot other/models/model.pt] \
         [--section validation] [--device cuda:0] [--num_slices 2] ...
 
 The bundle's ``evaluate.json`` defines data, degradation, networks, metrics and inferer; each of its top-level keys is
@@ -22,15 +23,18 @@ from typing import Any
 import fire
 import numpy as np
 import torch
+from monai.utils import ensure_tuple
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import Method, batches, consistent_title, open_run, provenance, publish
+from benchmarks.guide import load_guides
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
-from benchmarks.peers.loading import load_peers
+from benchmarks.peers.loading import GUIDED, load_peers
+from benchmarks.peers.off_the_shelf import load_off_the_shelf
 from benchmarks.plane import perception_distortion
-from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, read_config
-from miar_monai.errors import report_errors_in_one_sentence
+from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, read_config, with_contrasts
+from miar_monai.errors import DatasetError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation, by_contrast
 from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.inferer import BeamSearchInferer
@@ -40,10 +44,12 @@ from miar_monai.networks.weights import load_weights
 logger = logging.getLogger(__name__)
 
 RESULTS = ("table.csv", "table.md", "plane.png")
+CONTROL = "estimator"
+"""Title of the rows of the network without tokens."""
 
 
 def miar_inferers(
-    bundle: str, settings: Mapping[str, Any], has_tokens: bool = True
+    bundle: str, settings: Mapping[str, Any], has_tokens: bool = True, title: str = "MIAR"
 ) -> tuple[dict[str, BeamSearchInferer], list[str], str]:
     """Return the inferers of MIAR by their row titles, the titles of the fidelity sweep, and that of the default.
 
@@ -51,17 +57,18 @@ def miar_inferers(
         bundle: folder of the bundle.
         settings: values of keys of its ``evaluate.json``.
         has_tokens: whether its network has tokens; without them, inferers differ in fidelity only.
+        title: of the network.
     """
 
     def inferer(**changes: Any) -> tuple[str, BeamSearchInferer]:
         built = read_config(bundle, {**settings, **changes, "progress": False}).get_parsed_content("inferer")
         if not has_tokens:
-            return f"MIAR, fidelity {built.fidelity:g}", built
+            return f"{title}, fidelity {built.fidelity:g}", built
         decoding = built.decoding
         search = f"K = {decoding.num_branching}" if decoding.num_branching else "greedy"
         if decoding.strategy in ("top_k", "top_p"):
             search = decoding.strategy
-        return f"MIAR, fidelity {built.fidelity:g}, {search}", built
+        return f"{title}, fidelity {built.fidelity:g}, {search}", built
 
     default = inferer()
     sweep = [inferer(strategy="greedy", fidelity=value) for value in sorted({0.0, default[1].fidelity, 1.0})]
@@ -85,6 +92,8 @@ def measure(
     volumes: Iterable[SlicePairs],
     trained: Mapping[str, Method],
     batch_size: int,
+    guided: Mapping[str, Method] | None = None,
+    guides: Sequence[Tensor] = (),
 ) -> None:
     """Add the rows of the baselines and of the trained methods, the latter also with data consistency.
 
@@ -95,16 +104,21 @@ def measure(
         volumes: the slices.
         trained: the trained methods by name.
         batch_size: number of slices in a batch.
+        guided: trained methods with an argument ``guide``, by name.
+        guides: slices of the guide of each volume, (N, 1, H, W); needed if there are guided methods.
     """
     warm = False
-    for volume in tqdm(list(volumes), desc="measuring", unit="volume"):
+    for i, volume in enumerate(tqdm(list(volumes), desc="measuring", unit="volume")):
         for slices, lr, hr in batches(volume, batch_size, evaluation.device):
             estimates, milliseconds = {}, {}
-            for name, method in {**evaluation.baseline_methods, **trained}.items():
+            learned = dict(trained)
+            for name, method in (guided or {}).items():
+                learned[name] = partial(method, guide=guides[i][slices.start : slices.stop].to(hr))
+            for name, method in {**evaluation.baseline_methods, **learned}.items():
                 if not warm:
                     method(lr)
                 estimates[name], milliseconds[name] = timed(method, lr)
-                if name in trained:
+                if name in learned:
                     sr, corrected = estimates[name].float(), consistent_title(name)
                     estimates[corrected], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[corrected] = milliseconds[name] + more
@@ -140,6 +154,40 @@ def tokenizer_report(
     return "\n".join([evaluation.table(), markdown_table(columns, rows), ""])
 
 
+def guided_title(method: str) -> str:
+    """Return the title of the row of a method with a guide."""
+    return f"{method}, guided"
+
+
+def guides_of(
+    bundle: str, settings: Mapping[str, Any], volumes: Sequence[SlicePairs], contrasts: Sequence[str]
+) -> list[Tensor]:
+    """Return the slices of the guide of each volume, (N, 1, H, W): the first contrast that is not its own.
+
+    Args:
+        bundle: folder of the bundle.
+        settings: values of keys of its ``evaluate.json``.
+        volumes: the volumes to guide.
+        contrasts: contrasts of the guides.
+
+    Raises:
+        DatasetError: if a volume has no other contrast.
+    """
+    found: dict[int, Tensor] = {}
+    for contrast in contrasts:
+        chosen = [i for i, volume in enumerate(volumes) if i not in found and volume.contrast != contrast]
+        if chosen:
+            config = read_config(bundle, with_contrasts(settings, contrast))
+            found |= zip(chosen, load_guides(config, [volumes[i] for i in chosen], 0.0), strict=True)
+    for i, volume in enumerate(volumes):
+        if i not in found:
+            raise DatasetError(
+                f"{volume.subject} has no guide for its {volume.contrast} among {', '.join(contrasts)}: another "
+                "contrast is needed; add it to --guides."
+            )
+    return [found[i] for i in range(len(volumes))]
+
+
 def best_peer(rows: Sequence[Row], peers: Iterable[str]) -> str | None:
     """Return the title of the data-consistent peer with the highest mean PSNR over all slices, None without peers.
 
@@ -153,14 +201,23 @@ def best_peer(rows: Sequence[Row], peers: Iterable[str]) -> str | None:
     return max(map(consistent_title, peers), key=mean_psnr, default=None)
 
 
-def paired_report(rows: Sequence[Row], ours: Sequence[str], peers: Sequence[str], metrics: Sequence[str]) -> str:
+def paired_report(
+    rows: Sequence[Row], ours: Sequence[str], peers: Sequence[str], metrics: Sequence[str], others: Sequence[str] = ()
+) -> str:
     """Return, as Markdown, the paired differences between some methods and each peer, per contrast and for all.
 
     The headline, first in each section, is the comparison with the `best_peer`.
+
+    Args:
+        rows: of all methods.
+        ours: titles of the methods.
+        peers: titles of the peers.
+        metrics: to compare.
+        others: titles of methods that are compared, but are no peers for the headline.
     """
     sections, lines = by_contrast(rows), [EXPLANATION, ""]
     best = best_peer(rows, peers) if {"PSNR", "LPIPS"} <= set(metrics) else None
-    compared = ["linear inverse", *peers]
+    compared = ["linear inverse", *peers, *others]
     if best:
         compared.append(best)
         lines += [f"{best}, is the peer with the highest mean PSNR; the first table of each section is about it.", ""]
@@ -182,6 +239,9 @@ def main(
     peers_dir: str | None = None,
     tokenizer: str | None = None,
     zero_shot: str | None = None,
+    guides: str | Sequence[str] | None = None,
+    control: str | None = None,
+    off_the_shelf: str | None = None,
     **settings: Any,
 ) -> None:
     """Measure the table, the paired differences and a tokenizer; draw the perception-distortion plane.
@@ -191,10 +251,16 @@ def main(
         bundle: folder of the bundle.
         output_dir: folder of ``table.csv``, ``table.md`` and ``plane.png``.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
-        peers_dir: folder with ``swinir.pt``, ``rcan.pt`` and ``ldm.pt``; missing peers are listed and left out.
+        peers_dir: folder with ``swinir.pt``, ``rcan.pt``, ``mhca.pt``, ``ldm.pt`` and ``vae.pt``, and those of the
+            guided peers, ``mmhca.pt``, ``disc_diff.pt`` and ``diffmsr.pt``; missing peers are listed and left out.
         tokenizer: weights of the tokenizer; the bundle's ``models/tokenizer.pt`` by default. The tokenizer is measured
             if it is given, or if the network has tokens.
         zero_shot: weights of the same network from training on other data, for another row.
+        guides: contrasts of guides, for rows of the guided peers and of a network that accepts guides. The guide of a
+            volume is the first that is not its own contrast.
+        control: weights of the bundle's ``train_estimator.json``, the network without tokens, as a control of a network
+            with tokens.
+        off_the_shelf: folder with weights for photographs, see `benchmarks.peers.off_the_shelf`.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, metrics, num_slices,
             sw_batch_size (slices in a batch of any method), overwrite, ...
     """
@@ -210,19 +276,32 @@ def main(
         other = read_config(bundle, given).get_parsed_content("network")
         networks["MIAR, zero-shot"] = load_weights(other, zero_shot, "give --zero_shot weights of the same network.")
         inferers["MIAR, zero-shot"] = copy(inferers[default])  # an inferer records CUDA graphs of one network
-    tokenizer_path = Path(tokenizer or Path(bundle, "models", "tokenizer.pt"))
-    peers, missing = load_peers(bundle, peers_dir, tokenizer_path)
-    for network in (*networks.values(), *peers.values()):
+    control_default = []
+    if control is not None:
+        own, _, best = miar_inferers(bundle, given, has_tokens=False, title=CONTROL)
+        network = read_config(bundle, {}, workflow="train_estimator").get_parsed_content("network_def")
+        load_weights(network, control, "give --control weights of the bundle's train_estimator.json.")
+        inferers, networks, control_default = inferers | own, networks | dict.fromkeys(own, network), [best]
+    peers, missing = load_peers(bundle, peers_dir)
+    photographs, absent = load_off_the_shelf(off_the_shelf)
+    guided_peers, unguided = load_peers(bundle, peers_dir, GUIDED) if guides is not None else ({}, [])
+    missing += [*absent, *unguided]
+    for network in (*networks.values(), *peers.values(), *photographs.values(), *guided_peers.values()):
         network.to(evaluation.device).eval()
-    trained: dict[str, Method] = dict(peers)
+    trained: dict[str, Method] = {**photographs, **peers}
     for name, inferer in inferers.items():
         trained[name] = partial(inferer, network=networks[name])
+    guided: dict[str, Method] = dict(guided_peers)
+    ours_guided = [guided_title(name) for name in sweep if guides and getattr(get("network"), "guide_channels", 0)]
+    for title, name in zip(ours_guided, sweep, strict=False):
+        guided[title] = partial(copy(inferers[name]), network=networks[name])  # CUDA graphs of one kind of input
     for sentence in (*missing, *evaluation.missing):
         logger.warning(sentence)
 
     volumes = load_slice_pairs(config)
+    guide_slices = guides_of(bundle, given, volumes, ensure_tuple(guides)) if guided else []
     with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
-        measure(evaluation, volumes, trained, batch_size)
+        measure(evaluation, volumes, trained, batch_size, guided, guide_slices)
     evaluation.write_rows(folder / "table.csv", overwrite)
     if {"PSNR", "LPIPS"} <= set(evaluation.scores):
         sweeps = [sweep, [consistent_title(name) for name in sweep]]
@@ -234,7 +313,12 @@ def main(
     notes += [f"- {sentence}" for sentence in missing]
     ours = list(dict.fromkeys([sweep[0], default, sweep[-1]]))
     text = ["# Comparison", "", *notes, "", evaluation.table(), "## Paired differences", ""]
-    text.append(paired_report(evaluation.rows, ours, list(peers), list(evaluation.scores)))
+    others = [*photographs, *control_default]
+    text.append(paired_report(evaluation.rows, ours, list(peers), list(evaluation.scores), others))
+    if ours_guided:
+        text += ["## Paired differences, guided", ""]
+        text.append(paired_report(evaluation.rows, ours_guided, list(guided_peers), list(evaluation.scores), sweep))
+    tokenizer_path = Path(tokenizer or Path(bundle, "models", "tokenizer.pt"))
     if has_tokens or tokenizer is not None:
         text += ["## Tokenizer", "", _tokenizer_section(bundle, tokenizer_path, evaluation, volumes, batch_size)]
     publish("\n".join(text), folder / "table.md", overwrite)

@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.inferers import LatentDiffusionInferer
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from benchmarks.peers.loading import THROUGH_PLANE, TITLES, peer_network
+from benchmarks.peers.loading import GUIDED, THROUGH_PLANE, TITLES, peer_network
 from miar_monai.evaluation import markdown_table
-from miar_monai.networks import MSVQVAE
 
-__all__ = ["Denoiser", "LatentDiffusion", "costs", "rcan", "rcan_through_plane", "swinir"]
+__all__ = ["Denoiser", "LatentDiffusion", "Reconstruction", "costs", "rcan", "rcan_through_plane", "swinir", "vae"]
 
 NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -100,6 +98,50 @@ def rcan_through_plane(factor: int = 5, num_groups: int = 5, num_blocks: int = 1
     return network
 
 
+def vae(channels: Sequence[int] = (64, 128, 256), latent_channels: int = 12, num_res_blocks: int = 2) -> AutoencoderKL:
+    """Return the autoencoder of the latent diffusion model: MONAI's, for one channel, convolutions only.
+
+    With three levels f = 4, as for the super-resolution of the paper, so that the latents have the grid of the LR
+    slice. Twelve channels are as many numbers as the latents of MIAR's tokenizer, which has 48 on a grid of f = 8.
+
+    Args:
+        channels: width of each level, fine to coarse, multiples of 32.
+        latent_channels: C, channels of the latents.
+        num_res_blocks: residual blocks on each level.
+
+    Example:
+        >>> vae()(torch.rand(1, 1, 32, 16))[1].shape  # the means of the latents
+        torch.Size([1, 12, 8, 4])
+    """
+    return AutoencoderKL(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=1,
+        channels=channels,
+        num_res_blocks=num_res_blocks,
+        attention_levels=[False] * len(channels),
+        latent_channels=latent_channels,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )
+
+
+class Reconstruction(nn.Module):
+    """An autoencoder as a map of images to their reconstructions, without noise in the latents.
+
+    Args:
+        vae: the autoencoder.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return reconstructed images (B, 1, H, W)."""
+        return self.vae.decode(self.vae.encode(images)[0])
+
+
 class Denoiser(nn.Module):
     """The trained part of a latent diffusion model: MONAI's `DiffusionModelUNet`, and the scales of the latents.
 
@@ -117,8 +159,8 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        latent_channels: int = 32,
-        condition_channels: int = 4,
+        latent_channels: int = 12,
+        condition_channels: int = 1,
         channels: Sequence[int] = (128, 192, 256),
         num_res_blocks: int = 2,
         head_channels: int = 64,
@@ -143,13 +185,13 @@ class Denoiser(nn.Module):
 
 
 class LatentDiffusion(nn.Module):
-    """LDM-SR: diffusion in the continuous latents of MIAR's tokenizer, given the LR slice; the tokenizer is frozen.
+    """LDM-SR: diffusion in the latents of an autoencoder of its own, given the LR slice; the autoencoder is frozen.
 
     The scales of the latents must be set first, by `measure_scale` or by loading weights.
 
     Args:
-        tokenizer: trained tokenizer with images of twice its latents' side in LR pixels (f = 8); its quantizer is not
-            used.
+        vae: trained autoencoder whose latents are on the grid of the LR slices (f = 4), see `vae`. It bounds the
+            quality of the samples.
         denoiser: the denoiser, the only part that is trained and saved.
         sampling_steps: number of DDIM steps of `forward`.
         seed: seed of the initial noise of `forward`, the same for all slices.
@@ -159,9 +201,9 @@ class LatentDiffusion(nn.Module):
         concatenated); Salimans & Ho, Progressive Distillation, 2022 (velocity); Song et al., DDIM, 2021.
     """
 
-    def __init__(self, tokenizer: MSVQVAE, denoiser: Denoiser, sampling_steps: int = 100, seed: int = 0) -> None:
+    def __init__(self, vae: AutoencoderKL, denoiser: Denoiser, sampling_steps: int = 100, seed: int = 0) -> None:
         super().__init__()
-        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
         self.denoiser = denoiser
         self.sampling_steps = sampling_steps
         self.seed = seed
@@ -171,24 +213,16 @@ class LatentDiffusion(nn.Module):
     def measure_scale(self, hr: Tensor) -> None:
         """Set the scales so that each channel of the latents has unit variance over HR images (B, 1, H, W).
 
-        With one scale for all channels, as in LDM, noise would dominate the high-frequency channels of cosine latents.
+        With one scale for all channels, as in LDM, noise would dominate those with little variance.
         """
-        spread = self.tokenizer.encoder(hr).float().std(dim=(0, 2, 3), unbiased=False)[:, None, None]  # (C, 1, 1)
+        spread = self.vae.encode(hr)[0].float().std(dim=(0, 2, 3), unbiased=False)[:, None, None]  # (C, 1, 1)
         self.denoiser.scale_factor.copy_(1 / spread)
 
     @torch.no_grad()
     def encode(self, hr: Tensor) -> Tensor:
-        """Return the scaled latents (B, C, H / 8, W / 8) of HR images (B, 1, H, W), float32 under autocast too."""
+        """Return the scaled latents (B, C, H / 4, W / 4) of HR images (B, 1, H, W), float32 under autocast too."""
         # float32, since MONAI's schedulers cast their tables to the dtype of their input
-        return self.tokenizer.encoder(hr).float() * self.denoiser.scale_factor
-
-    def decode_stage_2_outputs(self, latents: Tensor) -> Tensor:
-        """Return the images of unscaled latents; MONAI's inferer requires this name of an autoencoder."""
-        return self.tokenizer.decoder(latents)
-
-    def condition(self, lr: Tensor) -> Tensor:
-        """Rearrange LR images (B, 1, h, w) on the latent grid: (B, 4, h / 2, w / 2)."""
-        return F.pixel_unshuffle(lr, 2)
+        return self.vae.encode(hr)[0].float() * self.denoiser.scale_factor
 
     @torch.no_grad()
     def forward(self, lr: Tensor) -> Tensor:
@@ -196,10 +230,9 @@ class LatentDiffusion(nn.Module):
 
         A slice gets the same result in each call and in any batch.
         """
-        condition = self.condition(lr)
         # on the CPU, since random numbers differ between kinds of devices
         noise = torch.randn(
-            1, self.denoiser.latent_channels, *condition.shape[2:], generator=torch.Generator().manual_seed(self.seed)
+            1, self.denoiser.latent_channels, *lr.shape[2:], generator=torch.Generator().manual_seed(self.seed)
         )
         scheduler = DDIMScheduler(**NOISE)
         scheduler.set_timesteps(self.sampling_steps)
@@ -207,9 +240,9 @@ class LatentDiffusion(nn.Module):
         inferer: Any = LatentDiffusionInferer(scheduler, scale_factor)  # annotated for MONAI's own networks
         return inferer.sample(
             input_noise=noise.to(lr).expand(len(lr), -1, -1, -1),
-            autoencoder_model=self,
+            autoencoder_model=self.vae,
             diffusion_model=self.denoiser,
-            conditioning=condition,
+            conditioning=lr,
             mode="concat",
             verbose=False,
         )
@@ -221,16 +254,19 @@ def costs(bundle: str = "bundles/miar_brats") -> str:
     The operations are those for one LR slice of 64 × 64.
 
     Args:
-        bundle: folder of the bundle whose tokenizer the latent diffusion model uses.
+        bundle: folder of the bundle whose training the overlays change.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     rows = []
-    for peer in (*TITLES, THROUGH_PLANE):
-        network = peer_network(bundle, peer).to("meta")  # shapes only, without computation
+    for peer in (*TITLES, *GUIDED, THROUGH_PLANE):
+        # shapes only, without computation; degradations, which MMHCA applies to its guide, compute on real devices only
+        device = "cpu" if peer == "mmhca" else "meta"
+        network = peer_network(bundle, peer).to(device)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(torch.empty(1, 1, 64, 64, device="meta"))
+            guide = [torch.empty(1, 1, 256, 256, device=device)] if peer in GUIDED else []
+            network(torch.empty(1, 1, 64, 64, device=device), *guide)
         rows.append((peer, f"{trained / 1e6:.1f}", f"{counter.get_total_flops() / 1e9:.0f}"))
     return markdown_table(("peer", "parameters (M)", "GFLOP per slice"), rows)
 

@@ -69,6 +69,7 @@ METRICS = {
         Metric("SSIM body", True),
         # its linear layers are part of the package
         Metric("LPIPS", False, package="lpips", weights=("checkpoints/alexnet-owt-7be5be79.pth",)),
+        Metric("ST-LPIPS", False, package="pyiqa", weights=("pyiqa/alex_shift_tolerant.pth",)),
         Metric(
             "DISTS",
             False,
@@ -85,7 +86,7 @@ METRICS = {
         ),
     )
 }
-"""The paper's six metrics (Section 4.1) and two within the body."""
+"""The paper's six metrics (Section 4.1), two within the body, and LPIPS that tolerates shifts."""
 
 
 def psnr(sr: Tensor, hr: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -243,7 +244,9 @@ def _pyiqa(name: str, device: torch.device | str) -> Callable[[Tensor, Tensor], 
     import pyiqa
 
     with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints the paths of its weights
-        model: Callable[[Tensor, Tensor], Tensor] = pyiqa.create_metric(name.lower(), device=torch.device(device))
+        model: Callable[[Tensor, Tensor], Tensor] = pyiqa.create_metric(
+            name.lower().replace("-", ""), device=torch.device(device)
+        )
     return model
 
 

@@ -29,7 +29,7 @@ def test_the_tables_are_written_once(
     assert "Bundle tiny, commit" in text
     rows = list(csv.DictReader((out / "inference.csv").read_text().splitlines()))
     slices, peers, volumes = rows[:4], rows[4:-3], rows[-3:]
-    assert [row["method"] for row in peers] == ["SwinIR"] * 4 + ["RCAN"] * 4 + ["LDM-SR"] * 2
+    assert [row["method"] for row in peers] == ["SwinIR"] * 4 + ["RCAN"] * 4 + ["MHCA"] * 4 + ["LDM-SR"] * 2
     assert all(float(row["ms per slice"]) > 0 for row in peers)
     assert [(row["precision"], row["batch"]) for row in slices] == [
         ("float32", "1"), ("bfloat16", "1"), ("float32", "2"), ("bfloat16", "2")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import TOKENIZER, TOKENS, tiny_tokenizer_file
+from helpers.bundle_runs import TOKENS, parsed, tiny_tokenizer_file
 from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
 from helpers.tiny_bundle import write_bundle_with_data
 from helpers.tiny_peers import shrink_peers
@@ -24,7 +24,7 @@ from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.degradation import Degradation
-from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
+from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
 from miar_monai.networks.weights import save_weights
 
@@ -234,7 +234,8 @@ def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog:
     for sentence in (
         "SwinIR is left out: swinir.pt not found",
         "RCAN is left out: rcan.pt not found",
-        "LDM-SR is left out: ldm.pt and tokenizer.pt not found",
+        "MHCA is left out: mhca.pt not found",
+        "LDM-SR is left out: ldm.pt and vae.pt not found",
     ):
         assert f"- {sentence}" in text
         assert sentence in caplog.text
@@ -261,9 +262,9 @@ def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = shrink_peers(monkeypatch)
-    for name in ("swinir", "rcan"):
+    for name in ("swinir", "rcan", "vae"):
         save_weights(getattr(networks, name)(), tmp_path / "peers" / f"{name}.pt")
-    ldm = networks.Denoiser(TOKENIZER["latent_channels"])
+    ldm = networks.Denoiser()
     ldm.scale_factor.fill_(1)
     save_weights(ldm, tmp_path / "peers" / "ldm.pt")
     text, rows = make_table(
@@ -294,11 +295,42 @@ def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
     assert "| all |" in tokenizer
 
 
+def test_guided_rows_see_the_other_contrast_of_the_patient(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_peers(monkeypatch)
+    from benchmarks.peers import diffmsr, disc_diff, mhca
+
+    for name, network in (("mmhca", mhca.MMHCA()), ("disc_diff", disc_diff.DisCDiff()), ("diffmsr", diffmsr.DiffMSR())):
+        save_weights(network, tmp_path / "peers" / f"{name}.pt")
+    options = {"section": "validation", "peers_dir": str(tmp_path / "peers"), "metrics": ["PSNR"], "num_slices": 1}
+    text, rows = make_table(bundle.parent, contrasts=("t1", "t2"), guides=("t1", "t2"), **options)
+    guided = ["MMHCA, guided", "DisC-Diff, guided", "DiffMSR, guided", *(f"{name}, guided" for name in FIDELITIES)]
+    assert {row["method"] for row in rows if "guided" in row["method"]} == {
+        *guided, *(f"{name}, data-consistent" for name in guided)
+    }  # fmt: skip
+    assert text.split("## Paired differences, guided")[1].count("| minus MMHCA, guided |") == 3
+    values = {(row["contrast"], row["method"]): row["PSNR"] for row in rows}
+    assert values["t2", FIDELITIES[2]] != values["t2", f"{FIDELITIES[2]}, guided"]
+    with pytest.raises(DatasetError, match=r"no guide for its t2 among t2: another contrast is needed"):
+        make_table(bundle.parent, guides="t2", overwrite=True, **options)
+
+
+def test_the_control_of_a_network_with_tokens_is_an_estimator(tmp_path: Path) -> None:
+    write_bundle_with_data(tmp_path, TOKENS)
+    save_weights(parsed(TOKENS, "train_estimator", "network_def"), tmp_path / "estimator.pt")
+    text, rows = make_table(tmp_path, metrics=["PSNR"], num_slices=1, control=str(tmp_path / "estimator.pt"))
+    assert {f"estimator, fidelity {value}" for value in ("0", "0.25", "1")} < {row["method"] for row in rows}
+    assert "| minus estimator, fidelity 0.25 |" in text
+
+
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
         ({"contrast": "t1"}, ConfigurationError, r"evaluate\.json has no key contrast: an option of this command"),
         ({"bundle": "nowhere"}, ConfigurationError, r"nowhere/configs/evaluate\.json does not exist"),
+        ({"off_the_shelf": "nowhere"}, ConfigurationError, "nowhere is not a folder"),
+        ({"control": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
         ({"peers_dir": "nowhere"}, ConfigurationError, "nowhere is not a folder"),
         ({"checkpoint": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
         ({"zero_shot": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),

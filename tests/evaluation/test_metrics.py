@@ -195,12 +195,13 @@ def test_a_metric_without_weights_is_reported_and_the_others_are_computed(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     scores, missing = create_metrics(list(METRICS))
     assert list(scores) == FIDELITY
-    assert [sentence.split()[0] for sentence in missing] == ["LPIPS", "DISTS", "MUSIQ", "MANIQA"]
+    assert [sentence.split()[0] for sentence in missing] == ["LPIPS", "ST-LPIPS", "DISTS", "MUSIQ", "MANIQA"]
     assert str(tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth") in missing[0]
-    assert "vgg16" in missing[1]
-    assert "musiq_koniq" in missing[2]
-    assert "ckpt_koniq10k.pt" in missing[3]
-    assert "timm/vit_base_patch8_224" in missing[3]
+    assert "alex_shift_tolerant.pth" in missing[1]
+    assert "vgg16" in missing[2]
+    assert "musiq_koniq" in missing[3]
+    assert "ckpt_koniq10k.pt" in missing[4]
+    assert "timm/vit_base_patch8_224" in missing[4]
     assert all("set TORCH_HOME" in sentence for sentence in missing)
 
 
@@ -234,4 +235,5 @@ def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_registry_lists_the_metrics_with_weights() -> None:
-    assert [name for name, metric in METRICS.items() if metric.needs_weights] == ["LPIPS", "DISTS", "MUSIQ", "MANIQA"]
+    wanted = ["LPIPS", "ST-LPIPS", "DISTS", "MUSIQ", "MANIQA"]
+    assert [name for name, metric in METRICS.items() if metric.needs_weights] == wanted

@@ -31,7 +31,7 @@ def write_bundle_with_data(tmp_path: Path, name: str = "miar_brats") -> Path:
     """Write a bundle for the benchmarks, ``miar_tiny``, and beside it ``data`` of its kind and a ``split.json``."""
     folder = tmp_path / "miar_tiny"
     (folder / "configs").mkdir(parents=True)
-    for workflow in ("evaluate", "train"):
+    for workflow in ("evaluate", "train", "train_estimator"):
         content = json.loads(Path(config(name, workflow)).read_text())
         for key, value in tiny(workflow, name).items():
             setting, _, entry = key.partition("#")
