@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from miar_monai.networks.linear import NoiseModel
 from miar_monai.networks.lr_encoder import PlainBlock
 from miar_monai.networks.results import Observation, Prediction
 
-__all__ = ["Estimator"]
+__all__ = ["BoundedBlock", "Estimator"]
 
 _CONDITIONS = 5  # channels of `Observation.resolution`
 
@@ -111,8 +112,32 @@ class Estimator(SuperResolutionNetwork):
         return Prediction(maps[..., :height, :width])
 
 
+class BoundedBlock(PlainBlock):
+    """A plain residual block whose output stays within the range that it had in training.
+
+    Without normalization, a pattern that training did not show can excite rarely used features, and each block amplifies
+    them further: by a factor of a thousand on a slice of chest CT. ``bound`` is the largest magnitude of each channel,
+    (C, 1, 1), recorded by `miar_monai.training.record_bounds`; it is infinite before, and in weights without it.
+    """
+
+    bound: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("bound", torch.full((channels, 1, 1), torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)  # (B, C, H, W)
+        bound = self.bound.to(y.dtype)
+        return torch.clamp(y, -bound, bound)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(prefix + "bound", torch.full_like(self.bound, torch.inf))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class UNet(nn.Module):
-    """A U-Net of plain residual blocks; skips are added.
+    """A U-Net of bounded residual blocks; skips are added.
 
     Args:
         in_channels: channels of the input.
@@ -129,7 +154,7 @@ class UNet(nn.Module):
         super().__init__()
 
         def level(width: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(PlainBlock(width) for _ in range(count)))
+            return nn.Sequential(*(BoundedBlock(width) for _ in range(count)))
 
         self.stride = 2 ** (len(channels) - 1)
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)

@@ -1,5 +1,6 @@
 """Training: trainers of both stages, their handlers, losses and checkpoints."""
 
+from miar_monai.training.bounds import record_bounds
 from miar_monai.training.handlers import (
     EMA,
     EpochSeed,
@@ -22,4 +23,5 @@ __all__ = [
     "WarmupCosine",
     "attach_ema",
     "compile_networks",
+    "record_bounds",
 ]

@@ -210,9 +210,17 @@ class MIARTrainer(_StepTrainer):
             self.add_event_handler(Events.STARTED, module.prepare)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
-        batch = [self.to_device(batchdata[key]) for key in self.batch_keys if key in batchdata]
         self.objective.train()
-        return [self._graphed_step(*batch)]
+        return [self._graphed_step(*self._tensors(batchdata))]
+
+    def losses(self, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a batch by name, without a step."""
+        with self.autocast():
+            parts: dict[str, Tensor] = getattr(self.objective, "module", self.objective)(*self._tensors(batchdata))
+        return parts
+
+    def _tensors(self, batchdata: dict[str, Tensor]) -> list[Tensor]:
+        return [self.to_device(batchdata[key]) for key in self.batch_keys if key in batchdata]
 
     def _step(self, *batch: Tensor) -> dict[str, Tensor]:
         with self.autocast():
