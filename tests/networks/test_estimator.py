@@ -8,6 +8,7 @@ from torch import Tensor
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import Estimator
+from miar_monai.networks.estimator import BoundedBlock
 from miar_monai.networks.results import Prediction
 
 
@@ -129,3 +130,31 @@ def test_gradients_reach_all_weights() -> None:
 def test_levels_must_agree() -> None:
     with pytest.raises(ConfigurationError, match=r"^channels has 2 levels but blocks 1; give one number"):
         Estimator(channels=(8, 16), blocks=(1,))
+
+
+def test_activations_stay_within_their_bounds() -> None:
+    """Features that training did not excite cannot grow from block to block."""
+    network, x = estimator(), torch.rand(1, 1, 24, 20)
+    condition = torch.zeros(1, 5, 1, 1)
+    departures = []
+    for bound in (torch.inf, 1.0):
+        for block in network.unet.modules():
+            if isinstance(block, BoundedBlock):
+                block.bound.fill_(bound)
+        departures.append((network.predict(1e4 * x, condition).maps - 1e4 * x).abs().max().item())
+    assert departures[1] < 0.5 * departures[0]
+    features = network.unet.middle[0](1e4 * torch.rand(1, 16, 5, 7))
+    assert features.abs().max() == 1
+
+
+def test_weights_without_bounds_load_and_are_unbounded() -> None:
+    network = estimator()
+    x, condition = torch.rand(1, 1, 16, 16), torch.zeros(1, 5, 1, 1)
+    before = network.predict(x, condition).maps
+    state = {name: value for name, value in network.state_dict().items() if not name.endswith("bound")}
+    loaded = Estimator(channels=(8, 16, 16), blocks=(1, 1, 1)).eval()
+    for block in loaded.unet.modules():
+        if isinstance(block, BoundedBlock):
+            block.bound.fill_(0.0)
+    loaded.load_state_dict(state)
+    assert torch.equal(loaded.predict(x, condition).maps, before)
