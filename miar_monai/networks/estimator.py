@@ -115,9 +115,9 @@ class Estimator(SuperResolutionNetwork):
 class BoundedBlock(PlainBlock):
     """A plain residual block whose output stays within the range that it had in training.
 
-    Without normalization, a pattern that training did not show can excite rarely used features, and each block amplifies
-    them further: by a factor of a thousand on a slice of chest CT. ``bound`` is the largest magnitude of each channel,
-    (C, 1, 1), recorded by `miar_monai.training.record_bounds`; it is infinite before, and in weights without it.
+    Without normalization, a pattern that training did not show can excite rarely used features, and each block
+    amplifies them further: by a factor of a thousand on a slice of chest CT. ``bound`` is the limit of each channel,
+    (C, 1, 1), from `miar_monai.training.record_bounds`; it is infinite before, and in weights without it.
     """
 
     bound: Tensor
@@ -127,7 +127,8 @@ class BoundedBlock(PlainBlock):
         self.register_buffer("bound", torch.full((channels, 1, 1), torch.inf))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)  # (B, C, H, W)
+        """Map features (B, C, H, W) to bounded features of the same shape."""
+        y = super().forward(x)
         bound = self.bound.to(y.dtype)
         return torch.clamp(y, -bound, bound)
 

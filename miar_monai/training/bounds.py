@@ -40,9 +40,9 @@ def record_bounds(trainer: MIARTrainer, network: nn.Module, num_batches: int = 2
     blocks = [module for module in network.modules() if isinstance(module, BoundedBlock)]
     for block in blocks:
         block.bound.fill_(torch.inf)
-    largest: dict[nn.Module, Tensor] = {}
+    largest: dict[BoundedBlock, Tensor] = {}
 
-    def record(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(block: BoundedBlock, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         now = output.abs().amax(dim=(0, 2, 3)).float()[:, None, None]  # (C, 1, 1)
         largest[block] = torch.maximum(largest[block], now) if block in largest else now
 
