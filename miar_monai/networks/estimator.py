@@ -18,7 +18,10 @@ from miar_monai.networks.linear import NoiseModel
 from miar_monai.networks.lr_encoder import PlainBlock
 from miar_monai.networks.results import Observation, Prediction
 
-__all__ = ["BoundedBlock", "Estimator"]
+__all__ = ["UNBOUNDED", "BoundedBlock", "Estimator"]
+
+UNBOUNDED = torch.finfo(torch.float32).max
+"""Bound of activations that have none: a finite number, as weights are, which is infinite in lower precision."""
 
 _CONDITIONS = 5  # channels of `Observation.resolution`
 
@@ -117,14 +120,14 @@ class BoundedBlock(PlainBlock):
 
     Without normalization, a pattern that training did not show can excite rarely used features, and each block
     amplifies them further: by a factor of a thousand on a slice of chest CT. ``bound`` is the limit of each channel,
-    (C, 1, 1), from `miar_monai.training.record_bounds`; it is infinite before, and in weights without it.
+    (C, 1, 1), from `miar_monai.training.record_bounds`; it is `UNBOUNDED` before, and in weights without it.
     """
 
     bound: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.register_buffer("bound", torch.full((channels, 1, 1), torch.inf))
+        self.register_buffer("bound", torch.full((channels, 1, 1), UNBOUNDED))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (B, C, H, W) to bounded features of the same shape."""
@@ -133,7 +136,7 @@ class BoundedBlock(PlainBlock):
         return torch.clamp(y, -bound, bound)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(prefix + "bound", torch.full_like(self.bound, torch.inf))
+        state_dict.setdefault(prefix + "bound", torch.full_like(self.bound, UNBOUNDED))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -69,6 +69,15 @@ def test_a_bundle_has_documents_and_licenses_and_no_code(name: str) -> None:
 def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, name: str) -> None:
     parser, new = ConfigParser(), {"device_ids", "finalize", "validate#dataloader#sampler", "denoiser_def"}
     new |= {"side", "factor", "thickness", "train#planes"}  # of RCAN for thick slices
+    new |= {"stage1_path", "vae_def", "vae_path"}  # of DiffMSR and LDM-SR, which start from another network
+    new |= {
+        "guide_grid",
+        "train#trainer#batch_keys",
+        "validate#evaluator#prepare_batch",
+        "datalist#contrasts",
+    }  # of a guide
+    transforms = ("central_slices", "center_crop", "train#padding", "validate#central_slices")
+    new |= {f"{transform}#allow_missing_keys" for transform in transforms}  # a guide can be missing
     parser.read_config(config(name, kind))
     if overlay:
         overlay = bundle_folder(name) / overlay

@@ -8,7 +8,7 @@ from torch import Tensor
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks import Estimator
-from miar_monai.networks.estimator import BoundedBlock
+from miar_monai.networks.estimator import UNBOUNDED, BoundedBlock
 from miar_monai.networks.results import Prediction
 
 
@@ -137,7 +137,7 @@ def test_activations_stay_within_their_bounds() -> None:
     network, x = estimator(), torch.rand(1, 1, 24, 20)
     condition = torch.zeros(1, 5, 1, 1)
     departures = []
-    for bound in (torch.inf, 1.0):
+    for bound in (UNBOUNDED, 1.0):
         for block in network.unet.modules():
             if isinstance(block, BoundedBlock):
                 block.bound.fill_(bound)
