@@ -36,7 +36,7 @@ from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.spectrum import PLANES, detailed_planes
 from miar_monai.data.volume import as_float
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in_one_sentence
+from miar_monai.errors import ConfigurationError, DatasetError, check_choice, report_errors_in_one_sentence
 from miar_monai.inference.acquisition import SLICE_PROFILES
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices
@@ -225,10 +225,7 @@ def parse_changes(changes: str | Sequence[str], profile: str = SLICE_PROFILES[0]
         >>> parse_changes("box")
         ['', 'box']
     """
-    if profile not in SLICE_PROFILES:
-        raise ConfigurationError(
-            f"profile is {profile!r}, but it must be one of {', '.join(SLICE_PROFILES)}; correct the option."
-        )
+    check_choice("profile", profile, SLICE_PROFILES)
     known = [name for name in CHANGES if name != profile]
     names = known if changes == "all" else [str(name) for name in ensure_tuple(changes)]
     if unknown := [name for name in names if name not in known]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 from types import TracebackType
@@ -24,6 +24,7 @@ __all__ = [
     "MissingWeightsError",
     "OutputError",
     "SettingError",
+    "check_choice",
     "check_range",
     "check_whole",
     "find_miar_error",
@@ -190,6 +191,17 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise SettingError(f"{name} is {value!r}, but it must lie between {low} and {high}; correct the setting.")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Check that a setting is one of several words.
+
+    Raises:
+        SettingError: if ``value`` is not among ``choices``.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise SettingError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}; correct the setting.")
 
 
 def check_whole(name: str, value: float) -> None:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.peers.mhca import edsr_tail
+from benchmarks.peers.noise import equal_noise
+
 __all__ = ["DiffMSR", "PriorDenoiser", "PriorEncoder"]
 
 PRIOR = 256
@@ -265,10 +268,7 @@ class DiffMSR(nn.Module):
             nn.ModuleList(_PriorBlock(channels, side, num_heads) for _ in range(num_blocks)) for _ in range(num_groups)
         )
         self.convolutions = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_groups))
-        shuffles = [
-            layer for _ in range(2) for layer in (nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
-        ]
-        self.tail = nn.Sequential(*shuffles, nn.Conv2d(channels, 1, 3, padding=1))
+        self.tail = edsr_tail(channels)
 
     def prior_of(self, lr: Tensor, hr: Tensor) -> Tensor:
         """Return the prior (B, `PRIOR`) of true slices (B, 1, 4h, 4w) with their LR slices (B, 1, h, w)."""
@@ -293,7 +293,5 @@ class DiffMSR(nn.Module):
 
     def forward(self, lr: Tensor, guide: Tensor) -> Tensor:
         """Return SR slices (B, 1, 4h, 4w) for LR slices (B, 1, h, w) and guides (B, 1, 4h, 4w): stage 2."""
-        # on the CPU, since random numbers differ between kinds of devices
-        noise = torch.randn(1, PRIOR, generator=torch.Generator().manual_seed(self.seed))
-        noise = noise.to(lr).expand(len(lr), -1)
+        noise = equal_noise(lr, (PRIOR,), self.seed)
         return self.restore(lr, guide, self.denoiser(noise, self.condition(lr)))

@@ -14,6 +14,8 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
+from benchmarks.peers.noise import equal_noise
+
 __all__ = ["DisCDiff", "DisCUNet"]
 
 SCHEDULE: dict[str, Any] = {
@@ -169,9 +171,7 @@ class DisCDiff(nn.Module):
         margins = (0, -width % self.unet.multiple, 0, -height % self.unet.multiple)
         images = (self.scaled(F.pad(image, margins, mode="replicate")) for image in (self.upsample(lr), guide))
         condition = tuple(images)
-        # on the CPU, since random numbers differ between kinds of devices
-        noise = torch.randn(1, *condition[0].shape[1:], generator=torch.Generator().manual_seed(self.seed))
-        x = noise.to(lr).expand_as(condition[0])
+        x = equal_noise(lr, condition[0].shape[1:], self.seed)
         scheduler = DDIMScheduler(**SCHEDULE)
         scheduler.set_timesteps(self.sampling_steps)
         for t in scheduler.timesteps.tolist():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation
 
-__all__ = ["MHCA", "MMHCA", "ConvolutionalAttention"]
+__all__ = ["MHCA", "MMHCA", "ConvolutionalAttention", "edsr_tail"]
 
 
 class ConvolutionalAttention(nn.Module):
@@ -64,7 +64,7 @@ class _Features(nn.Module):
         return x + self.body(x)
 
 
-def _tail(channels: int) -> nn.Sequential:
+def edsr_tail(channels: int) -> nn.Sequential:
     """Return EDSR's upsampling by 4: two pixel shuffles, and a convolution to one channel."""
     shuffles = [
         layer for _ in range(2) for layer in (nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
@@ -94,7 +94,7 @@ class MHCA(nn.Module):
         super().__init__()
         self.features = _Features(channels, num_blocks, attention=True)
         self.attention = ConvolutionalAttention(channels)
-        self.tail = _tail(channels)
+        self.tail = edsr_tail(channels)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Return SR slices (B, 1, 4h, 4w) for LR slices (B, 1, h, w)."""
@@ -125,7 +125,7 @@ class MMHCA(nn.Module):
         self.degradation = degradation or Degradation()
         self.branches = nn.ModuleList(_Features(channels, num_blocks, attention=False) for _ in range(2))
         self.attention = ConvolutionalAttention(2 * channels)
-        self.tail = _tail(2 * channels)
+        self.tail = edsr_tail(2 * channels)
 
     def forward(self, lr: Tensor, guide: Tensor) -> Tensor:
         """Return SR slices (B, 1, 4h, 4w) for LR slices (B, 1, h, w) and guides (B, 1, 4h, 4w)."""

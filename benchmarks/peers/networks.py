@@ -18,6 +18,7 @@ from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from benchmarks.peers.loading import GUIDED, THROUGH_PLANE, TITLES, peer_network
+from benchmarks.peers.noise import equal_noise
 from miar_monai.evaluation import markdown_table
 
 __all__ = ["Denoiser", "LatentDiffusion", "Reconstruction", "costs", "rcan", "rcan_through_plane", "swinir", "vae"]
@@ -230,16 +231,13 @@ class LatentDiffusion(nn.Module):
 
         A slice gets the same result in each call and in any batch.
         """
-        # on the CPU, since random numbers differ between kinds of devices
-        noise = torch.randn(
-            1, self.denoiser.latent_channels, *lr.shape[2:], generator=torch.Generator().manual_seed(self.seed)
-        )
+        noise = equal_noise(lr, (self.denoiser.latent_channels, *lr.shape[2:]), self.seed)
         scheduler = DDIMScheduler(**NOISE)
         scheduler.set_timesteps(self.sampling_steps)
         scale_factor: Any = self.denoiser.scale_factor  # a tensor, which MONAI annotates as a number
         inferer: Any = LatentDiffusionInferer(scheduler, scale_factor)  # annotated for MONAI's own networks
         return inferer.sample(
-            input_noise=noise.to(lr).expand(len(lr), -1, -1, -1),
+            input_noise=noise,
             autoencoder_model=self.vae,
             diffusion_model=self.denoiser,
             conditioning=lr,

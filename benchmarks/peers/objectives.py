@@ -125,12 +125,6 @@ class AutoencoderObjective(nn.Module):
         self.reconstruction = reconstruction
         self.kl_weight = kl_weight
 
-    def train(self, mode: bool = True) -> AutoencoderObjective:
-        """Set the mode of the network; the perceptual loss stays in evaluation mode, since LPIPS has dropout."""
-        super().train(mode)
-        self.reconstruction.eval()
-        return self
-
     def forward(self, hr: Tensor) -> dict[str, Tensor]:
         """Return the losses for HR images (B, 1, H, W)."""
         images, mean, sigma = (x.float() for x in self.network(hr))

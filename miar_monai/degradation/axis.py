@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import check_choice
 
 __all__ = ["PROFILES", "AxisDegradation", "AxisOperator", "blur_matrix"]
 
@@ -207,9 +207,6 @@ def check_profile(profile: str) -> None:
     """Check the name of a profile.
 
     Raises:
-        ConfigurationError: if it is not one of `PROFILES`.
+        SettingError: if it is not one of `PROFILES`.
     """
-    if profile not in PROFILES:
-        raise ConfigurationError(
-            f"profile is {profile!r}, but it must be one of {', '.join(PROFILES)}; correct the setting."
-        )
+    check_choice("profile", profile, PROFILES)

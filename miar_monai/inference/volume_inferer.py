@@ -16,7 +16,7 @@ from torch import Tensor
 from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, SettingError, check_range
+from miar_monai.errors import ConfigurationError, SettingError, check_choice, check_range
 from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
 from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
@@ -77,11 +77,7 @@ class VolumeInferer(Inferer):
         self.request = GridRequest.of(factor, spacing, isotropic)
         if slice_thickness is not None:
             check_range("slice_thickness", slice_thickness, 0, float("inf"))
-        if slice_profile not in SLICE_PROFILES:
-            raise SettingError(
-                f"slice_profile is {slice_profile!r}, but it must be one of {', '.join(SLICE_PROFILES)}; correct the"
-                " setting."
-            )
+        check_choice("slice_profile", slice_profile, SLICE_PROFILES)
         self.slice_thickness = slice_thickness
         self.slice_profile = slice_profile
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miar_monai.acceleration.layers import top_two
-from miar_monai.errors import SettingError, check_range, check_whole
+from miar_monai.errors import check_choice, check_range, check_whole
 from miar_monai.networks.attention import KeyValue
 from miar_monai.networks.quantizer import MultiScaleQuantizer
 from miar_monai.networks.transformer import Context, MIARTransformer
@@ -82,11 +82,7 @@ class Decoding:
             ("selection", ("uncertain", "literal")),
             ("score", ("lookahead", "joint")),
         ):
-            if getattr(self, name) not in allowed:
-                raise SettingError(
-                    f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)};"
-                    " correct the setting."
-                )
+            check_choice(name, getattr(self, name), allowed)
         for name in ("lookahead_tokens", "lookahead_scales", "top_k", "seed"):
             check_whole(name, getattr(self, name))
         for name, low, high in (

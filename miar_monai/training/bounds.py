@@ -47,7 +47,7 @@ def record_bounds(trainer: MIARTrainer, network: nn.Module, num_batches: int = 2
         largest[block] = torch.maximum(largest[block], now) if block in largest else now
 
     hooks = [block.register_forward_hook(record) for block in blocks]
-    objective = getattr(trainer.objective, "module", trainer.objective)  # without a wrapper for several GPUs
+    objective = trainer.plain_objective
     trained, objective.network = objective.network, network
     try:
         for batch in islice(trainer.data_loader, num_batches):

@@ -63,12 +63,6 @@ class EstimatorObjective(nn.Module):
         self.noise_prob = noise_prob
         self.guide_prob = guide_prob
 
-    def train(self, mode: bool = True) -> EstimatorObjective:
-        """Set the mode of the network; the perceptual loss stays in evaluation mode, since LPIPS has dropout."""
-        super().train(mode)
-        self.reconstruction.eval()
-        return self
-
     def forward(self, hr: Tensor, guide: Tensor | None = None) -> dict[str, Tensor]:
         """Return the named losses of a batch; ``"loss"`` is the sum.
 

@@ -41,6 +41,10 @@ class ReconstructionLoss(nn.Module):
         self.l1, self.l2, self.perceptual = l1, l2, perceptual
         self.perceptual_distance = perceptual_distance(network) if perceptual else None
 
+    def train(self, mode: bool = True) -> ReconstructionLoss:
+        """Stay in evaluation mode, whatever ``mode`` is, since LPIPS has dropout."""
+        return super().train(False)
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Compare images (B, 1, H, W): scalar."""
         loss = self.l1 * F.l1_loss(prediction, target) + self.l2 * F.mse_loss(prediction, target)
@@ -185,10 +189,9 @@ class MIARObjective(nn.Module):
         self.neighbors.copy_(self.tokenizer.quantizer.neighbors(self.num_neighbors))
 
     def train(self, mode: bool = True) -> MIARObjective:
-        """Set the mode of the network; tokenizer, codebook and perceptual loss stay in evaluation mode."""
+        """Set the mode of the network; tokenizer and codebook stay in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
-        self.reconstruction.eval()  # LPIPS has dropout
         self.network.quantizer.eval()
         return self
 

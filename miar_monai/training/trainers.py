@@ -205,9 +205,13 @@ class MIARTrainer(_StepTrainer):
         self.objective = objective
         self.optimizer = optimizer
         self._graphed_step = self.graphed(self._step)
-        module: Any = getattr(objective, "module", objective)  # without a wrapper for several GPUs
-        if hasattr(module, "prepare"):
-            self.add_event_handler(Events.STARTED, module.prepare)
+        if hasattr(self.plain_objective, "prepare"):
+            self.add_event_handler(Events.STARTED, self.plain_objective.prepare)
+
+    @property
+    def plain_objective(self) -> Any:
+        """The objective without a wrapper for several GPUs."""
+        return getattr(self.objective, "module", self.objective)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:  # type: ignore[override]
         self.objective.train()
@@ -216,7 +220,7 @@ class MIARTrainer(_StepTrainer):
     def losses(self, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a batch by name, without a step."""
         with self.autocast():
-            parts: dict[str, Tensor] = getattr(self.objective, "module", self.objective)(*self._tensors(batchdata))
+            parts: dict[str, Tensor] = self.plain_objective(*self._tensors(batchdata))
         return parts
 
     def _tensors(self, batchdata: dict[str, Tensor]) -> list[Tensor]:

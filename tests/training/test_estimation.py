@@ -90,3 +90,12 @@ def test_guides_are_dropped_by_their_share() -> None:
 def test_shares_must_be_fractions() -> None:
     with pytest.raises(SettingError, match=r"^guide_prob is 2"):
         objective(guide_prob=2.0)
+
+
+def test_the_reconstruction_loss_stays_in_evaluation_mode() -> None:
+    trained = objective()
+    modules = [*trained.reconstruction.modules(), torch.nn.Dropout()]
+    trained.reconstruction.add_module("dropout", modules[-1])  # as in LPIPS
+    trained.train()
+    assert trained.network.training
+    assert not any(module.training for module in modules)
