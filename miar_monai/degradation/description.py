@@ -63,7 +63,7 @@ class Degradation:
                 object.__setattr__(self, name, tuple(value))  # lists of JSON are not hashable
         for profile in self.profiles:
             check_profile(profile)
-        scales, sigmas, widths = (_pair(value) for value in (self.scale, self.sigma, self.thickness))
+        scales, sigmas, widths = self.scales, self.sigmas, _pair(self.thickness)
         fits = all(1 <= scale <= _MAX for scale in scales) and all(0 <= sigma <= _MAX for sigma in sigmas)
         if not (fits and all(0 < width <= _MAX for width in widths) and self.blur_on in ("lr", "hr")):
             raise ConfigurationError(
@@ -78,6 +78,11 @@ class Degradation:
         return _pair(self.scale)
 
     @property
+    def sigmas(self) -> tuple[float, float]:
+        """Standard deviation of the blur of rows and columns."""
+        return _pair(self.sigma)
+
+    @property
     def profiles(self) -> tuple[str, str]:
         """Profile of rows and columns."""
         return _pair(self.profile)
@@ -85,7 +90,7 @@ class Degradation:
     @property
     def lr_sigma(self) -> float:
         """Standard deviation of the blur in LR voxels, the mean of both axes."""
-        axes = zip(_pair(self.sigma), self.scales, strict=True)
+        axes = zip(self.sigmas, self.scales, strict=True)
         return sum(sigma if self.blur_on == "lr" else sigma / scale for sigma, scale in axes) / 2
 
     def for_hr(self, hr: Tensor) -> SeparableOperator:
@@ -116,7 +121,7 @@ class Degradation:
     def axes(self, hr_shape: tuple[int, int], lr_shape: tuple[int, int]) -> tuple[AxisDegradation, AxisDegradation]:
         """Return the degradations of rows and columns for images of given sizes."""
         sizes = zip(hr_shape, lr_shape, strict=True)
-        settings = zip(self.scales, self.profiles, _pair(self.thickness), _pair(self.sigma), strict=True)
+        settings = zip(self.scales, self.profiles, _pair(self.thickness), self.sigmas, strict=True)
         rows, columns = (
             AxisDegradation(hr_size, lr_size, scale, profile, thickness, sigma, self.blur_on)
             for (hr_size, lr_size), (scale, profile, thickness, sigma) in zip(sizes, settings, strict=True)

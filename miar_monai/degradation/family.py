@@ -36,7 +36,7 @@ class OperatorFamily(nn.Module):
 
     Example:
         >>> family = OperatorFamily([Member([Degradation()], 1), Member(through_plane_degradations([2, 5]), 3)], 64)
-        >>> operator = family.sample(3)
+        >>> operator = family.select(family.sample(3))
         >>> hr = torch.rand(3, 1, 64, 64)
         >>> operator.restore(operator.A(hr), 1e-3).shape
         torch.Size([3, 1, 64, 64])
@@ -44,15 +44,17 @@ class OperatorFamily(nn.Module):
 
     cumulative: Tensor
     pairs: Tensor
+    similar: Tensor
     stop_bands: Tensor
 
     def __init__(self, members: Sequence[Member | Sequence], side: int) -> None:
         super().__init__()
         groups = [Member(*member) for member in members]
         axes: dict[AxisDegradation, int] = {}  # index of each operator
-        pairs, shares = [], []
+        listed, pairs, shares = [], [], []
         for degradations, share in groups:
             for degradation in degradations:
+                listed.append(degradation)
                 height, width = (max(round(side / scale), 1) for scale in degradation.scales)
                 rows, columns = degradation.axes((side, side), (height, width))
                 pairs.append([axes.setdefault(axis, len(axes)) for axis in (rows, columns)])
@@ -61,6 +63,7 @@ class OperatorFamily(nn.Module):
         largest = max(len(operator.s) for operator in built)
         self.register_buffer("cumulative", torch.tensor(shares).cumsum(0) / sum(shares), persistent=False)
         self.register_buffer("pairs", torch.tensor(pairs), persistent=False)  # (N, 2)
+        self.register_buffer("similar", _similar(listed), persistent=False)  # (N, K)
         bands = [SeparableOperator.of(built[i], built[j]).stop_band for i, j in pairs]
         padded = [F.pad(band, (0, largest - band.shape[1], 0, largest - band.shape[0])) for band in bands]
         self.register_buffer("stop_bands", torch.stack(padded).bool(), persistent=False)  # (N, largest, largest)
@@ -68,10 +71,31 @@ class OperatorFamily(nn.Module):
         for name, tensor in stack._asdict().items():
             self.register_buffer(f"axis_{name}", tensor.float(), persistent=False)
 
-    def sample(self, count: int) -> SeparableOperator:
-        """Return the operators of a batch of ``count`` images (B, 1, H, W), drawn on the device of the family."""
+    def sample(self, count: int) -> Tensor:
+        """Draw the degradations of a batch of ``count`` images, on the device of the family: indices, (B,)."""
         drawn = torch.rand(count, device=self.cumulative.device)
-        return self.select(torch.searchsorted(self.cumulative, drawn).clamp(max=len(self.pairs) - 1))
+        return torch.searchsorted(self.cumulative, drawn).clamp(max=len(self.pairs) - 1)
+
+    def mistaken(self, index: Tensor, share: float) -> Tensor:
+        """Replace a share of degradations by similar ones, as where the degradation of an image is assumed wrongly.
+
+        Similar degradations have the same factors, and blurs that differ by at most 0.5 LR voxels on each axis; their
+        profiles and thicknesses may differ.
+
+        Args:
+            index: from `sample`, (B,).
+            share: probability of a replacement.
+
+        Example:
+            >>> degradations = [Degradation(2, 0), Degradation(2, 0.5), Degradation(4, 0)]
+            >>> family = OperatorFamily([Member(degradations, 1)], 16)
+            >>> family.mistaken(torch.tensor([0, 1, 2]), 1.0)
+            tensor([1, 0, 2])
+        """
+        others = self.similar[index]  # (B, K)
+        drawn = torch.rand(len(index), 1, device=index.device) * others.shape[1]
+        others = others.gather(1, drawn.long().clamp(max=others.shape[1] - 1))[:, 0]
+        return others.where(torch.rand(len(index), device=index.device) < share, index)
 
     def select(self, index: Tensor) -> SeparableOperator:
         """Return the operators of a batch of images (B, 1, H, W), given the indices of their degradations, (B,)."""
@@ -85,6 +109,17 @@ class OperatorFamily(nn.Module):
     def noisy(lr: Tensor, operator: SeparableOperator, std: Tensor) -> Tensor:
         """Add white Gaussian noise with standard deviations (B, 1, 1, 1) to LR images; their padding stays 0."""
         return lr + std * torch.randn_like(lr) * operator.inside
+
+
+def _similar(members: Sequence[Degradation]) -> Tensor:
+    """Return, for each degradation, the indices of similar ones, repeated to fill the rows, or its own: (N, K)."""
+    scales, sigmas = (torch.tensor([getattr(one, name) for one in members]) for name in ("scales", "sigmas"))  # (N, 2)
+    alike = (scales[:, None] == scales).all(dim=-1) & ((sigmas[:, None] - sigmas).abs() <= 0.5).all(dim=-1)  # (N, N)
+    rows = []
+    for i, one in enumerate(members):
+        rows.append([j for j in alike[i].nonzero()[:, 0].tolist() if members[j] != one] or [i])
+    width = max(map(len, rows))
+    return torch.tensor([(row * width)[:width] for row in rows])
 
 
 def in_plane_degradations(

@@ -28,6 +28,8 @@ class EstimatorObjective(nn.Module):
         noise: lowest and highest standard deviation of the noise, in intensity units; the logarithm is uniform.
         noise_prob: fraction of the LR images with noise.
         guide_prob: fraction of the images that keep their guide.
+        mismatch_prob: fraction of the images whose degradation is assumed wrongly, as a similar one of the family.
+            Native images are never degraded exactly as assumed; a blur that they do not have amplifies their detail.
 
     Raises:
         SettingError: if a setting is out of range.
@@ -50,10 +52,12 @@ class EstimatorObjective(nn.Module):
         noise: Sequence[float] = (1e-4, 0.02),
         noise_prob: float = 0.35,
         guide_prob: float = 0.5,
+        mismatch_prob: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("noise_prob", noise_prob), ("guide_prob", guide_prob)):
-            check_range(name, value, 0, 1)
+        shares = {"noise_prob": noise_prob, "guide_prob": guide_prob, "mismatch_prob": mismatch_prob}
+        for name, share in shares.items():
+            check_range(name, share, 0, 1)
         for value in noise:
             check_range("noise", value, 1e-9, 1)
         self.network = network
@@ -62,6 +66,7 @@ class EstimatorObjective(nn.Module):
         self.noise = tuple(noise)
         self.noise_prob = noise_prob
         self.guide_prob = guide_prob
+        self.mismatch_prob = mismatch_prob
 
     def forward(self, hr: Tensor, guide: Tensor | None = None) -> dict[str, Tensor]:
         """Return the named losses of a batch; ``"loss"`` is the sum.
@@ -71,14 +76,16 @@ class EstimatorObjective(nn.Module):
             guide: another contrast of each, (B, 1, H, W); 0 where there is none.
         """
         one_each = (len(hr), 1, 1, 1)
-        operator = self.family.sample(len(hr))
+        drawn = self.family.sample(len(hr))
+        operator = self.family.select(drawn)
         low, high = self.noise
         std = low * (high / low) ** torch.rand(one_each, device=hr.device)
         std = std * (torch.rand(one_each, device=hr.device) < self.noise_prob)
         lr = self.family.noisy(operator.A(hr), operator, std)
         if guide is not None:
             guide = guide * (torch.rand(one_each, device=hr.device) < self.guide_prob)
-        observed = self.network.observe(lr, operator, guide)
+        assumed = self.family.select(self.family.mistaken(drawn, self.mismatch_prob))
+        observed = self.network.observe(lr, assumed, guide)
         maps = self.network.maps(observed.images, self.network.condition(observed))
         perceptual, faithful = self.network.correct(maps, observed).float().split(1, dim=1)
         parts = {

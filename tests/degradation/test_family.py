@@ -51,9 +51,27 @@ def test_a_padded_operator_computes_what_the_operator_itself_does(family: Operat
 
 def test_degradations_are_drawn_by_the_shares_of_their_groups(family: OperatorFamily) -> None:
     torch.manual_seed(0)
-    factors = family.sample(4000).columns.factor.flatten().round(decimals=3)
+    factors = family.select(family.sample(4000)).columns.factor.flatten().round(decimals=3)
     shares = {float(factor): float((factors == factor).float().mean()) for factor in factors.unique()}
     assert shares == pytest.approx({1.0: 0.25, 2.5: 0.25, 4.0: 0.25, 5.0: 0.25}, abs=0.03)
+
+
+def test_degradations_are_mistaken_for_similar_ones_only() -> None:
+    torch.manual_seed(0)
+    members = [
+        Degradation(2, 0.0),
+        Degradation(2, 0.5),
+        Degradation(2, 1.0),
+        Degradation((1, 5), 0.0, profile=("bicubic", "slr")),
+        Degradation((1, 5), 0.0, profile=("bicubic", "box"), thickness=(1.0, 0.8)),
+        Degradation((5, 1), 0.0, profile=("slr", "bicubic")),
+    ]
+    family = OperatorFamily([Member(members, 1)], 60)
+    index = torch.arange(len(members)).repeat(2000)
+    drawn = [set(column.tolist()) for column in family.mistaken(index, 1.0).view(-1, len(members)).unbind(dim=1)]
+    assert drawn == [{1}, {0, 2}, {1}, {4}, {3}, {5}]
+    assert torch.equal(family.mistaken(index, 0.0), index)
+    assert (family.mistaken(index, 0.25) != index).float().mean().item() == pytest.approx(0.25 * 5 / 6, abs=0.02)
 
 
 def test_noise_leaves_the_padding_at_zero(family: OperatorFamily) -> None:

@@ -61,7 +61,7 @@ def test_an_untrained_network_has_the_loss_of_the_linear_estimate() -> None:
     torch.manual_seed(2)
     parts = untrained(hr)
     torch.manual_seed(2)
-    operator = untrained.family.sample(len(hr))
+    operator = untrained.family.select(untrained.family.sample(len(hr)))
     linear = untrained.network.observe(operator.A(hr), operator).linear
     corrected = operator.prox(linear, operator.A(hr), 1e-3)
     assert parts["faithful_loss"].item() == pytest.approx((corrected - hr).abs().mean().item(), rel=0.05)
@@ -76,6 +76,19 @@ def test_noise_is_added_to_its_share_of_the_images() -> None:
         torch.manual_seed(3)
         losses.append(one(hr)["faithful_loss"].item())
     assert losses[1] > losses[0] + 1e-3
+
+
+def test_a_share_of_the_degradations_is_assumed_wrongly() -> None:
+    hr, losses = slices(), []
+    for share in (0.0, 1.0):
+        torch.manual_seed(0)
+        family = OperatorFamily([Member([Degradation(2, 0.5), Degradation(2, 1.0)], 1)], SIDE)
+        network = Estimator(channels=(8, 16), blocks=(1, 1), noise_model=NoiseModel(max_training_noise=1.0))
+        reconstruction = ReconstructionLoss(1.0, 0.0, perceptual=0.0)
+        one = EstimatorObjective(network, family, reconstruction, noise_prob=0.0, mismatch_prob=share)
+        torch.manual_seed(3)
+        losses.append(one(hr)["faithful_loss"].item())
+    assert losses[1] > 1.5 * losses[0]
 
 
 def test_guides_are_dropped_by_their_share() -> None:
