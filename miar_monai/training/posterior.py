@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miar_monai.evaluation.probabilistic import spread_over_skill
 from miar_monai.training.estimation import EstimatorObjective
-from miar_monai.training.scores import spread_over_skill
 
 __all__ = ["PosteriorObjective"]
 

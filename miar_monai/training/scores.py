@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from miar_monai.errors import check_range
 from miar_monai.training.losses import perceptual_distance
 
-__all__ = ["PosteriorScore", "fair_energy_score", "random_filters", "spread_over_skill"]
+__all__ = ["PosteriorScore", "fair_energy_score", "random_filters"]
 
 _SMALL = 1e-8  # added to squared distances, whose root has no gradient at 0; the score stays proper
 
@@ -43,29 +43,6 @@ def fair_energy_score(errors: Tensor, dim: int | None = None) -> Tensor:
         return (x.abs() if dim is None else (x.square().sum(dim=dim - 1) + _SMALL).sqrt()).mean()
 
     return (distance(first) + distance(second) - distance(first - second)) / 2
-
-
-def spread_over_skill(errors: Tensor) -> Tensor:
-    """Return the ratio of the spread of samples to the error of their mean, which is 1 for the true distribution.
-
-    Args:
-        errors: differences of N samples to the truth, (B, N, ...).
-
-    Returns:
-        The root of (N + 1) / N · mean variance / mean squared error of the mean: scalar.
-
-    Reference:
-        Fortin et al., Why Should Ensemble Spread Match the RMSE of the Ensemble Mean?, 2014.
-
-    Example:
-        >>> errors = torch.randn(200000, 4, generator=torch.Generator().manual_seed(0))
-        >>> truth = torch.randn(200000, 1, generator=torch.Generator().manual_seed(1))
-        >>> round(spread_over_skill(errors - truth).item(), 2)
-        1.0
-    """
-    count = errors.shape[1]
-    variance, squared_error = errors.var(dim=1).mean(), errors.mean(dim=1).square().mean()
-    return ((count + 1) / count * variance / squared_error.clamp(min=1e-12)).sqrt()
 
 
 def random_filters(count: int, side: int, device: torch.device | str = "cpu") -> Tensor:
