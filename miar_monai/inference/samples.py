@@ -32,7 +32,8 @@ class SampleSummary(NamedTuple):
 
         The interval lies between two quantiles of the samples, whose ranks are those of N + 1 exchangeable values, of
         which the truth is one: so it covers the truth with its probability for any N. Quantiles beyond the extreme
-        samples are extrapolated linearly, which falls short for fewer than about 10 samples.
+        samples are extrapolated linearly, which falls short for few samples: 10 samples of a normal distribution cover
+        86 % instead of 90 %.
 
         Args:
             samples: (..., N, ...).
