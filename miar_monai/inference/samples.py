@@ -1,18 +1,76 @@
-"""Summaries of posterior samples: their mean, standard deviation and interval in each voxel."""
+"""Posterior samples: their noise, and their mean, standard deviation and interval in each voxel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from miar_monai.errors import check_range
 
-__all__ = ["LEVEL", "SampleSummary"]
+__all__ = ["LEVEL", "MAPS", "SampleSummary", "Sampling", "sample_maps", "summarized"]
 
 LEVEL = 0.9
 """Probability of the interval."""
+
+MAPS = ("mean", "std", "p05", "p95")
+"""Names of the maps of a `SampleSummary`: the limits are the percentiles of the interval."""
+
+
+class Sampling(NamedTuple):
+    """Which samples are drawn in a pass, and what becomes of them."""
+
+    seed: int
+    """Seed of all noise of a volume."""
+    numbers: tuple[int, ...]
+    """Numbers of the samples, from 0."""
+    stage: int = 0
+    """Number of the stage of the passes, from 0."""
+    factor: float = 1.0
+    """See `SampleSummary.of`."""
+    summarize: bool = False
+    """Whether samples are summarized slice by slice, so that they need not be in memory all at once."""
+    keep: bool = False
+    """Whether they are kept nevertheless."""
+
+    def generators(self, slices: range) -> list[list[torch.Generator]]:
+        """Return the sources of the noise of each sample of some slices, given the numbers of the slices.
+
+        They depend on the numbers only, so that a sample does not depend on batches.
+        """
+        keys = [[(self.seed, self.stage, number, index) for number in self.numbers] for index in slices]
+        return [[torch.Generator().manual_seed(_mixed(key)) for key in row] for row in keys]
+
+    def finished(self, samples: Tensor) -> Tensor:
+        """Return samples (N, S, H, W), or their maps, see `summarized`, if they are summarized."""
+        return summarized(samples, self.factor, self.keep) if self.summarize else samples
+
+
+def _mixed(key: Sequence[int]) -> int:
+    """Return a seed that differs in all bits between similar keys."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def sample_maps(count: int, keep: bool = False) -> list[str]:
+    """Return the names of the maps of some samples: `MAPS`, and one for each sample if they are kept.
+
+    Example:
+        >>> sample_maps(2, keep=True)
+        ['mean', 'std', 'p05', 'p95', 'sample_01', 'sample_02']
+        >>> sample_maps(0)
+        []
+    """
+    names = [f"sample_{number:02}" for number in range(1, count + 1)] if keep else []
+    return [*MAPS, *names] if count else []
+
+
+def summarized(samples: Tensor, factor: float = 1.0, keep: bool = False) -> Tensor:
+    """Return the maps of samples (N, S, ...) in the order of `sample_maps`: (N, 4, ...), or (N, 4 + S, ...)."""
+    maps = torch.stack(SampleSummary.of(samples, factor=factor), dim=1)
+    return torch.cat([maps, samples], dim=1) if keep else maps
 
 
 class SampleSummary(NamedTuple):

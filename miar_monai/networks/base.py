@@ -193,7 +193,8 @@ class SuperResolutionNetwork(nn.Module):
             error_model: predicts the error of the image; one that uses the entropy of tokens needs a prediction with
                 entropy.
         """
-        maps, network_weight = self._finished(prediction.maps, observed)
+        sound = self._sound(prediction.maps, observed).all(dim=1, keepdim=True)  # (B, 1, 1, 1)
+        maps, network_weight = self._finished(prediction.maps, observed, sound)
         perceptual, faithful = maps.split(1, dim=1)
         image = torch.lerp(perceptual, faithful, fidelity)
         estimate = Estimate(image, perceptual, faithful, network_weight)
@@ -201,13 +202,18 @@ class SuperResolutionNetwork(nn.Module):
             return estimate
         return estimate._replace(error=error_model(estimate, prediction.entropy, observed.suppressed_by_noise))
 
-    def _finished(self, maps: Tensor, observed: Observation) -> tuple[Tensor, Tensor]:
-        """Return corrected and bounded maps, (B, C, H, W), and the weight of the network estimate, (B, 1, 1, 1)."""
-        departure = (maps - observed.linear).abs().amax(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-        darkest, brightest = (extreme(dim=(2, 3), keepdim=True) for extreme in (observed.lr.amin, observed.lr.amax))
-        sound = departure <= _MAX_DEPARTURE * (brightest - darkest).clamp(min=1)  # False for NaN
+    @staticmethod
+    def _sound(maps: Tensor, observed: Observation) -> Tensor:
+        """Return on which maps (B, C, H, W) the network has not diverged: (B, C, 1, 1)."""
+        departure = (maps - observed.linear).abs().amax(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        span = observed.lr.amax(dim=(2, 3), keepdim=True) - observed.lr.amin(dim=(2, 3), keepdim=True)
+        return departure <= _MAX_DEPARTURE * span.clamp(min=1)  # False for NaN
+
+    def _finished(self, maps: Tensor, observed: Observation, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Return corrected and bounded maps, (B, C, H, W), and the weight of the network in each, (B, 1 or C, 1, 1)."""
         observed = observed._replace(network_weight=observed.network_weight * sound)
         corrected = self.correct(torch.where(sound, maps, observed.linear), observed)
+        darkest = observed.lr.amin(dim=(2, 3), keepdim=True)
         return observed.operator.bounded(corrected, darkest), observed.network_weight
 
     @torch.no_grad()
@@ -276,6 +282,8 @@ class SuperResolutionNetwork(nn.Module):
     ) -> Tensor:
         """Return samples of the posterior distribution of super-resolved images, corrected and bounded as in `finish`.
 
+        A sample on which the network has diverged is the linear estimate.
+
         Args:
             lr: LR slices, (B, 1, h, w).
             noise: white noise of each sample, (B, N, noise_channels, H', W'); see `white_noise`.
@@ -305,7 +313,8 @@ class SuperResolutionNetwork(nn.Module):
             x.repeat_interleave(count, dim=0) for x in (observed.images, self.condition(observed))
         )  # (B · N, C, H, W)
         samples = (sample or self.sample)(images, condition, noise.flatten(0, 1)).unflatten(0, (len(lr), count))
-        return self._finished(samples.squeeze(2), observed)[0]  # (B, N, H, W)
+        samples = samples.squeeze(2)  # (B, N, H, W)
+        return self._finished(samples, observed, self._sound(samples, observed))[0]
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve LR images (B, 1, h, w) by greedy decoding: (B, 1, H, W)."""

@@ -148,12 +148,12 @@ class Estimator(SuperResolutionNetwork):
         self.check_samples()
         return self._padded_maps(images, condition, noise)[:, 2:]
 
-    def _padded_maps(self, images: Tensor, condition: Tensor, noise: Tensor | None = None) -> Tensor:
+    def _padded_maps(self, images: Tensor, condition: Tensor, *noise: Tensor) -> Tensor:
         """Return the maps of images (B, C, H, W) of any size, padded by replication."""
         height, width = images.shape[2:]
         padding = [0, -width % self.stride, 0, -height % self.stride]
         padded = F.pad(images, padding, mode="replicate") if any(padding) else images
-        return self.maps(padded, condition, noise)[..., :height, :width]
+        return self.maps(padded, condition, *noise)[..., :height, :width]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load also the weights of a network without noise, whose sample is then the perceptual map."""
