@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from miar_monai.data.cases import Case
-from miar_monai.data.outputs import ResultPaths, check_output, result_path
+from miar_monai.data.io import sample_maps
+from miar_monai.data.outputs import ResultPaths, check_output, result_path, without_number
 from miar_monai.errors import SettingError
 from miar_monai.visualize.preview import check_preview
 
@@ -50,6 +51,9 @@ class Request:
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
     uncertainty: bool = False
+    samples: int | None = None
+    seed: int | None = None
+    save_samples: bool = False
     report_file: Path | None = None
     part: tuple[int, int] | None = None
     skip_existing: bool = False
@@ -74,6 +78,9 @@ class Request:
             "slice_thickness": self.slice_thickness,
             "slice_profile": self.slice_profile,
             "uncertainty": self.uncertainty or None,
+            "samples": self.samples,
+            "sampling_seed": self.seed,
+            "save_samples": self.save_samples or None,
             "isotropic": self.isotropic or None,
         }
         return {name: value for name, value in settings.items() if value is not None}
@@ -91,7 +98,7 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
         SettingError: if the output does not suit the source or the format, or is the input.
     """
     targets = _targets(request, cases, single)
-    volumes = [ResultPaths.of(target)[:2] for target in targets]  # image and uncertainty
+    volumes = [ResultPaths.of(target).volumes for target in targets]
     for case, paths in zip(cases, volumes, strict=True):
         for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
@@ -99,7 +106,8 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
     resolved = cache(Path.resolve)  # there may be 100,000 files in one folder
     results = {resolved(path.parent) / path.name for paths in volumes for path in paths}
     jobs = zip(cases, targets, strict=True)
-    return [(case, target) for case, target in jobs if resolved(case.source.parent) / case.source.name not in results]
+    names = [(resolved(case.source.parent) / without_number(case.source.name), case, target) for case, target in jobs]
+    return [(case, target) for path, case, target in names if path not in results]
 
 
 def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path]:
@@ -122,7 +130,9 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[str, Path]:
+def auxiliary_outputs(
+    target: Path, preview: bool, uncertainty: bool, samples: int = 0, save_samples: bool = False
+) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
     Example:
@@ -134,7 +144,7 @@ def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[st
         outputs["preview"] = paths.preview
     if uncertainty:
         outputs["uncertainty"] = paths.uncertainty
-    return outputs
+    return outputs | {name: paths.sampled(name) for name in sample_maps(samples, save_samples)}
 
 
 def check_outputs(request: Request, targets: Sequence[Path]) -> None:
@@ -142,13 +152,19 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
 
     Raises:
         ConfigurationError: if a preview cannot be drawn.
+        SettingError: if samples are to be DICOM series.
         OutputError: if a file cannot be written, or would overwrite something.
     """
+    if request.as_dicom and request.samples:
+        raise SettingError(
+            "samples are requested with DICOM output, but they are written to files only; drop one."
+        )
     if request.with_preview:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        for kind, path in auxiliary_outputs(target, request.with_preview, request.uncertainty).items():
+        samples = request.samples or 0, request.save_samples
+        for kind, path in auxiliary_outputs(target, request.with_preview, request.uncertainty, *samples).items():
             check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

@@ -18,7 +18,7 @@ from miar_monai.data.cases import Case, cases_for_guide, find_cases, unpacked
 from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.grid_request import GridRequest
-from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
+from miar_monai.data.io import Volume, parts_to_save, read_volume, sampled_volumes, write_volume
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.processes import part_of, processes
@@ -130,7 +130,9 @@ class CaseRunner:
         check_output(target, request.overwrite, request.as_dicom)
         volume, headers = self._read(case)
         guide, described = self._read_guide()
-        auxiliary = auxiliary_outputs(target, request.with_preview, self.resolver.settings["uncertainty"])
+        settings = self.resolver.settings
+        samples = settings.get("samples", 0), settings.get("save_samples", False)
+        auxiliary = auxiliary_outputs(target, request.with_preview, settings["uncertainty"], *samples)
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
@@ -204,6 +206,8 @@ class CaseRunner:
         """Write the result of a case; the image comes last, since it marks the case as done."""
         if "preview" in auxiliary:
             preview(volume, result, auxiliary["preview"], self._replace_auxiliary)
+        for name, part in sampled_volumes(result).items():
+            write_volume(auxiliary[name], part, self._replace_auxiliary)
         for part, quantity in parts_to_save(result):
             path, overwrite = target, self.request.overwrite
             if quantity:

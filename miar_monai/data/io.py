@@ -20,6 +20,8 @@ from miar_monai.data.volume import (
     as_stored,
     parts_to_save,
     result_description,
+    sample_maps,
+    sampled_volumes,
     uncertainty_of,
 )
 from miar_monai.errors import ImageError, SettingError, in_one_sentence
@@ -35,6 +37,8 @@ __all__ = [
     "parts_to_save",
     "read_volume",
     "result_description",
+    "sample_maps",
+    "sampled_volumes",
     "uncertainty_of",
     "volume_stem",
     "write_nifti",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +11,31 @@ import numpy as np
 from miar_monai._version import __version__
 from miar_monai.data.grid import Grid
 
-__all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "result_description", "uncertainty_of"]
+__all__ = [
+    "SAMPLE_MAPS",
+    "Volume",
+    "as_float",
+    "as_stored",
+    "parts_to_save",
+    "result_description",
+    "sample_maps",
+    "sampled_volumes",
+    "uncertainty_of",
+]
 
 SOFTWARE = "miar-monai"
 """Name of this package in the headers of its results."""
+
+SAMPLE_MAPS = ("mean", "std", "p05", "p95")
+"""Names of the maps of posterior samples: mean, standard deviation, and the limits of the interval of 90 %."""
+
+_DESCRIPTIONS = {
+    "uncertainty": "expected absolute error of a super-resolved image",
+    "mean": "mean of samples, detail may be invented",
+    "std": "standard deviation of samples of a super-resolved image",
+    "p05": "5th percentile of samples of a super-resolved image",
+    "p95": "95th percentile of samples of a super-resolved image",
+}
 
 
 class Volume(NamedTuple):
@@ -41,6 +63,8 @@ class Volume(NamedTuple):
             state none, or several, and for other formats.
         acquired_spacing: of a DICOM series of MR, within its slices in millimeters, as its AcquisitionMatrix states it;
             smaller voxels were interpolated by the scanner. None if unknown.
+        sampled: maps of posterior samples of a super-resolved volume by the names of `sample_maps`, in its units, each
+            (X, Y, Z), float32; None without samples.
     """
 
     array: np.ndarray
@@ -58,6 +82,7 @@ class Volume(NamedTuple):
     frame_of_reference: str = ""
     slice_thickness: float | None = None
     acquired_spacing: float | None = None
+    sampled: Mapping[str, np.ndarray] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -79,26 +104,51 @@ class Volume(NamedTuple):
 def uncertainty_of(sr: Volume) -> Volume:
     """Return the expected error of a super-resolved volume as a volume in float32."""
     assert sr.uncertainty is not None, "the volume has no uncertainty"
+    return _map_of(sr, sr.uncertainty, "uncertainty")
+
+
+def sampled_volumes(sr: Volume) -> dict[str, Volume]:
+    """Return the maps of the posterior samples of a super-resolved volume as volumes in float32, by their names."""
+    return {name: _map_of(sr, array, name) for name, array in (sr.sampled or {}).items()}
+
+
+def _map_of(sr: Volume, array: np.ndarray, name: str) -> Volume:
+    """Return values of the voxels of a super-resolved volume as a volume in float32."""
     return Volume(
-        sr.uncertainty,
+        array,
         sr.affine,
         np.dtype(np.float32),
         sr.path,
         space=sr.space,
-        description=result_description(True),
+        description=result_description(name),
         qform=sr.qform,
     )
 
 
-def result_description(is_error: bool = False) -> str:
-    """Return the description of a result, or of the map of its error, for the 80 characters of a NIfTI header.
+def sample_maps(count: int, keep: bool = False) -> list[str]:
+    """Return the names of the maps of some samples: `SAMPLE_MAPS`, and one for each sample if they are kept.
+
+    Example:
+        >>> sample_maps(2, keep=True)
+        ['mean', 'std', 'p05', 'p95', 'sample_01', 'sample_02']
+        >>> sample_maps(0)
+        []
+    """
+    names = [f"sample_{number:02}" for number in range(1, count + 1)] if keep else []
+    return [*SAMPLE_MAPS, *names] if count else []
+
+
+def result_description(name: str = "") -> str:
+    """Return the description of a result, or of one of its maps, for the 80 characters of a NIfTI header.
+
+    Args:
+        name: ``"uncertainty"`` or a name from `sample_maps`; others stand for the result and its samples.
 
     Example:
         >>> result_description().split(": ")[1]
         'super-resolved, detail may be invented'
     """
-    image, error = "super-resolved, detail may be invented", "expected absolute error of a super-resolved image"
-    return f"{SOFTWARE} {__version__}: {error if is_error else image}"
+    return f"{SOFTWARE} {__version__}: {_DESCRIPTIONS.get(name, 'super-resolved, detail may be invented')}"
 
 
 def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:

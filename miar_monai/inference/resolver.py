@@ -15,7 +15,7 @@ from torch import Tensor
 
 from miar_monai.data.cases import read_case
 from miar_monai.data.grid_request import axis_values
-from miar_monai.data.io import Volume
+from miar_monai.data.io import Volume, sample_maps
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
@@ -70,7 +70,9 @@ def super_resolve(
         The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
         the finer grid, or an array. Results of integer files are rounded to the dtype of the file; all others are
         float32. With ``uncertainty=True`` a pair of this type: the result, and the expected absolute error of each
-        voxel, float32 (see `miar_monai.inference.error_model`).
+        voxel, float32 (see `miar_monai.inference.error_model`). With ``samples`` a dictionary of this type:
+        ``"image"``, ``"uncertainty"`` if requested, and float32 maps of the posterior samples by the names of
+        `miar_monai.data.volume.sample_maps`.
 
     Raises:
         ImageError: if the image cannot be read, is constant, has NaN voxels or the wrong number of axes.
@@ -157,7 +159,7 @@ class SuperResolver:
         with self._wrap_config_errors():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
-            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty", "isotropic")})
+            check_switches(**{name: self.settings[name] for name in _SWITCHES if name in self.settings})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             if not isinstance(self.inferer, BeamSearchInferer):
                 raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
@@ -166,6 +168,8 @@ class SuperResolver:
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
                 self.network = parser.get_parsed_content("network_def")
+        if self.volume_inferer.samples:
+            self.network.check_samples()
 
     def with_settings(self, **settings: Any) -> SuperResolver:
         """Return a resolver with other settings that shares this one's network, without loading the weights again.
@@ -211,7 +215,7 @@ class SuperResolver:
 
         Returns:
             The finer volume over the same field of view, in the same units, axes and storage dtype, with
-            ``uncertainty`` if that setting is on.
+            ``uncertainty`` and ``sampled`` if these settings are on.
         """
         if prepared:
             image, plan, guide = prepared.image, prepared.plan, prepared.guide
@@ -222,7 +226,11 @@ class SuperResolver:
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
         error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
-        return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
+        names = sample_maps(self.volume_inferer.samples, self.volume_inferer.keep_samples)
+        sampled = {name: metatensor_to_volume(data[name]).array for name in names} or None
+        return volume._replace(
+            array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description, sampled=sampled
+        )
 
     def prepare(self, volume: Volume, guide: Volume | None = None) -> Prepared:
         """Preprocess and check a volume, and determine its degradation, before the network runs.
@@ -273,6 +281,9 @@ class SuperResolver:
     def plan(self, image: MetaTensor) -> Plan:
         """Return the passes for a preprocessed volume; its blur is measured if that is "auto"."""
         return self.volume_inferer.plan(image, self.network)
+
+
+_SWITCHES = ("amp", "uncertainty", "isotropic", "save_samples")
 
 
 def _read_image(image: Image) -> Volume:

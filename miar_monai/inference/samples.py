@@ -11,13 +11,10 @@ from torch import Tensor
 
 from miar_monai.errors import check_range
 
-__all__ = ["LEVEL", "MAPS", "SampleSummary", "Sampling", "sample_maps", "summarized"]
+__all__ = ["LEVEL", "SampleSummary", "Sampling", "summarized"]
 
 LEVEL = 0.9
 """Probability of the interval."""
-
-MAPS = ("mean", "std", "p05", "p95")
-"""Names of the maps of a `SampleSummary`: the limits are the percentiles of the interval."""
 
 
 class Sampling(NamedTuple):
@@ -54,21 +51,8 @@ def _mixed(key: Sequence[int]) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def sample_maps(count: int, keep: bool = False) -> list[str]:
-    """Return the names of the maps of some samples: `MAPS`, and one for each sample if they are kept.
-
-    Example:
-        >>> sample_maps(2, keep=True)
-        ['mean', 'std', 'p05', 'p95', 'sample_01', 'sample_02']
-        >>> sample_maps(0)
-        []
-    """
-    names = [f"sample_{number:02}" for number in range(1, count + 1)] if keep else []
-    return [*MAPS, *names] if count else []
-
-
 def summarized(samples: Tensor, factor: float = 1.0, keep: bool = False) -> Tensor:
-    """Return the maps of samples (N, S, ...) in the order of `sample_maps`: (N, 4, ...), or (N, 4 + S, ...)."""
+    """Return the maps of samples (N, S, ...), in the order of `miar_monai.data.volume.sample_maps`: (N, C, ...)."""
     maps = torch.stack(SampleSummary.of(samples, factor=factor), dim=1)
     return torch.cat([maps, samples], dim=1) if keep else maps
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
+from miar_monai.data.io import sample_maps
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, check_choice, check_range, check_whole
 from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
@@ -22,7 +23,7 @@ from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
-from miar_monai.inference.samples import Sampling, sample_maps, summarized
+from miar_monai.inference.samples import Sampling, summarized
 from miar_monai.inference.slice_steps import warn_of_linear_estimates
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.transforms.guide import resample_guide
@@ -98,6 +99,8 @@ class VolumeInferer(Inferer):
             check_whole(name, value)
         if samples == 1:
             raise SettingError("samples is 1, but at least 2 are needed for a spread; request more, or 0 for none.")
+        if keep_samples and not samples:
+            raise SettingError("save_samples is on, but samples is 0; request some, or turn save_samples off.")
         check_range("interval_factor", interval_factor, 0, float("inf"))
         self.slice_thickness = slice_thickness
         self.slice_profile = slice_profile
@@ -154,7 +157,7 @@ class VolumeInferer(Inferer):
 
         Returns:
             The result on the finer grid, (1, 1, X', Y', Z'), or a dictionary as from the inferer of the slices. With
-            samples, it also has the maps of these by the names of `miar_monai.inference.samples.sample_maps`.
+            samples, it also has the maps of these by the names of `miar_monai.data.volume.sample_maps`.
 
         Raises:
             ConfigurationError: if ``inputs`` has another shape, or the network does not sample.

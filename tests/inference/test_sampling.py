@@ -12,10 +12,12 @@ from helpers.tiny import started, tiny_miar
 from monai.data import MetaTensor
 from torch import Tensor
 
+from miar_monai.data.volume import SAMPLE_MAPS as MAPS
+from miar_monai.data.volume import sample_maps
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError
 from miar_monai.inference.inferer import BeamSearchInferer
-from miar_monai.inference.samples import MAPS, SampleSummary, Sampling, sample_maps
+from miar_monai.inference.samples import SampleSummary, Sampling
 from miar_monai.inference.volume_inferer import VolumeInferer
 from miar_monai.networks import Estimator
 from miar_monai.networks.linear import NoiseModel
