@@ -319,8 +319,7 @@ def main(
             num_slices, amp, ...
 
     Raises:
-        ConfigurationError: if the network does not sample.
-        SettingError: if there are fewer than 2 samples.
+        SettingError: if the network does not sample, or there are fewer than 2 samples.
     """
     check_range("samples", samples, 2, float("inf"))
     check_range("every", every, 1, float("inf"))

@@ -156,9 +156,7 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         OutputError: if a file cannot be written, or would overwrite something.
     """
     if request.as_dicom and request.samples:
-        raise SettingError(
-            "samples are requested with DICOM output, but they are written to files only; drop one."
-        )
+        raise SettingError("samples are requested with DICOM output, but they are written to files only; drop one.")
     if request.with_preview:
         check_preview()
     for target in targets:

@@ -160,8 +160,8 @@ class VolumeInferer(Inferer):
             samples, it also has the maps of these by the names of `miar_monai.data.volume.sample_maps`.
 
         Raises:
-            ConfigurationError: if ``inputs`` has another shape, or the network does not sample.
-            SettingError: if the requested grid is not possible for this volume, or the network has no guide.
+            ConfigurationError: if ``inputs`` has another shape.
+            SettingError: if the requested grid is not possible for this volume, or the network has no guide or samples.
         """
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ConfigurationError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation, SeparableOperator
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import SettingError
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.linear import DataConsistency, LinearInverse, NoiseModel
 from miar_monai.networks.results import ErrorEstimator, Estimate, Observation, Prediction
@@ -151,7 +151,7 @@ class SuperResolutionNetwork(nn.Module):
             noise: white noise, (B, noise_channels, H', W'); see `white_noise`.
 
         Raises:
-            ConfigurationError: if the network has no samples.
+            SettingError: if the network has no samples.
         """
         self.check_samples()
         raise NotImplementedError
@@ -160,10 +160,10 @@ class SuperResolutionNetwork(nn.Module):
         """Check that the network samples the posterior distribution.
 
         Raises:
-            ConfigurationError: if it does not.
+            SettingError: if it does not.
         """
         if not self.noise_channels:
-            raise ConfigurationError(
+            raise SettingError(
                 f"this {type(self).__name__} was not trained to sample, but samples were requested; use an Estimator"
                 " with noise_channels, from train_posterior.json, or request none."
             )
@@ -261,7 +261,7 @@ class SuperResolutionNetwork(nn.Module):
             ``stride``, on the device of the operator.
 
         Raises:
-            ConfigurationError: if the network has no samples.
+            SettingError: if the network has no samples.
         """
         self.check_samples()
         size = [side + -side % self.stride for side in operator.hr_shape]
@@ -296,7 +296,7 @@ class SuperResolutionNetwork(nn.Module):
             (B, N, H, W). The same noise gives the same samples.
 
         Raises:
-            ConfigurationError: if the network has no samples.
+            SettingError: if the network has no samples.
 
         Example:
             >>> from miar_monai.networks import Estimator

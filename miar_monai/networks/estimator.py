@@ -143,7 +143,7 @@ class Estimator(SuperResolutionNetwork):
                 images rounded up to multiples of ``stride``; see `white_noise`.
 
         Raises:
-            ConfigurationError: if the network has no ``noise_channels``.
+            SettingError: if the network has no ``noise_channels``.
         """
         self.check_samples()
         return self._padded_maps(images, condition, noise)[:, 2:]

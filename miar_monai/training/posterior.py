@@ -26,8 +26,7 @@ class PosteriorObjective(EstimatorObjective):
         **settings: see `EstimatorObjective`.
 
     Raises:
-        ConfigurationError: if the network has no ``noise_channels``.
-        SettingError: if a setting is out of range.
+        SettingError: if the network has no ``noise_channels``, or a setting is out of range.
 
     Reference:
         Alet et al., Skillful Joint Probabilistic Weather Forecasting from Marginals, 2025.

@@ -15,7 +15,7 @@ from torch import Tensor
 from miar_monai.data.volume import SAMPLE_MAPS as MAPS
 from miar_monai.data.volume import sample_maps
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, SettingError
+from miar_monai.errors import SettingError
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.samples import SampleSummary, Sampling
 from miar_monai.inference.volume_inferer import VolumeInferer
@@ -173,5 +173,5 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str
 def test_networks_that_do_not_sample_are_refused_before_the_work() -> None:
     for network in (Estimator((8, 16), (1, 1)), tiny_miar()):
         name = type(network).__name__
-        with pytest.raises(ConfigurationError, match=rf"^this {name} was not trained to sample, but samples"):
+        with pytest.raises(SettingError, match=rf"^this {name} was not trained to sample, but samples"):
             inferer()(thick(), network)

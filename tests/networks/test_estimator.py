@@ -8,7 +8,7 @@ from helpers.phantoms import head
 from torch import Tensor
 
 from miar_monai.degradation import Degradation
-from miar_monai.errors import CheckpointError, ConfigurationError
+from miar_monai.errors import CheckpointError, ConfigurationError, SettingError
 from miar_monai.networks import Estimator
 from miar_monai.networks.estimator import UNBOUNDED, BoundedBlock
 from miar_monai.networks.results import Prediction
@@ -240,7 +240,7 @@ def test_samples_are_consistent_reproducible_and_independent(degradation: Degrad
 def test_networks_that_were_not_trained_to_sample_say_so() -> None:
     network, lr = estimator(), torch.rand(1, 1, 8, 8)
     sentence = r"^this Estimator was not trained to sample, but samples were requested; use an Estimator with"
-    with pytest.raises(ConfigurationError, match=sentence):
+    with pytest.raises(SettingError, match=sentence):
         network.white_noise(network.degradation.for_lr(lr), [1])
-    with pytest.raises(ConfigurationError, match=sentence):
+    with pytest.raises(SettingError, match=sentence):
         network.sample(torch.rand(1, 1, 8, 8), torch.zeros(1, 5, 1, 1), torch.zeros(1, 0, 8, 8))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from miar_monai.degradation import Degradation, Member, OperatorFamily, through_plane_degradations
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import SettingError
 from miar_monai.networks import Estimator
 from miar_monai.networks.estimator import UNBOUNDED, BoundedBlock
 from miar_monai.networks.linear import NoiseModel
@@ -93,5 +93,5 @@ def test_the_trainer_and_the_bounds_need_nothing_but_the_losses() -> None:
 
 
 def test_the_network_must_sample() -> None:
-    with pytest.raises(ConfigurationError, match=r"^this Estimator was not trained to sample, but samples"):
+    with pytest.raises(SettingError, match=r"^this Estimator was not trained to sample, but samples"):
         objective(noise_channels=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import posterior
 from benchmarks.posterior import BANDS, Body, Calibration, crps_of, patient_row, spectrum_rows
-from miar_monai.errors import ConfigurationError, SettingError
+from miar_monai.errors import SettingError
 from miar_monai.networks import Estimator
 from miar_monai.networks.weights import save_weights
 
@@ -109,7 +109,7 @@ def test_the_benchmark_writes_its_tables(options: dict[str, Any], tmp_path: Path
 
 def test_networks_that_do_not_sample_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     save_weights(Estimator(**SIZES), tmp_path / "plain.pt")
-    with pytest.raises(ConfigurationError, match="this Estimator was not trained to sample"):
+    with pytest.raises(SettingError, match="this Estimator was not trained to sample"):
         posterior.main(**{**options, "noise_channels": 0, "checkpoint": str(tmp_path / "plain.pt")})
     with pytest.raises(SettingError, match="samples is 1"):
         posterior.main(**{**options, "samples": 1})
