@@ -249,8 +249,8 @@ class UNet(nn.Module):
         H and W are multiples of ``stride``; without noise, it is 0.
         """
         if self.noise_channels:
-            silence = x.new_zeros(len(x), self.noise_channels, *x.shape[2:]) if noise is None else noise
-            x = torch.cat([x, silence], dim=1)  # (B, in_channels + noise_channels, H, W)
+            drawn = x.new_zeros(len(x), self.noise_channels, *x.shape[2:]) if noise is None else noise
+            x = torch.cat([x, drawn], dim=1)  # (B, in_channels + noise_channels, H, W)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for level, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True)):
