@@ -257,8 +257,8 @@ class SuperResolutionNetwork(nn.Module):
             generator: source of the noise, on any device; the default one of the operator's device by default.
 
         Returns:
-            (B, noise_channels, H', W') or (B, N, noise_channels, H', W'), on the device of the operator, with H' and W' the
-            sizes of the images rounded up to multiples of ``stride``.
+            (B, noise_channels, H', W') or (B, N, noise_channels, H', W'), on the device of the operator, with H' and W'
+            the sizes of the images rounded up to multiples of ``stride``.
 
         Raises:
             SettingError: if the network has no samples.
