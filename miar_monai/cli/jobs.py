@@ -152,17 +152,14 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
 
     Raises:
         ConfigurationError: if a preview cannot be drawn.
-        SettingError: if samples are to be DICOM series.
         OutputError: if a file cannot be written, or would overwrite something.
     """
-    if request.as_dicom and request.samples:
-        raise SettingError("samples are requested with DICOM output, but they are written to files only; drop one.")
     if request.with_preview:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
         samples = request.samples or 0, request.save_samples
         for kind, path in auxiliary_outputs(target, request.with_preview, request.uncertainty, *samples).items():
-            check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
+            check_output(path, request.overwrite, request.as_dicom and kind != "preview")
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

@@ -17,6 +17,7 @@ __all__ = [
     "as_float",
     "as_stored",
     "parts_to_save",
+    "quantity_of",
     "result_description",
     "sample_maps",
     "sampled_volumes",
@@ -29,6 +30,13 @@ SOFTWARE = "miar-monai"
 SAMPLE_MAPS = ("mean", "std", "p05", "p95")
 """Names of the maps of posterior samples: mean, standard deviation, and the limits of the interval of 90 %."""
 
+_QUANTITIES = {
+    "uncertainty": "expected error",
+    "mean": "mean of samples",
+    "std": "deviation of samples",
+    "p05": "5th percentile of samples",
+    "p95": "95th percentile of samples",
+}
 _DESCRIPTIONS = {
     "uncertainty": "expected absolute error of a super-resolved image",
     "mean": "mean of samples, detail may be invented",
@@ -152,12 +160,22 @@ def result_description(name: str = "") -> str:
 
 
 def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
-    """Return the volumes to save of a result, each with the ``quantity`` for `write_series`.
+    """Return the volumes to save of a result, each with its kind: ``"uncertainty"``, or a name of `sample_maps`.
 
-    The image, with an empty quantity, comes last: once it exists, the result is complete.
+    The image, whose kind is empty, comes last: once it exists, the result is complete.
     """
-    maps = [] if sr.uncertainty is None else [(uncertainty_of(sr), "expected error")]
-    return [*maps, (sr, "")]
+    maps = {} if sr.uncertainty is None else {"uncertainty": uncertainty_of(sr)}
+    return [*((volume, kind) for kind, volume in (maps | sampled_volumes(sr)).items()), (sr, "")]
+
+
+def quantity_of(kind: str) -> str:
+    """Return the short name of the values of a map for `write_series`, given its kind; empty for an image.
+
+    Example:
+        >>> [quantity_of(kind) for kind in ("", "p95", "sample_02")]
+        ['', '95th percentile of samples', 'sample 02']
+    """
+    return _QUANTITIES.get(kind, kind.replace("_", " "))
 
 
 def as_float(volume: Volume) -> Volume:

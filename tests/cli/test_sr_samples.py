@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -135,10 +136,22 @@ def test_arrays_give_arrays_by_name_and_a_seed_gives_the_same(sampling: Path) ->
     assert not np.array_equal(first["mean"], resolver.with_settings(sampling_seed=1)(array)["mean"])
 
 
-def test_what_is_impossible_is_refused_in_one_sentence(
-    bundle: Path, sampling: Path, scan: Path, tmp_path: Path
-) -> None:
+def test_maps_are_dicom_series_of_their_own(sampling: Path, tmp_path: Path) -> None:
     series = write_dicom_series(tmp_path / "series", (9, 8, 3))
+    done = sr(sampling, series, "--out-format", "dicom", "--samples", 2, "--save-samples")
+    assert done.exit_code == 0, done.output
+    names = ["", *(f"_{name}" for name in sample_maps(2, keep=True))]
+    volumes = {name: read_volume(Path(f"series_sr{name}")) for name in names}
+    assert {path.name for path in Path().iterdir()} == {f"series_sr{name}" for name in names}
+    descriptions = {pydicom.dcmread(Path(f"series_sr{name}", "0001.dcm")).SeriesDescription for name in names}
+    assert len(descriptions) == len(names)
+    assert any("95th percentile of samples" in text for text in descriptions)
+    mean = (volumes["_sample_01"].array + volumes["_sample_02"].array) / 2
+    np.testing.assert_allclose(volumes["_mean"].array, mean, atol=2)
+    np.testing.assert_allclose(volumes["_std"].affine, volumes[""].affine)
+
+
+def test_the_impossible_is_refused_in_one_sentence(bundle: Path, sampling: Path, scan: Path) -> None:
     for folder, options, sentence in (
         (bundle, ("--samples", 4), "this Estimator was not trained to sample, but samples were requested"),
         (sampling, ("--samples", 1), "samples is 1, but at least 2 are needed for a spread"),
@@ -148,6 +161,4 @@ def test_what_is_impossible_is_refused_in_one_sentence(
         done = sr(folder, scan, *options)
         assert done.exit_code == 2, done.output
         assert sentence in done.stderr
-    done = sr(sampling, series, "--out-format", "dicom", "--samples", 2)
-    assert "samples are requested with DICOM output, but they are written to files only" in done.stderr
     assert not list(Path().iterdir())
