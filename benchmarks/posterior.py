@@ -8,7 +8,8 @@ The network is that of the bundle's ``evaluate.json``, which samples with ``--no
 to the validation patients: the conformal factor of the intervals, and the scale of the expected error, by the bundle's
 error model for the faithful estimate, with which the samples are compared. Everything else is measured on the patients
 of the ``section``, the test patients. Writes ``posterior.csv`` (a row for each patient, contrast, slice and method),
-``posterior_patients.csv`` (a row for each patient) and ``posterior.md``.
+``posterior_patients.csv`` (a row for each patient), ``posterior.md``, and a picture of one slice, ``posterior.png``.
+Needs the extra demo.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ from miar_monai.inference.error_model import ErrorModel
 from miar_monai.inference.samples import LEVEL, SampleSummary
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.weights import load_weights
+from miar_monai.visualize.figures import enlarged_panels
 
-RESULTS = ("posterior.csv", "posterior_patients.csv", "posterior.md")
+RESULTS = ("posterior.csv", "posterior_patients.csv", "posterior.md", "posterior.png")
 METRICS = ("PSNR", "SSIM", "LPIPS")
 FAITHFUL, PERCEPTUAL, SAMPLE = "faithful", "perceptual", "one sample"
 BANDS = tuple(round(0.1 * i, 1) for i in range(9))  # shares of the Nyquist frequency
@@ -228,6 +230,32 @@ def spectrum_rows(power: Mapping[str, Mapping[str, Tensor]]) -> list[tuple[str, 
     return rows
 
 
+def draw(hr: Tensor, sampler: Sampler, evaluation: SuperResolutionEvaluation, path: Path, overwrite: bool) -> None:
+    """Draw a slice (1, 1, H, W): the truth, the faithful estimate and samples; their mean, spread and error.
+
+    Args:
+        hr: the slice, on the device.
+        sampler: the network.
+        evaluation: has the degradation.
+        path: the picture.
+        overwrite: replace an existing file.
+    """
+    lr = evaluation.degradation(hr)
+    maps, _, samples = sampler(lr, evaluation.degradation.for_lr(lr))
+    summary = SampleSummary.of(samples)
+    faithful, truth = maps[FAITHFUL], hr[:, 0]
+    images = {"truth": truth, **{f"sample {i + 1}": samples[:, i] for i in range(min(sampler.count, 4))}}
+    images |= {FAITHFUL: faithful[:, 0], "mean of samples": summary.mean}
+    outside = torch.maximum(summary.lower - truth, truth - summary.upper).clamp(min=0)
+    differences = {
+        "standard deviation": summary.std,
+        "|mean - truth|": (summary.mean - truth).abs(),
+        f"outside of {100 * LEVEL:g} %, by": outside,
+    }
+    arrays = ({title: x[0].cpu().numpy() for title, x in group.items()} for group in (images, differences))
+    enlarged_panels(*arrays, path, columns=5, overwrite=overwrite)
+
+
 def sampling_ms(sampler: Sampler, lr: Tensor, operator: SeparableOperator, repeats: int = 20) -> float:
     """Return the median time of the samples of LR slices, on a GPU as a CUDA graph whose input is the noise.
 
@@ -357,6 +385,8 @@ def main(
     ]
     overwrite = get("overwrite")
     write_csv(evaluation.rows, folder / RESULTS[0], overwrite)
+    shown = volumes[0].hr[[len(volumes[0].hr) // 2]].to(evaluation.device)
+    draw(shown, sampler, evaluation, folder / RESULTS[3], overwrite)
     patients = {name: patient_row(one, calibration) for name, one in measured.bodies.items()}
     write_csv([{"subject": name, **row} for name, row in patients.items()], folder / RESULTS[1], overwrite)
     text = report(evaluation.rows, measured, calibration, patients, list(evaluation.scores), samples)

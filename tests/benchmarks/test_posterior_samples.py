@@ -93,6 +93,7 @@ def test_the_benchmark_writes_its_tables(options: dict[str, Any], tmp_path: Path
     text = (tmp_path / "out" / "posterior.md").read_text(encoding="utf-8")
     for part in ("4 samples of one slice of 240 × 240 voxels", "| mean of 4 samples | PSNR | ", "| 0.7–0.8 |"):
         assert part in text
+    assert (tmp_path / "out" / "posterior.png").stat().st_size > 10_000
     with (tmp_path / "out" / "posterior_patients.csv").open(newline="") as file:
         patients = {row.pop("subject"): row for row in csv.DictReader(file)}
     assert [*patients] == ["BraTS_00001", "BraTS_00002"]
