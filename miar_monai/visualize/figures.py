@@ -154,8 +154,9 @@ def enlarged_panels(
         for ax, (title, image) in zip(axes.flat, panels.items(), strict=False):
             shown = draw_slice(ax, image, extent, hot if title in differences else gray)
             ax.set(xlim=zoom[0], ylim=zoom[1], title=title)
-            if title in differences:
-                figure.colorbar(shown, cax=ax.inset_axes((1.02, 0, 0.04, 1)))
+        if differences:  # their scale, in the last of them
+            bar = figure.colorbar(shown, cax=ax.inset_axes((0.05, 0.12, 0.6, 0.04)), orientation="horizontal")
+            bar.ax.tick_params(colors="white")
     return Path(path)
 
 
