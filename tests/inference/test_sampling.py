@@ -175,3 +175,17 @@ def test_networks_that_do_not_sample_are_refused_before_the_work() -> None:
         name = type(network).__name__
         with pytest.raises(SettingError, match=rf"^this {name} was not trained to sample, but samples"):
             inferer()(thick(), network)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", [False, True])
+def test_recorded_samples_are_those_of_a_cpu(amp: bool) -> None:
+    network, image = sampler(), thick()
+    volumes = inferer(4)
+    expected = kept(volumes(image, network))
+    network.cuda()
+    for _ in range(3):  # launched three times, recorded, replayed
+        with torch.autocast("cuda", torch.bfloat16, enabled=amp), torch.inference_mode():
+            found = kept(volumes(image, network))
+        assert (found - expected).abs().max() < (0.05 if amp else 1e-3) * expected.abs().max()

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.phantoms import head
+from ignite.engine import Events
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -95,3 +96,20 @@ def test_the_trainer_and_the_bounds_need_nothing_but_the_losses() -> None:
 def test_the_network_must_sample() -> None:
     with pytest.raises(SettingError, match=r"^this Estimator was not trained to sample, but samples"):
         objective(noise_channels=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graphed_step_draws_new_noise() -> None:
+    trained = objective().cuda()
+    rate = torch.tensor(1e-2, device="cuda")
+    optimizer = torch.optim.AdamW(trained.network.parameters(), lr=rate, capturable=True)
+    batches = DataLoader([{"image": hr} for hr in torch.rand(16, 1, SIDE, SIDE)], batch_size=4)
+    trainer = MIARTrainer("cuda", 8, batches, trained, optimizer, ["image"], amp=True, cuda_graphs=True)
+    history = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: history.append(engine.state.output[0]))
+    trainer.run()
+    assert float(history[0]["spread_over_skill"]) == 0
+    assert float(history[-1]["spread_over_skill"]) > 0.1
+    assert len({round(float(parts["loss"]), 6) for parts in history}) > 16
