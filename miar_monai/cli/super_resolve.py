@@ -24,6 +24,7 @@ Examples:
   miar sr patients/ -o results --skip-existing   only cases without a result, after an interruption
   torchrun --nproc_per_node=4 -m miar_monai sr patients/ -o results
                                               shared by four processes, each with a GPU of its own
+  miar sr scan.mgz -o thin.nrrd               from and to the formats of FreeSurfer, 3D Slicer and ITK
   miar sr dicom_series/ --out-format dicom    writes the series dicom_series_sr/
 
 {options.EXIT_CODES}"""
@@ -35,7 +36,8 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="A .nii or .nii.gz file, or a folder. [default: <name>_sr.nii.gz here; for a folder of cases, <name>_sr/]",
+    help="A file (.nii.gz, .nii, .mgz, .mgh, .nrrd or .mha), or a folder. [default: <name>_sr.nii.gz here; for a folder"
+    " of cases, <name>_sr/]",
 )
 @click.option("--series", default="", metavar="UID", help="SeriesInstanceUID, for a DICOM folder with several series.")
 @click.option(
@@ -48,10 +50,11 @@ Examples:
 )
 @click.option(
     "--out-format",
-    type=click.Choice(["nifti", "dicom"]),
+    type=click.Choice(["nifti", "nrrd", "mgz", "mha", "dicom"]),
     default="nifti",
     show_default=True,
-    help="dicom writes a derived series, a folder <name>_sr, in the study of INPUT, which must be a DICOM series.",
+    help="Format of results in a folder; a file has that of its suffix. dicom writes a derived series, a folder"
+    " <name>_sr, in the study of INPUT, which must be a DICOM series.",
 )
 @click.option("--isotropic", is_flag=True, help="Give all axes the smallest voxel spacing of INPUT.")
 @click.option(

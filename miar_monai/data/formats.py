@@ -9,10 +9,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from miar_monai.errors import SettingError
+
 __all__ = [
+    "OUTPUT_SUFFIXES",
     "SUFFIXES",
     "UNSUPPORTED_SUFFIXES",
     "case_stem",
+    "check_output_suffix",
     "decompressed_size",
     "detect_format",
     "expected_format",
@@ -31,6 +35,9 @@ SUFFIXES = {
     "MetaImage": (".mha", ".mhd"),
 }
 """Suffixes of the names of volumes by format; the format itself is detected by content."""
+
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
+"""Suffixes of the names of volumes that can be written, each in one file."""
 
 UNSUPPORTED_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
 """Suffixes of volumes in formats that are not supported."""
@@ -125,6 +132,32 @@ def expected_format(path: str | os.PathLike[str]) -> str:
     """
     name = Path(path).name.lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "an image")
+
+
+def check_output_suffix(path: str | os.PathLike[str], or_else: str = "") -> None:
+    """Check that the name of a file implies a format that can be written.
+
+    Args:
+        path: of the file.
+        or_else: what else is possible, for the message.
+
+    Raises:
+        SettingError: if it does not.
+
+    Example:
+        >>> check_output_suffix("a.mgz")
+        >>> check_output_suffix("a.mhd")
+        Traceback (most recent call last):
+            ...
+        miar_monai.errors.SettingError: a.mhd is not the name of a volume that can be written: a .nii.gz, .nii, .mgz, \
+.mgh, .nrrd or .mha file is needed; give another output.
+    """
+    if not Path(path).name.lower().endswith(OUTPUT_SUFFIXES):
+        suffixes = f"{', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]}"
+        raise SettingError(
+            f"{path} is not the name of a volume that can be written: a {suffixes} file{or_else} is needed; give "
+            "another output."
+        )
 
 
 def open_decompressed(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File:

@@ -1,4 +1,4 @@
-"""Reading of volumes in all supported formats."""
+"""Reading and writing of volumes in all supported formats."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
+
+from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.checks import check_volume
 from miar_monai.data.dicom_reader import read_series
 from miar_monai.data.dicom_signature import is_dicom
-from miar_monai.data.formats import detect_format, expected_format, header_file, is_nifti, is_volume_file, volume_stem
-from miar_monai.data.itk_images import read_with_itk
-from miar_monai.data.nifti import read_nifti, write_nifti, write_volume
+from miar_monai.data.formats import (
+    check_output_suffix,
+    detect_format,
+    expected_format,
+    header_file,
+    is_nifti,
+    is_volume_file,
+    volume_stem,
+)
+from miar_monai.data.itk_images import read_with_itk, write_with_itk
+from miar_monai.data.nifti import read_nifti, volume_to_mgh, volume_to_nifti, write_nifti
 from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.volume import (
     SOFTWARE,
@@ -111,3 +122,40 @@ def _read_file(path: Path) -> Volume:
         f"{path} cannot be read as {expected_format(path)} ({found}): a complete NIfTI, MGH, NRRD or MetaImage file is "
         "needed; copy it again, or convert it to .nii.gz."
     )
+
+
+def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False, compress: bool = True) -> Path:
+    """Write a volume with its metadata, atomically, in the format of the file's suffix.
+
+    The affine, including shear, and the units are the same in all formats. NIfTI also keeps the space and the qform,
+    see `miar_monai.data.nifti.write_nifti`; MGH has no field for the description.
+
+    Args:
+        path: the file to write: .nii, .nii.gz, .mgh, .mgz, .nrrd or .mha. Its folder is created if needed.
+        volume: integers are rounded and saturated; MGH stores uint16 as int32, and uint32 as float32.
+        overwrite: replace an existing file.
+        compress: the voxels of .nrrd and .mha; other suffixes say whether they are compressed.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        SettingError: if the suffix is another one.
+        OutputError: if the file exists and ``overwrite`` is False, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> head = Volume(np.arange(24, dtype=np.float32).reshape(2, 3, 4), np.eye(4), np.dtype("int16"), Path("a.nii"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bool((read_volume(write_volume(folder + "/a.nrrd", head)).array == head.array).all())
+        True
+    """
+    check_output_suffix(path)
+    kind = expected_format(path)
+    with atomic_file(path, overwrite) as part:
+        if kind in ("NRRD", "MetaImage"):
+            write_with_itk(part, volume, compress)
+        else:
+            nib.save(volume_to_mgh(volume) if kind == "MGH" else volume_to_nifti(volume), part)
+    return Path(path)

@@ -1,4 +1,4 @@
-"""Reads NRRD and MetaImage by ITK."""
+"""NRRD and MetaImage, by ITK."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from miar_monai.data.checks import check_num_voxels
 from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.labels import label_map_error
-from miar_monai.data.volume import Volume
+from miar_monai.data.volume import Volume, as_stored
 from miar_monai.errors import ImageError, MiarError
 
-__all__ = ["read_with_itk"]
+__all__ = ["read_with_itk", "write_with_itk"]
 
+_DESCRIPTION = "description"
 _ADVICE = "complete files of the header and the voxels are needed; copy them again."
 
 
@@ -44,7 +46,15 @@ def read_with_itk(path: Path, kind: str) -> Volume:
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     array = np.ascontiguousarray(itk.array_from_image(image).transpose(2, 1, 0), dtype=np.float32)
-    return Volume(array, LPS_TO_RAS @ affine, _result_dtype(reader), path, remarks=_remarks(reader, kind))
+    fields = reader.GetMetaDataDictionary()
+    return Volume(
+        array,
+        LPS_TO_RAS @ affine,
+        _result_dtype(reader),
+        path,
+        description=fields[_DESCRIPTION] if fields.HasKey(_DESCRIPTION) else "",
+        remarks=_remarks(reader, kind),
+    )
 
 
 def _as_volume(path: Path, reader: Any) -> Any:
@@ -83,3 +93,25 @@ def _remarks(reader: Any, kind: str) -> tuple[str, ...]:
             " to be axial, and left and right are unknown.",
         )
     return ()
+
+
+def write_with_itk(path: Path, volume: Volume, compress: bool = True) -> None:
+    """Write a volume as NRRD or MetaImage, with its description.
+
+    Args:
+        path: the file to write, .nrrd or .mha.
+        volume: its dtype must be one of 16- or 32-bit integers, uint8 or float32.
+        compress: the voxels, by gzip in NRRD and by zlib in MetaImage.
+    """
+    import itk
+
+    lps = LPS_TO_RAS @ volume.affine
+    spacing = voxel_sizes(lps)
+    array = as_stored(volume.array, volume.dtype).transpose(2, 1, 0)
+    image = itk.image_view_from_array(np.ascontiguousarray(array))
+    image.SetSpacing(spacing)
+    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+    image.SetOrigin(lps[:3, 3])
+    if volume.description:
+        image[_DESCRIPTION] = volume.description
+    itk.imwrite(image, str(path), compression=compress)

@@ -1,4 +1,4 @@
-"""Reads NIfTI and MGH, writes NIfTI, with both the sform and the qform."""
+"""NIfTI, with both the sform and the qform, and MGH."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from miar_monai.data.labels import label_map_error
 from miar_monai.data.volume import Volume, as_stored
 from miar_monai.errors import ImageError, in_one_sentence
 
-__all__ = ["check_layout", "nifti_to_volume", "read_nifti", "volume_to_nifti", "write_nifti", "write_volume"]
+__all__ = ["check_layout", "nifti_to_volume", "read_nifti", "volume_to_mgh", "volume_to_nifti", "write_nifti"]
 
 _LABEL_INTENTS = (1002, 1003)  # LABEL and NEURONAME
 _CLASSES: dict[str, Any] = {
@@ -33,6 +33,7 @@ _CLASSES: dict[str, Any] = {
     "NIfTI-2 pair": nib.Nifti2Pair,
     "MGH": nib.MGHImage,
 }
+_MGH_DTYPES = {"uint16": np.dtype(np.int32), "uint32": np.dtype(np.float32)}
 _MM_PER_UNIT = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}  # unknown, meter, millimeter, micron
 
 
@@ -249,15 +250,9 @@ def write_nifti(
         'int16'
     """
     volume = Volume(array, affine, np.dtype(dtype), Path(path), space=space, description=description, qform=qform)
-    return write_volume(path, volume, overwrite)
-
-
-def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
-    """Write a volume as NIfTI with its metadata; see `write_nifti`."""
-    path, image = Path(path), volume_to_nifti(volume)
     with atomic_file(path, overwrite) as part:
-        nib.save(image, part)
-    return path
+        nib.save(volume_to_nifti(volume), part)
+    return volume.path
 
 
 def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
@@ -269,3 +264,12 @@ def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
     image.set_sform(volume.affine, code=volume.space)
     image.set_qform(nearest_rotation(to_qform @ volume.affine, image.shape), code=code)
     return image
+
+
+def volume_to_mgh(volume: Volume) -> nib.MGHImage:
+    """Return a volume as a nibabel image of MGH, which has no field for a description, the space or a qform.
+
+    MGH has no unsigned integers of more than 8 bits: those of 16 bits are stored in 32, those of 32 bits as float32.
+    """
+    dtype = _MGH_DTYPES.get(volume.dtype.name, volume.dtype)
+    return nib.MGHImage(as_stored(volume.array, dtype), volume.affine)
