@@ -46,6 +46,7 @@ class Request:
     fidelity: float | None = None
     blur: float | str | None = None
     guide: Path | None = None
+    labels: Path | None = None
     factor: tuple[float, ...] | None = None
     spacing: tuple[float, ...] | None = None
     isotropic: bool = False
@@ -95,7 +96,8 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
         SettingError: if the output does not suit the source or the format, or is the input.
     """
     targets = _targets(request, cases, single)
-    volumes = [ResultPaths.of(target)[:2] for target in targets]  # image and uncertainty
+    results_of_each = [ResultPaths.of(target) for target in targets]
+    volumes = [(paths.image, paths.uncertainty, paths.labels) for paths in results_of_each]
     for case, paths in zip(cases, volumes, strict=True):
         for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
@@ -127,11 +129,11 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[str, Path]:
+def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool, labels: bool) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
     Example:
-        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), preview=True, uncertainty=False)["preview"].as_posix()
+        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), True, uncertainty=False, labels=False)["preview"].as_posix()
         'out/a_sr.png'
     """
     paths, outputs = ResultPaths.of(target), {}
@@ -139,6 +141,8 @@ def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[st
         outputs["preview"] = paths.preview
     if uncertainty:
         outputs["uncertainty"] = paths.uncertainty
+    if labels:
+        outputs["labels"] = paths.labels
     return outputs
 
 
@@ -153,7 +157,8 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        for kind, path in auxiliary_outputs(target, request.with_preview, request.uncertainty).items():
+        auxiliary = auxiliary_outputs(target, request.with_preview, request.uncertainty, request.labels is not None)
+        for kind, path in auxiliary.items():
             check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

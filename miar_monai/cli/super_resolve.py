@@ -24,6 +24,7 @@ Examples:
   miar sr patients/ -o results --skip-existing   only cases without a result, after an interruption
   torchrun --nproc_per_node=4 -m miar_monai sr patients/ -o results
                                               shared by four processes, each with a GPU of its own
+  miar sr scan.nii.gz --labels seg.nii.gz     also writes scan_sr_labels.nii.gz
   miar sr scan.mgz -o thin.nrrd               from and to the formats of FreeSurfer, 3D Slicer and ITK
   miar sr dicom_series/ --out-format dicom    writes the series dicom_series_sr/
 
@@ -103,6 +104,12 @@ Examples:
     type=click.Path(exists=True, path_type=Path),
     help="Another contrast of the same patient, such as the T1 of a T2, on any grid: a file, a folder with a DICOM "
     "series, or a zip file.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, path_type=Path),
+    help="A label map of INPUT, such as a segmentation, in a file: carried to the voxels of the result as"
+    " <name>_sr_labels.nii.gz, with smooth borders and the same volumes.",
 )
 @click.option("--preview", "with_preview", is_flag=True, help="Also draw a picture of each result, <name>_sr.png.")
 @click.option(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 
 from miar_monai.data.atomic_write import atomic_file
-from miar_monai.data.checks import check_volume
+from miar_monai.data.checks import check_affine, check_volume
 from miar_monai.data.dicom_reader import read_series
 from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.formats import (
@@ -40,10 +41,12 @@ __all__ = [
     "Volume",
     "as_float",
     "as_stored",
+    "check_labels",
     "check_output_folder",
     "is_nifti",
     "is_volume_file",
     "parts_to_save",
+    "read_labels",
     "read_volume",
     "result_description",
     "uncertainty_of",
@@ -96,7 +99,52 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
     return check_volume(read_series(path, series, tuple(select)) if path.is_dir() else _read_file(path))
 
 
-def _read_file(path: Path) -> Volume:
+def read_labels(path: str | os.PathLike[str]) -> Volume:
+    """Read a label map, such as a segmentation, from a file of the same formats as `read_volume`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The labels, whole numbers in the dtype of the file.
+
+    Raises:
+        ImageError: if the file is missing, unreadable or truncated, or is not a 3D volume of whole numbers.
+        GeometryError: if the affine is singular.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ImageError(f"{path} {found}: a label map in a file, such as .nii.gz, .mgz, .nrrd or .mha, is needed.")
+    return check_labels(_read_file(path, as_labels=True))
+
+
+def check_labels(labels: Volume) -> Volume:
+    """Check that a volume is a label map with positions in millimeters, and return it.
+
+    Raises:
+        ImageError: if voxels are not whole numbers.
+        GeometryError: if the affine is singular.
+
+    Example:
+        >>> check_labels(Volume(np.array([[[0, 0.5]]]), np.eye(4), np.dtype("float64"), Path("a.nii")))
+        Traceback (most recent call last):
+            ...
+        miar_monai.errors.ImageError: a.nii is not a label map, as 1 of 2 voxels are not whole numbers: one number for \
+each label is needed; round or threshold it.
+    """
+    if labels.array.dtype.kind == "f":
+        others = int(np.count_nonzero(~np.isfinite(labels.array) | (labels.array != np.rint(labels.array))))
+        if others:
+            raise ImageError(
+                f"{labels.path} is not a label map, as {others} of {labels.array.size} voxels are not whole numbers: "
+                "one number for each label is needed; round or threshold it."
+            )
+    check_affine(labels)
+    return labels
+
+
+def _read_file(path: Path, as_labels: bool = False) -> Volume:
     """Read a file in the format that its content has."""
     advice = "the complete file is needed; copy or download it again."
     header = header_file(path)
@@ -112,9 +160,9 @@ def _read_file(path: Path) -> Volume:
     if kind in _UNSUPPORTED:
         raise ImageError(f"{path} {_UNSUPPORTED[kind]}: a NIfTI file is needed; convert it to .nii.gz.")
     if kind in ("NRRD", "MetaImage"):
-        return read_with_itk(path, kind)
+        return read_with_itk(path, kind, as_labels)
     if kind:
-        return read_nifti(path, header, kind)
+        return read_nifti(path, header, kind, as_labels)
     found = "its content has no known format"
     if path.name.lower().endswith((".img", ".img.gz")) and header == path:
         found = f"{volume_stem(path)}.hdr is missing"
@@ -132,7 +180,8 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool =
 
     Args:
         path: the file to write: .nii, .nii.gz, .mgh, .mgz, .nrrd or .mha. Its folder is created if needed.
-        volume: integers are rounded and saturated; MGH stores uint16 as int32, and uint32 as float32.
+        volume: integers are rounded and saturated; where a format lacks the dtype, see
+            `miar_monai.data.volume.dtype_among`.
         overwrite: replace an existing file.
         compress: the voxels of .nrrd and .mha; other suffixes say whether they are compressed.
 
