@@ -46,8 +46,8 @@ Examples:
     multiple=True,
     metavar="KEYWORD=VALUE",
     callback=options.conditions_option,
-    help="Slices to use from a DICOM series with several volumes (echoes, b-values, time points): EchoTime=80, or "
-    "EchoTime=#2 for the second value at each position. May be given several times.",
+    help="Slices to use from a DICOM series with several volumes (echoes, phases, b-values, time points) or stacks: "
+    "EchoTime=80, StackID=2, or EchoTime=#2 for the second value at each position. May be given several times.",
 )
 @click.option(
     "--out-format",

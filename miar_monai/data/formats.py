@@ -42,6 +42,7 @@ OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
 UNSUPPORTED_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
 """Suffixes of volumes in formats that are not supported."""
 
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file; more indicates a zip bomb
 _ALL_SUFFIXES = tuple(suffix for suffixes in (*SUFFIXES.values(), UNSUPPORTED_SUFFIXES) for suffix in suffixes)
 _COMPRESSIONS: tuple[tuple[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File]], ...] = (
@@ -117,10 +118,11 @@ def case_stem(path: Path) -> str:
     """Return the name of a case without folder and suffix.
 
     Example:
-        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii"))
-        ('study.1', 'nii')
+        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii")), case_stem(Path("in/enhanced.dcm"))
+        ('study.1', 'nii', 'enhanced')
     """
-    return (path.stem if is_zip_name(path) else volume_stem(path)) or path.name.strip(".")
+    is_other = is_zip_name(path) or path.suffix.lower() in _DICOM_SUFFIXES
+    return (path.stem if is_other else volume_stem(path)) or path.name.strip(".")
 
 
 def expected_format(path: str | os.PathLike[str]) -> str:

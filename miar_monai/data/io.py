@@ -11,6 +11,7 @@ import numpy as np
 
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.checks import check_affine, check_volume
+from miar_monai.data.dicom_headers import is_enhanced_file
 from miar_monai.data.dicom_reader import read_series
 from miar_monai.data.dicom_signature import is_dicom
 from miar_monai.data.formats import (
@@ -66,6 +67,8 @@ _UNSUPPORTED = {
 def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence[str] = ()) -> Volume:
     """Read a 3D volume, or one slice, from a file or from a folder with a DICOM series.
 
+    An enhanced (multi-frame) DICOM image is a series, in a folder or as a file.
+
     NIfTI scaling (``scl_slope``) and DICOM rescaling are applied. DICOM slices are sorted by position; the affine
     follows from the positions, including the shear of a tilted gantry. The format of a file is detected by its
     content: NIfTI-1 and 2 (.nii, or a pair .hdr and .img) and MGH, optionally compressed by gzip or bzip2; NRRD and
@@ -74,8 +77,8 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
     Args:
         path: a file, or a folder.
         series: SeriesInstanceUID of the series to read, for a folder with several.
-        select: conditions on the headers of slices, for a series with several volumes, such as echoes or time points:
-            ``["EchoTime=80"]``, or ``["TriggerTime=#2"]`` for the second value at each position.
+        select: conditions on the headers of slices, for a series with several volumes, such as echoes, time points or
+            stacks: ``["EchoTime=80"]``, or ``["TriggerTime=#2"]`` for the second value at each position.
 
     Returns:
         The volume.
@@ -92,11 +95,12 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
-    if series and not path.is_dir():
+    is_series = path.is_dir() or is_enhanced_file(path)
+    if series and not is_series:
         raise SettingError(f"{path} is a file, so the series {series} cannot be selected: omit the series.")
-    if select and not path.is_dir():
+    if select and not is_series:
         raise SettingError(f"{path} is a file, so no slices can be selected by {' '.join(select)}: omit the selection.")
-    return check_volume(read_series(path, series, tuple(select)) if path.is_dir() else _read_file(path))
+    return check_volume(read_series(path, series, tuple(select)) if is_series else _read_file(path))
 
 
 def read_labels(path: str | os.PathLike[str]) -> Volume:
