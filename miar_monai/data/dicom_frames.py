@@ -177,7 +177,7 @@ class _Frames:
         self.syntax = syntax if self.is_compressed else ExplicitVRLittleEndian
         count = int(self.image.get("NumberOfFrames") or 1)
         if self.is_compressed:
-            self.encoded = _compressed_frames(self.image.PixelData, count)
+            self.encoded: Sequence[bytes | np.ndarray] = _compressed_frames(self.image.PixelData, count)
             return
         if self.image.BitsAllocated % 8:
             raise ValueError(f"{self.image.BitsAllocated} bits per pixel")
@@ -187,7 +187,7 @@ class _Frames:
             raise ValueError(f"{len(pixels)} bytes of pixels for {count} frames of {size} bytes")
         if not syntax.is_little_endian:
             pixels = pixels.view(f"u{self.image.BitsAllocated // 8}").byteswap().view(np.uint8)
-        self.encoded = [pixels[k * size : (k + 1) * size].tobytes() for k in range(count)]
+        self.encoded = [pixels[k * size : (k + 1) * size] for k in range(count)]
 
     def write(self, header: Dataset, path: str) -> None:
         """Write a frame as an image of one slice.
@@ -204,7 +204,7 @@ class _Frames:
         for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
             value = header.get(name)
             setattr(slice_, name, default if value in (None, "") else value)
-        frame = self.encoded[int(header[FRAME_NUMBER].value) - 1]
+        frame = bytes(self.encoded[int(header[FRAME_NUMBER].value) - 1])
         slice_.PixelData = encapsulate([frame]) if self.is_compressed else frame
         slice_["PixelData"].VR = "OB" if self.is_compressed else "OW"
         slice_["PixelData"].is_undefined_length = self.is_compressed

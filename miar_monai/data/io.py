@@ -154,6 +154,8 @@ def _read_file(path: Path, as_labels: bool = False) -> Volume:
     header = header_file(path)
     with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
         kind = "DICOM" if is_dicom(path) else detect_format(header)
+    if kind == "DICOM" and as_labels:
+        raise ImageError(f"{path} is a DICOM file: a label map in another format is needed; convert it to .nii.gz.")
     if kind == "DICOM":
         raise ImageError(f"{path} is a single DICOM file: the folder of its series is needed; give {path.parent}.")
     if kind == "pointer":

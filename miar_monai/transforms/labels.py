@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
 from nibabel.affines import apply_affine
 from scipy.ndimage import affine_transform, binary_dilation, find_objects, gaussian_filter
 
 from miar_monai._version import __version__
 from miar_monai.data.grid import Grid
+from miar_monai.data.io import read_labels, write_volume
+from miar_monai.data.outputs import check_output_folder, result_path
 from miar_monai.data.volume import SOFTWARE, Volume
 from miar_monai.errors import GeometryError
 from miar_monai.transforms.guide import in_field_of_view
+from miar_monai.transforms.metatensor import metatensor_to_volume
 
-__all__ = ["carry_labels", "label_volumes"]
+__all__ = ["SaveLabelsd", "carry_labels", "label_volumes"]
 
 _DESCRIPTION = f"{SOFTWARE} {__version__}: label map on a finer grid"
 
@@ -267,3 +273,47 @@ def label_volumes(labels: Volume) -> dict[float, float]:
     voxel = abs(float(np.linalg.det(labels.affine[:3, :3])))
     pairs = zip(values.tolist(), counts.tolist(), strict=True)
     return {value: round(count * voxel, 6) for value, count in pairs if value != 0}
+
+
+class SaveLabelsd(MapTransform):
+    """Carry label maps to the grid of a result, and write them as ``<output_dir>/<name>_<postfix>.nii.gz``.
+
+    Args:
+        keys: of the paths of label maps; missing ones are ignored.
+        reference_key: of the result, whose path and, with the optional key ``"name"``, name they get.
+        output_dir: folder of the results; created if needed.
+        postfix: last part of the names.
+        overwrite: replace existing files.
+
+    Raises:
+        OutputError: if the folder cannot be written to; checked here, before the work is done.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "labels",
+        reference_key: str = "pred",
+        output_dir: str | os.PathLike[str] = ".",
+        postfix: str = "sr_labels",
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        check_output_folder(output_dir)
+        self.reference_key = reference_key
+        self.output_dir = output_dir
+        self.postfix = postfix
+        self.overwrite = overwrite
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        """Write the label maps and return ``data`` unchanged.
+
+        Raises:
+            ImageError, GeometryError: if a label map cannot be used, see `read_labels` and `carry_labels`.
+            OutputError: if a file exists or cannot be written.
+        """
+        for key in self.key_iterator(data):
+            image = metatensor_to_volume(data[self.reference_key])
+            labels = carry_labels(read_labels(data[key]), image.grid)
+            path = result_path(image.path, self.output_dir, self.postfix, data.get("name", ""))
+            write_volume(path, labels._replace(space=image.space, qform=image.qform), self.overwrite)
+        return data

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from helpers.bundle_runs import workflow
 from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 from monai.data import MetaTensor
 
 from miar_monai import SuperResolver
 from miar_monai.cli.main import main
 from miar_monai.data.io import read_labels, read_volume
+from miar_monai.errors import find_miar_error
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -104,6 +106,23 @@ def test_labels_belong_to_one_case(bundle: Path, scan: Path, seg: Path) -> None:
     refused = sr(bundle, scan.parent, "--labels", seg)
     assert refused.exit_code == 2
     assert "is a folder of cases, but --labels belongs to one: give one case" in refused.stderr
+
+
+def test_the_bundle_takes_labels_along_as_the_command_does(bundle: Path, scan: Path, seg: Path, tmp_path: Path) -> None:
+    assert sr(bundle, scan, "--labels", seg).exit_code == 0
+    settings = {"checkpoint": str(bundle / "models" / "model.pt"), "labels": str(seg)}
+    workflow("miar_brats", "inference", dataset_dir=str(scan), output_dir=str(tmp_path / "out"), **settings).run()
+    by_command, by_bundle = (
+        read_labels("scan_sr_labels.nii.gz"),
+        read_labels(tmp_path / "out" / "scan_sr_labels.nii.gz"),
+    )
+    np.testing.assert_array_equal(by_bundle.array, by_command.array)
+    assert by_bundle.dtype == by_command.dtype == np.int16
+    assert by_bundle.affine == pytest.approx(by_command.affine)
+    write_nifti_phantom(scan.parent / "other.nii.gz", SHAPE)
+    with pytest.raises(Exception, match="Failed to instantiate") as caught:
+        workflow("miar_brats", "inference", dataset_dir=str(scan.parent), output_dir="out", **settings).run()
+    assert "the input has 2 cases, but" in str(find_miar_error(caught.value))
 
 
 def test_labels_in_python_keep_their_type(bundle: Path, scan: Path, seg: Path) -> None:

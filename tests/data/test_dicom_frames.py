@@ -315,3 +315,15 @@ def test_the_command_takes_a_file_or_a_folder(bundle: Path, tmp_path: Path, monk
         done = CliRunner().invoke(main, ["sr", source, "--select", "EchoTime=20", *options])
         assert done.stdout == f"{name}.nii.gz\n"
     np.testing.assert_array_equal(read_volume("mr_sr.nii.gz").array, read_volume("scan_sr.nii.gz").array)
+
+
+def test_legacy_converted_images_have_the_elements_of_their_slices(tmp_path: Path) -> None:
+    """Their echo times are in a sequence of elements without a functional group of their own."""
+
+    def unassigned(group: Dataset, volume: int, _: int) -> None:
+        del group.MREchoSequence
+        group.UnassignedPerFrameConvertedAttributesSequence = [item(EchoTime=[10, 80][volume])]
+
+    write_enhanced(tmp_path / "mr" / "a.dcm", frames(2, edit=unassigned))
+    assert advised(sentence(tmp_path / "mr")) == ("EchoTime=10",)
+    np.testing.assert_array_equal(read_volume(tmp_path / "mr", select=["EchoTime=80"]).array, stored(1))
