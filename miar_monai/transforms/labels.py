@@ -14,6 +14,7 @@ from nibabel.affines import apply_affine
 from scipy.ndimage import affine_transform, binary_dilation, find_objects, gaussian_filter
 
 from miar_monai._version import __version__
+from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.data.io import read_labels, write_volume
 from miar_monai.data.outputs import check_output_folder, result_path
@@ -83,8 +84,8 @@ def carry_labels(labels: Volume, grid: Grid) -> Volume:
     transform = np.linalg.solve(labels.affine, grid.affine)
     if labels.grid.shape == grid.shape and np.all(abs(transform - np.eye(4)) @ [*grid.shape, 1] < _SAME_GRID):
         return labels._replace(array=labels.array.copy(), affine=grid.affine)
-    covered = in_field_of_view(labels.grid, grid)
-    if not covered.any():
+    inside = in_field_of_view(grid, labels.grid)
+    if not inside.any():
         raise GeometryError(
             f"{labels.path} has no voxel in the field of view of the image, by the positions in their headers: a label"
             " map in the same coordinates is needed; register it to the image, or leave it out."
@@ -93,7 +94,6 @@ def carry_labels(labels: Volume, grid: Grid) -> Volume:
     ranks = ranks.reshape(labels.array.shape).astype(np.min_scalar_type(len(values)))
     carried = np.empty(grid.shape, ranks.dtype)
     borders, clear = [], np.zeros(len(values), np.int64)
-    inside = in_field_of_view(grid, labels.grid)
     for tile in _tiles(grid.shape):
         winners = _two_best(ranks, labels.grid.spacing, transform, tile)
         carried[tile] = winners.first
@@ -103,15 +103,34 @@ def carry_labels(labels: Volume, grid: Grid) -> Volume:
         ramp = _RAMP * ((places / grid.shape).mean(axis=1) - 0.5)
         margin = (winners.margin[near] + ramp).astype(np.float32)
         borders.append(_Border(tile, near, _TwoBest(winners.first[near], winners.second[near], margin)))
-    counts = np.bincount(ranks[covered], minlength=len(values)) / abs(np.linalg.det(transform[:3, :3]))
-    surplus = np.count_nonzero(inside) - counts.sum()  # grids may differ by parts of voxels at their ends
-    counts += surplus * (values == 0 if 0 in values else counts / counts.sum())
+    coverage = _coverage(labels.grid, grid)
+    counts = np.bincount(ranks.ravel(), coverage.ravel(), len(values)) / abs(np.linalg.det(transform[:3, :3]))
+    surplus = np.count_nonzero(inside) - counts.sum()
+    # of the same field of view, sizes may be rounded to whole voxels; of a part of it, the coverage
+    counts = counts + surplus * (values == 0 if 0 in values and coverage.all() else counts / counts.sum())
     bias = _bias([border.winners for border in borders], clear, counts)
     for border in borders:
         carried[border.tile][border.near] = _decided(border.winners, bias)
     result = values[carried]
     result[~inside] = 0
     return labels._replace(array=result, affine=grid.affine, description=_DESCRIPTION)
+
+
+def _coverage(grid: Grid, other: Grid) -> np.ndarray:
+    """Return the fraction of each voxel of a grid that is in the field of view of another, (X, Y, Z).
+
+    It is counted at 4 x 4 x 4 places in each voxel, and is 1 everywhere if the fields of view are the same but for the
+    rounding of their sizes to whole voxels.
+    """
+    corners = apply_affine(np.linalg.inv(other.affine), fov_corners(grid.affine, grid.shape))
+    if np.all((corners > -1 - _SAME_GRID) & (corners < np.array(other.shape) + _SAME_GRID)):
+        return np.ones(grid.shape, np.float32)
+    covered = np.zeros(grid.shape, np.float32)
+    for place in product(*3 * [(-0.375, -0.125, 0.125, 0.375)]):
+        moved = grid.affine.copy()
+        moved[:3, 3] = apply_affine(grid.affine, place)
+        covered += in_field_of_view(Grid(grid.shape, moved), other)
+    return covered / 64
 
 
 class _TwoBest(NamedTuple):

@@ -170,6 +170,23 @@ def test_outside_of_the_label_map_is_background_and_nothing_in_common_is_refused
         carry_labels(labels, Grid((40, SIDE, SIDE), moved))
 
 
+@pytest.mark.parametrize("degrees", [0, 15])
+@pytest.mark.parametrize("slices", [1, 9])
+def test_of_a_larger_label_map_the_volume_in_the_field_of_view_counts(slices: int, degrees: float) -> None:
+    """An image shows a part of the labels, between their slices."""
+    labels = as_volume(np.repeat(MAPS["shells"][:, :, ::3], 1, 2), (1, 1, 3))
+    angle = np.deg2rad(degrees)
+    affine = np.eye(4)
+    affine[:2, :2] = 0.5 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    affine[:3, 3] = apply_affine(labels.affine, [18, 18, 6.1]) - affine[:3, :3] @ [30, 26, slices / 2]
+    grid = Grid((60, 52, slices), affine)
+    after = carry_labels(labels, grid)
+    places = np.moveaxis(np.indices(grid.shape), 0, -1)
+    nearest = np.rint(apply_affine(np.linalg.inv(labels.affine) @ affine, places)).astype(int)
+    expected = labels._replace(array=labels.array[tuple(np.moveaxis(nearest, -1, 0))], affine=affine)
+    assert label_volumes(after) == pytest.approx(label_volumes(expected), rel=0.03)
+
+
 def test_the_same_grid_changes_nothing_and_a_coarser_one_is_possible() -> None:
     labels = as_volume(MAPS["tissue"])
     rounded = labels.grid._replace(affine=labels.affine + 1e-6 * np.eye(4, k=2))
