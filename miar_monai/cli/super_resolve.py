@@ -139,8 +139,8 @@ Examples:
 def sr(context: click.Context, **arguments: Any) -> None:
     """Super-resolve INPUT: four times in the axial plane, or to the voxels that you ask for.
 
-    INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
-    covers the same field of view, in the units of the input.
+    INPUT is a file (NIfTI, MGH, NRRD, MetaImage or enhanced DICOM), a folder with one DICOM series, a zip file of
+    either, or a folder of such cases. The result covers the same field of view, in the units of the input.
     """
     from miar_monai.cli.jobs import Request
     from miar_monai.cli.runner import run
