@@ -164,9 +164,10 @@ class SuperResolver:
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty", "isotropic")})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
-            if not isinstance(self.inferer, BeamSearchInferer):
-                raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
             self.volume_inferer: VolumeInferer = parser.get_parsed_content("volume_inferer")
+            for name, kind in (("inferer", BeamSearchInferer), ("volume_inferer", VolumeInferer)):
+                if not isinstance(found := getattr(self, name), kind):
+                    raise TypeError(f"its {name} is a {type(found).__name__}, not a {kind.__name__}")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
