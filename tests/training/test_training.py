@@ -552,6 +552,17 @@ def test_a_resumed_run_has_the_rest_of_the_time() -> None:
     assert second.progress == 0.25
 
 
+def test_a_resumed_run_without_time_keeps_its_weights() -> None:
+    trainer = miar_trainer(batches(LR, HR), max_epochs=3)
+    before = copy.deepcopy(trainer.objective.state_dict())
+    budget = TimeBudget(minutes=2.0)
+    budget.load_state_dict({"seconds": 120.0})
+    budget.attach(trainer)
+    trainer.run()
+    assert trainer.state.iteration == 0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.objective.state_dict().items())
+
+
 def test_a_budget_of_no_time_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="max_minutes is 0, but it must lie between"):
         TimeBudget(0)
