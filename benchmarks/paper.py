@@ -1,7 +1,7 @@
 """The paper's own system in the benchmarks: its configs, weights and decodings.
 
-`table`, `ablations` and `figures` take it by their option ``--paper``. ``benchmarks/recipe.sh`` trains it; docs/paper.md
-says which command tests which claim of the paper.
+`table`, `ablations` and `figures` take it by their option ``--paper``. ``benchmarks/recipe.sh`` trains it;
+``docs/paper.md`` says which command tests which claim of the paper.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "top-p": {"strategy": "top_p"},
     **_BEAMS,
 }
-"""Settings of ``paper_evaluate.json`` for each decoding of the paper's Table 2, which does not say what it has "w/o Beam
-Search": greedy decoding, or sampling."""
+"""Settings of ``paper_evaluate.json`` for each decoding of the paper's Table 2.
+
+It does not say what decodes "w/o Beam Search", so that there are greedy decoding and both kinds of sampling."""
 
 _READINGS: dict[str, dict[str, Any]] = {
     "Eq. 4 literal": {"selection": "literal"},
@@ -46,10 +47,10 @@ READINGS: dict[str, dict[str, Any]] = {
     for beam, search in _BEAMS.items()
     for reading, change in _READINGS.items()
 }
-"""Beam search by the other readings of Eq. 4 and Eq. 5; `DECODINGS` have uncertain tokens and the score of the next scale.
+"""Beam search by the other readings of Eq. 4 and Eq. 5.
 
-Printed, Eq. 4 chooses the most certain tokens, although the text wants the least certain. Eq. 5 scores a candidate by the
-next scale alone; the joint score adds the probability of the candidate itself."""
+As printed, Eq. 4 chooses the most certain tokens; its text, and `DECODINGS`, choose the least certain. Eq. 5 scores a
+candidate by the next scale alone; the joint score adds the probability of the candidate itself."""
 
 RUNS: dict[str, dict[str, Any]] = {"full": {}, "no-rope": {"positions": "learned"}, "no-dropout": {}}
 """Folders of ``recipe.sh``, with the settings in which their network differs."""

@@ -97,8 +97,9 @@ def measure(
     batch_size: int,
     guided: Mapping[str, Method] | None = None,
     guides: Sequence[Tensor] = (),
+    consistent: bool = True,
 ) -> None:
-    """Add the rows of the baselines and of the trained methods, the latter also with data consistency.
+    """Add the rows of the baselines and of the trained methods.
 
     All methods get the same batches. The first batch is run twice, and only the second run is timed.
 
@@ -109,6 +110,7 @@ def measure(
         batch_size: number of slices in a batch.
         guided: trained methods with an argument ``guide``, by name.
         guides: slices of the guide of each volume, (N, 1, H, W); needed if there are guided methods.
+        consistent: add rows of the trained methods with data consistency.
     """
     warm = False
     for i, volume in enumerate(tqdm(list(volumes), desc="measuring", unit="volume")):
@@ -121,7 +123,7 @@ def measure(
                 if not warm:
                     method(lr)
                 estimates[name], milliseconds[name] = timed(method, lr)
-                if name in learned:
+                if consistent and name in learned:
                     sr, corrected = estimates[name].float(), consistent_title(name)
                     estimates[corrected], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[corrected] = milliseconds[name] + more

@@ -137,8 +137,8 @@ class MIARObjective(nn.Module):
         num_neighbors: number of nearest codes from which a replacement is drawn.
         scale_weight_power: tokens of scale k have the weight (L_K / L_k)^power: 0 for equal weights, 0.5 for higher
             weights of coarse scales (Infinity).
-        image_weight: weight of both image losses. With 0, the paper's, there are none: tokens are learned alone, and the
-            decoder stays that of the tokenizer.
+        image_weight: weight of both image losses. With 0, the paper's, only tokens are learned, and the decoder remains
+            that of the tokenizer.
         teacher_forcing: fraction of the images whose perceptual map is decoded from the target tokens.
         degradations: degradations of the LR images; only the network's by default.
 
