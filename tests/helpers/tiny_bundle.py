@@ -45,16 +45,14 @@ def write_bundle_with_data(tmp_path: Path, name: str = "miar_brats") -> Path:
     """Write a bundle for the benchmarks, ``miar_tiny``, and beside it ``data`` of its kind and a ``split.json``."""
     folder = tmp_path / "miar_tiny"
     (folder / "configs").mkdir(parents=True)
-    sizes = {workflow: tiny(workflow, name) for workflow in ("evaluate", "train", "train_estimator")}
-    sizes |= {f"paper_{workflow}": tiny_paper(workflow) for workflow in ("evaluate", "train")}
+    sizes = {workflow: tiny(workflow, name) for workflow in ("evaluate", "train", "train_stage1", "train_estimator")}
+    sizes |= {f"paper_{workflow}": tiny_paper(workflow) for workflow in ("evaluate", "train", "train_stage1")}
     for file, settings in sizes.items():
         content = json.loads(Path(config(name, file)).read_text())
         for key, value in settings.items():
             setting, _, entry = key.partition("#")
-            if entry:
-                content[setting][entry] = value
-            elif setting in content:
-                content[setting] = value
+            if setting in content:
+                content |= {setting: {**content[setting], entry: value} if entry else value}
         (folder / "configs" / f"{file}.json").write_text(json.dumps(content))
     (folder / "models").mkdir()
     tiny_checkpoint(tmp_path, name).rename(folder / "models" / "model.pt")
