@@ -21,7 +21,12 @@ Examples:
 
 @click.command(epilog=f"{_EXAMPLES}\n\n{options.EXIT_CODES}")
 @click.argument("source", metavar="SCAN", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="NIfTI file. [default: <SCAN>_lr.nii.gz]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File; its suffix is its format. [default: <SCAN>_lr.nii.gz]",
+)
 @click.option(
     "--factor",
     callback=options.numbers_option,
@@ -83,16 +88,15 @@ def degrade(
     Center, orientation and units stay the same. The path of the result is printed.
     """
     from miar_monai.data.cases import read_case
+    from miar_monai.data.formats import check_output_suffix
     from miar_monai.data.io import write_volume
     from miar_monai.data.outputs import check_output, result_path
-    from miar_monai.errors import SettingError
     from miar_monai.transforms.degrade import degrade_volume
 
     if factor and spacing:
         raise click.UsageError("--factor and --spacing are given, but only one of them is possible; leave one out.")
     output = output or result_path(source, "", postfix="lr")
-    if not output.name.lower().endswith((".nii", ".nii.gz")):
-        raise SettingError(f"{output} must be a .nii or .nii.gz file; give another output.")
+    check_output_suffix(output)
     check_output(output, overwrite)
     volume = read_case(source)
     grid = volume.grid

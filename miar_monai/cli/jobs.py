@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from miar_monai.data.cases import Case
+from miar_monai.data.formats import OUTPUT_SUFFIXES, check_output_suffix, expected_format
 from miar_monai.data.outputs import ResultPaths, check_output, result_path
 from miar_monai.errors import SettingError
 from miar_monai.visualize.preview import check_preview
@@ -19,9 +20,12 @@ __all__ = ["Job", "Request", "auxiliary_outputs", "check_outputs", "list_jobs"]
 Job = tuple[Case, Path]
 """A case and the file of its result, or for DICOM output the folder of its series."""
 
+_ENDINGS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mgz": ".mgz", "mha": ".mha", "dicom": ""}
+"""Formats of results, and the endings of their names; a DICOM series is a folder."""
+
 _NOT_FOLDERS = {
     ".7z", ".bmp", ".bz2", ".csv", ".dcm", ".dicom", ".gif", ".gz", ".h5", ".hdr", ".html", ".ima", ".img", ".jpeg",
-    ".jpg", ".json", ".mat", ".md", ".mgh", ".mgz", ".mha", ".mhd", ".mnc", ".nhdr", ".npy", ".npz", ".nrrd", ".par",
+    ".jpg", ".json", ".mat", ".md", ".mhd", ".mnc", ".nhdr", ".npy", ".npz", ".par",
     ".pdf", ".png", ".rar", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv", ".txt", ".xz", ".zip", ".zst",
 }  # fmt: skip
 """Suffixes by which an output is meant to be a file, unlike that of a folder such as out.v2."""
@@ -42,6 +46,7 @@ class Request:
     fidelity: float | None = None
     blur: float | str | None = None
     guide: Path | None = None
+    labels: Path | None = None
     factor: tuple[float, ...] | None = None
     spacing: tuple[float, ...] | None = None
     isotropic: bool = False
@@ -91,7 +96,8 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
         SettingError: if the output does not suit the source or the format, or is the input.
     """
     targets = _targets(request, cases, single)
-    volumes = [ResultPaths.of(target)[:2] for target in targets]  # image and uncertainty
+    results_of_each = [ResultPaths.of(target) for target in targets]
+    volumes = [(paths.image, paths.uncertainty, paths.labels) for paths in results_of_each]
     for case, paths in zip(cases, volumes, strict=True):
         for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
@@ -104,29 +110,30 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
 
 def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path]:
     """Return the file of each case's result, or for DICOM output the folder of its series."""
-    source, output = request.source, request.output
+    source, output, ending = request.source, request.output, _ENDINGS[request.out_format]
     if output is not None and not os.path.isdir(output):  # `Path.is_dir` raises an error if the name is too long
-        if output.name.lower().endswith((".nii", ".nii.gz")):
+        if output.name.lower().endswith(OUTPUT_SUFFIXES):
             if not single:
                 raise SettingError(f"{source} is a folder of cases, so the output must be a folder, not {output}.")
             if request.as_dicom:
                 raise SettingError(f"a DICOM series is written to a folder, not to {output}: give a folder.")
+            if request.out_format != "nifti" and expected_format(output) != expected_format(f"a{ending}"):
+                raise SettingError(
+                    f"{output} has the suffix of another format than --out-format {request.out_format}: leave the "
+                    "option out, or give a folder."
+                )
             return [output]
         if output.suffix.lower() in _NOT_FOLDERS:
-            raise SettingError(
-                f"{output} must be a .nii or .nii.gz file, or a folder: {output.suffix} files are not written; give"
-                " another output."
-            )
+            check_output_suffix(output, ", or a folder,")
     folder = output or (Path() if single else Path(f"{Path(os.path.abspath(source)).name}_sr"))
-    ending = "" if request.as_dicom else ".nii.gz"
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[str, Path]:
+def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool, labels: bool) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
     Example:
-        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), preview=True, uncertainty=False)["preview"].as_posix()
+        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), True, uncertainty=False, labels=False)["preview"].as_posix()
         'out/a_sr.png'
     """
     paths, outputs = ResultPaths.of(target), {}
@@ -134,6 +141,8 @@ def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool) -> dict[st
         outputs["preview"] = paths.preview
     if uncertainty:
         outputs["uncertainty"] = paths.uncertainty
+    if labels:
+        outputs["labels"] = paths.labels
     return outputs
 
 
@@ -148,7 +157,8 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        for kind, path in auxiliary_outputs(target, request.with_preview, request.uncertainty).items():
+        auxiliary = auxiliary_outputs(target, request.with_preview, request.uncertainty, request.labels is not None)
+        for kind, path in auxiliary.items():
             check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

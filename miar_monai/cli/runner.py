@@ -18,13 +18,14 @@ from miar_monai.data.cases import Case, cases_for_guide, find_cases, unpacked
 from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.grid_request import GridRequest
-from miar_monai.data.io import Volume, parts_to_save, read_volume, write_volume
+from miar_monai.data.io import Volume, parts_to_save, read_labels, read_volume, write_volume
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.processes import part_of, processes
 from miar_monai.inference.report import capture_warnings, case_message, case_report, derivation, run_report
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms.acquired import to_acquired_spacing
+from miar_monai.transforms.labels import carry_labels, label_volumes
 from miar_monai.visualize.preview import preview
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def run(request: Request) -> list[str]:
         single = len(cases) == 1 and cases[0].source == request.source
         if request.series and not single:
             raise SettingError(f"{request.source} is a folder of cases, but --series selects from one DICOM folder.")
+        if request.labels and not single:
+            raise SettingError(f"{request.source} is a folder of cases, but --labels belongs to one: give one case.")
         jobs = list_jobs(request, cases, single)
         check_outputs(request, [target for _, target in jobs] if single and not request.skip_existing else [])
         if request.part:
@@ -129,16 +132,22 @@ class CaseRunner:
             return {"input": str(case.source), "output": str(target), "skipped": True}
         check_output(target, request.overwrite, request.as_dicom)
         volume, headers = self._read(case)
+        labels = None if request.labels is None else read_labels(request.labels)
         guide, described = self._read_guide()
-        auxiliary = auxiliary_outputs(target, request.with_preview, self.resolver.settings["uncertainty"])
+        with_uncertainty = self.resolver.settings["uncertainty"]
+        auxiliary = auxiliary_outputs(target, request.with_preview, with_uncertainty, labels is not None)
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume, guide)
             for sentence in prepared.plan.sentences(_GRID_OPTIONS):
                 self.print(sentence)
+            carried = labels and carry_labels(labels, prepared.plan.grids(volume.grid)[-1])
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
+        if carried:  # in the same space as the image, and before it
+            placed = carried._replace(affine=result.affine, space=result.space, qform=result.qform)
+            write_volume(auxiliary["labels"], placed, self._replace_auxiliary)
         self._write(volume, result, target, auxiliary, headers, described)
         report = case_report(
             str(case.source),
@@ -154,6 +163,11 @@ class CaseRunner:
             request.guide,
         )
         report["acquired_spacing_mm"] = request.acquired_spacing
+        if labels and carried:
+            report["labels"] = {
+                "input": str(request.labels),
+                "volumes_mm3": {"before": label_volumes(labels), "after": label_volumes(carried)},
+            }
         self.print(case_message(report, prepared.warnings))
         if not request.quiet:
             click.echo(str(target))

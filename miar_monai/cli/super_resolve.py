@@ -24,6 +24,8 @@ Examples:
   miar sr patients/ -o results --skip-existing   only cases without a result, after an interruption
   torchrun --nproc_per_node=4 -m miar_monai sr patients/ -o results
                                               shared by four processes, each with a GPU of its own
+  miar sr scan.nii.gz --labels seg.nii.gz     also writes scan_sr_labels.nii.gz
+  miar sr scan.mgz -o thin.nrrd               from and to the formats of FreeSurfer, 3D Slicer and ITK
   miar sr dicom_series/ --out-format dicom    writes the series dicom_series_sr/
 
 {options.EXIT_CODES}"""
@@ -35,7 +37,8 @@ Examples:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="A .nii or .nii.gz file, or a folder. [default: <name>_sr.nii.gz here; for a folder of cases, <name>_sr/]",
+    help="A file (.nii.gz, .nii, .mgz, .mgh, .nrrd or .mha), or a folder. [default: <name>_sr.nii.gz here; for a folder"
+    " of cases, <name>_sr/]",
 )
 @click.option("--series", default="", metavar="UID", help="SeriesInstanceUID, for a DICOM folder with several series.")
 @click.option(
@@ -43,15 +46,16 @@ Examples:
     multiple=True,
     metavar="KEYWORD=VALUE",
     callback=options.conditions_option,
-    help="Slices to use from a DICOM series with several volumes (echoes, b-values, time points): EchoTime=80, or "
-    "EchoTime=#2 for the second value at each position. May be given several times.",
+    help="Slices to use from a DICOM series with several volumes (echoes, phases, b-values, time points) or stacks: "
+    "EchoTime=80, StackID=2, or EchoTime=#2 for the second value at each position. May be given several times.",
 )
 @click.option(
     "--out-format",
-    type=click.Choice(["nifti", "dicom"]),
+    type=click.Choice(["nifti", "nrrd", "mgz", "mha", "dicom"]),
     default="nifti",
     show_default=True,
-    help="dicom writes a derived series, a folder <name>_sr, in the study of INPUT, which must be a DICOM series.",
+    help="Format of results in a folder; a file has that of its suffix. dicom writes a derived series, a folder"
+    " <name>_sr, in the study of INPUT, which must be a DICOM series.",
 )
 @click.option("--isotropic", is_flag=True, help="Give all axes the smallest voxel spacing of INPUT.")
 @click.option(
@@ -101,6 +105,12 @@ Examples:
     help="Another contrast of the same patient, such as the T1 of a T2, on any grid: a file, a folder with a DICOM "
     "series, or a zip file.",
 )
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, path_type=Path),
+    help="A label map of INPUT, such as a segmentation, in a file: carried to the voxels of the result as"
+    " <name>_sr_labels.nii.gz, with smooth borders and the same volumes.",
+)
 @click.option("--preview", "with_preview", is_flag=True, help="Also draw a picture of each result, <name>_sr.png.")
 @click.option(
     "--uncertainty",
@@ -129,8 +139,8 @@ Examples:
 def sr(context: click.Context, **arguments: Any) -> None:
     """Super-resolve INPUT: four times in the axial plane, or to the voxels that you ask for.
 
-    INPUT is a NIfTI file, a folder with one DICOM series, a zip file of either, or a folder of such cases. The result
-    covers the same field of view, in the units of the input.
+    INPUT is a file (NIfTI, MGH, NRRD, MetaImage or enhanced DICOM), a folder with one DICOM series, a zip file of
+    either, or a folder of such cases. The result covers the same field of view, in the units of the input.
     """
     from miar_monai.cli.jobs import Request
     from miar_monai.cli.runner import run

@@ -14,7 +14,7 @@ from miar_monai.data.spectrum import PLANES
 from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError, ImageError
 
-__all__ = ["MAX_SIDE", "MAX_VOXELS", "check_num_voxels", "check_volume"]
+__all__ = ["MAX_SIDE", "MAX_VOXELS", "check_affine", "check_num_voxels", "check_volume"]
 
 MAX_VOXELS = 2**29
 """Maximum number of voxels of a volume; its result has sixteen times as many."""
@@ -52,14 +52,23 @@ def check_volume(volume: Volume, can_be_labels: bool = True) -> Volume:
         GeometryError: if the affine is singular, or the volume is a line across the axial plane.
     """
     _check_intensities(volume)
+    check_affine(volume)
+    _check_sides(volume)
+    return _check_labels(volume) if can_be_labels else volume
+
+
+def check_affine(volume: Volume) -> None:
+    """Check that the affine of a volume gives its voxels a position.
+
+    Raises:
+        GeometryError: if it is singular.
+    """
     if is_singular(volume.affine):
         raise GeometryError(
             f"{volume.path}: the affine {np.round(volume.affine, 4).tolist()} is singular, so voxels have no position "
             "in millimeters; an invertible affine, from a valid sform or qform, is needed: convert the file again from "
             "its source, or correct the affine."
         )
-    _check_sides(volume)
-    return _check_labels(volume) if can_be_labels else volume
 
 
 def _check_intensities(volume: Volume) -> None:

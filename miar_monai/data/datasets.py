@@ -14,10 +14,10 @@ from monai.utils import ensure_tuple
 
 from miar_monai.data.cases import cases_for_guide, find_cases
 from miar_monai.data.dicom_headers import header_text, slice_files
-from miar_monai.data.io import is_volume_file, volume_stem
+from miar_monai.data.io import is_volume_file, read_labels, volume_stem
 from miar_monai.data.outputs import ResultPaths, result_path
 from miar_monai.data.slices import SliceDataset
-from miar_monai.errors import DatasetError
+from miar_monai.errors import DatasetError, SettingError
 
 __all__ = [
     "SliceDataset",
@@ -179,7 +179,10 @@ def lidc_datalist(dataset_dir: Paths) -> list[Item]:
 
 
 def volume_datalist(
-    inputs: Paths, output_dir: str | os.PathLike[str] | None = None, guide: str | os.PathLike[str] | None = None
+    inputs: Paths,
+    output_dir: str | os.PathLike[str] | None = None,
+    guide: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
 ) -> list[Item]:
     """List the volumes to super-resolve, as ``miar sr`` does.
 
@@ -189,14 +192,15 @@ def volume_datalist(
         output_dir: folder of the results, which are left out if they are among the inputs.
         guide: another contrast of the same patient: a NIfTI file, a folder with a DICOM series, or a zip file. It is
             left out if it is among the inputs.
+        labels: a label map of the image in a file, checked here.
 
     Returns:
-        Dictionaries with ``"image"`` (path), ``"name"`` (of the result, without its ending) and, with a guide,
-        ``"guide"`` (path).
+        Dictionaries with ``"image"`` (path), ``"name"`` (of the result, without its ending) and, where they are given,
+        ``"guide"`` and ``"labels"`` (paths).
 
     Raises:
-        ImageError: if a path does not exist.
-        SettingError: if there is a guide and more than one case.
+        ImageError: if a path does not exist, or the label map cannot be used.
+        SettingError: if there is a guide or a label map, and more than one case.
         DatasetError: if a folder has no case, or a file that looks like a case but is not one.
     """
     cases = [case for path in ensure_tuple(inputs) for case in find_cases(path)]
@@ -205,8 +209,14 @@ def volume_datalist(
     if problems := [case.problem for case in cases if case.problem]:
         more = f"; and {len(problems) - 1} more such problems: miar sr names all and does the other cases."
         raise DatasetError(problems[0] if len(problems) == 1 else problems[0].rstrip(".") + more)
-    guides = {} if guide is None else {"guide": str(guide)}
-    items = [{"image": str(case.source), "name": case.name.as_posix(), **guides} for case in cases]
+    if labels is not None:
+        read_labels(labels)
+        if len(cases) > 1:
+            raise SettingError(
+                f"the input has {len(cases)} cases, but {labels} belongs to one: give one case at a time."
+            )
+    others = {name: str(path) for name, path in (("guide", guide), ("labels", labels)) if path is not None}
+    items = [{"image": str(case.source), "name": case.name.as_posix(), **others} for case in cases]
     if output_dir is None:
         return items
     results = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from miar_monai.data.checks import check_num_voxels
+from miar_monai.data.dicom_frames import slice_name
 from miar_monai.data.dicom_headers import is_missing, is_mosaic, numbers, text, values
 from miar_monai.errors import GeometryError, ImageError
 
@@ -49,11 +50,6 @@ def check_headers(folder: Path, headers: Sequence[Dataset]) -> None:
 def _check_kind(header: Dataset) -> None:
     """Check that an image is a single gray-value slice."""
     file = header.filename
-    if any(f"{part}FunctionalGroupsSequence" in header for part in ("Shared", "PerFrame")):
-        raise ImageError(
-            f"{file} is an enhanced (multi-frame) image, which is not supported: a series with one slice per file "
-            "is needed; export it as such, or convert it to NIfTI."
-        )
     if is_mosaic(header):
         raise ImageError(
             f"{file} is a mosaic, with the slices of a volume as tiles of one image: a series with one slice per file "
@@ -80,7 +76,7 @@ def _check_units(header: Dataset) -> None:
         useless = len(found) != 1 or not np.isfinite(found[0]) or (name == "RescaleSlope" and found[0] == 0)
         if given and useless:
             raise ImageError(
-                f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no units: a "
+                f"{slice_name(header)} has the {name} {_shown(header, name)}, so its voxels have no units: a "
                 "number, for the slope other than 0, is needed; export the series again."
             )
 
@@ -94,16 +90,16 @@ def _check_place(header: Dataset, name: str, count: int) -> None:
     """Check that an element exists and has the expected number of values."""
     if is_missing(header, name):
         raise GeometryError(
-            f"{header.filename} has no {name}, so its voxels have no position in millimeters: a complete header is "
+            f"{slice_name(header)} has no {name}, so its voxels have no position in millimeters: a complete header is "
             "needed; export the series again."
         )
-    found = np.array(numbers(header, name))
+    found, where = np.array(numbers(header, name)), slice_name(header)
     size = name in ("PixelSpacing", "SliceThickness")
     if len(found) != count or not np.isfinite(found).all() or (size and found.min() <= 0):
         wanted = "1 number is" if count == 1 else f"{count} numbers are"
         limit = ", greater than 0" if size else ""
         raise GeometryError(
-            f"{header.filename} has the {name} {_shown(header, name)}, so its voxels have no position in millimeters: "
+            f"{where} has the {name} {_shown(header, name)}, so its voxels have no position in millimeters: "
             f"{wanted} needed{limit}; export the series again."
         )
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from miar_monai.data.dicom_frames import FUNCTIONAL_GROUPS, frame_headers, is_enhanced
 from miar_monai.data.dicom_signature import is_dicom, is_dicom_head, is_dicomdir, read_head
+from miar_monai.errors import ImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -21,6 +23,7 @@ __all__ = [
     "dicom_files",
     "header_text",
     "holds_slices",
+    "is_enhanced_file",
     "is_missing",
     "is_mosaic",
     "lenient_pydicom",
@@ -42,7 +45,7 @@ _READ: tuple[str | int, ...] = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID"),
     *("Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "ModalityLUTSequence", "RescaleSlope"),
     *("RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ImageType", "InstanceNumber"),
+    *(*FUNCTIONAL_GROUPS, "ImageType", "InstanceNumber"),
     *("AcquisitionMatrix", "InPlanePhaseEncodingDirection", "ReconstructionDiameter"),
     *(_MOSAIC_TILES, *_CREATORS, *_B_VALUES),
 )
@@ -124,6 +127,15 @@ def header_text(path: str | os.PathLike[str], keyword: str) -> str:
         return ""
 
 
+@lenient_pydicom()
+def is_enhanced_file(path: Path) -> bool:
+    """Return whether a file is an enhanced (multi-frame) DICOM image, which can be a series by itself."""
+    try:
+        return is_dicom(path) and is_enhanced(read_header(path, FUNCTIONAL_GROUPS))
+    except Exception:  # parsers of damaged headers raise anything; reading reports it
+        return False
+
+
 def _non_image_kind(header: Dataset) -> str:
     """Return the kind of a DICOM object, such as ``"RT Structure Set Storage"``; empty for an image."""
     from pydicom.uid import UID, UID_dictionary
@@ -138,7 +150,8 @@ class DicomFolder(NamedTuple):
     """The DICOM files of a folder.
 
     Attributes:
-        series: headers of the slices by SeriesInstanceUID, which is empty where it is missing.
+        series: headers of the slices by SeriesInstanceUID, which is empty where it is missing; of enhanced images, one
+            for each frame.
         others: number of other DICOM objects by kind.
         unreadable: names of damaged files.
     """
@@ -152,11 +165,14 @@ def read_dicom_folder(folder: Path, keywords: Sequence[str] = ()) -> DicomFolder
     """Read the headers of the DICOM files in a folder, not in its subfolders.
 
     Args:
-        folder: of the files.
+        folder: of the files, or one file.
         keywords: elements to read in addition to those needed for a volume.
+
+    Raises:
+        ImageError: if the number of frames of an enhanced image is not that of their functional groups.
     """
     found = DicomFolder(defaultdict(list), Counter(), [])
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
         try:
             head = read_head(path) if path.is_file() else b""
             if not is_dicom_head(head):
@@ -170,8 +186,12 @@ def read_dicom_folder(folder: Path, keywords: Sequence[str] = ()) -> DicomFolder
             elif not all(isinstance(size, int) and size > 0 for size in (header.get("Rows"), header.get("Columns"))):
                 found.unreadable.append(path.name)
             else:
-                _add_b_value(header)
-                found.series[text(header, "SeriesInstanceUID")].append(header)
+                slices = frame_headers(header) if is_enhanced(header) else [header]
+                for one in slices:
+                    _add_b_value(one)
+                found.series[text(header, "SeriesInstanceUID")] += slices
+        except ImageError:
+            raise
         except Exception:  # no permission, or a damaged header
             found.unreadable.append(path.name)
     return found

@@ -13,13 +13,9 @@ import numpy as np
 
 from miar_monai.data.checks import check_num_voxels
 from miar_monai.data.dicom_checks import check_headers, check_sizes
+from miar_monai.data.dicom_frames import FRAME_NUMBER, single_slices, slice_name
 from miar_monai.data.dicom_grid import LPS_TO_RAS, check_gaps, fit_grid, in_plane_axes
-from miar_monai.data.dicom_headers import (
-    lenient_pydicom,
-    numbers,
-    read_dicom_folder,
-    text,
-)
+from miar_monai.data.dicom_headers import lenient_pydicom, numbers, read_dicom_folder, text
 from miar_monai.data.dicom_select import (
     DISTINGUISHING_ELEMENTS,
     check_one_volume,
@@ -27,6 +23,7 @@ from miar_monai.data.dicom_select import (
     parse_conditions,
     select_slices,
 )
+from miar_monai.data.dicom_stacks import check_one_stack, localizer_remarks, localizers
 from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError, ImageError
 
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "acquired_pixel_spacing",
     "read_series",
-    "series_files",
+    "series_headers",
 ]
 
 _COSINE_TOLERANCE = 0.01
@@ -51,10 +48,11 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
     """Read a DICOM series, with its slices sorted by position.
 
     The affine is that of the regular grid that fits the positions of the slices best (least squares). It includes the
-    shear of a tilted gantry.
+    shear of a tilted gantry. Frames of enhanced MR and CT images are slices, with positions, spacing and rescaling of
+    their own. Localizers are left aside, with a remark.
 
     Args:
-        folder: of the slices.
+        folder: of the slices, or the file of an enhanced image.
         series: SeriesInstanceUID; needed if there are several series.
         select: conditions on the headers, such as ``"EchoTime=80"``; needed if the series has several volumes.
 
@@ -65,14 +63,13 @@ def read_series(folder: Path, series: str = "", select: Sequence[str] = ()) -> V
     Raises:
         ImageError: if there is no series, or an image cannot be read or is not a gray-value slice.
         SettingError: if ``select`` is malformed, or matches no slice.
-        GeometryError: if there are several series or volumes to choose from, or slices have no position in
+        GeometryError: if there are several series, stacks or volumes to choose from, or slices have no position in
             millimeters, or are missing, duplicate or unevenly spaced.
     """
     headers, remarks = _series_headers(folder, series, select)
     check_headers(folder, headers)
     affine, order = _series_affine(folder, headers)
-    files = [str(headers[i].filename) for i in order]
-    array = _read_slices(folder, files)
+    array = _read_slices(folder, [headers[i] for i in order])
     first = headers[order[0]]
     return Volume(
         np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32),
@@ -133,24 +130,25 @@ def acquired_pixel_spacing(header: Dataset) -> float | None:
     return float(min([field, *diameters]) / max(along_rows, along_columns))
 
 
-def _read_slices(folder: Path, files: Sequence[str]) -> np.ndarray:
-    """Return the rescaled slices in the order of the files, (Z, Y, X)."""
+def _read_slices(folder: Path, headers: Sequence[Dataset]) -> np.ndarray:
+    """Return the rescaled slices in the order of their headers, (Z, Y, X)."""
     import itk
 
     arrays, unread = [], []
-    for file in files:
-        reader = itk.GDCMImageIO.New(FileName=file)
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            unread.append(Path(file).name)
-            continue
-        check_num_voxels(file, [len(files), *(reader.GetDimensions(i) for i in range(2))])
-        if not unread:
+    with single_slices(headers) as files:
+        for file, header in zip(files, headers, strict=True):
+            reader = itk.GDCMImageIO.New(FileName=file)
             try:
-                arrays.append(itk.array_from_image(itk.imread(file, imageio=reader)))
-            except RuntimeError as error:
-                raise _unreadable(file, error) from error
+                reader.ReadImageInformation()
+            except RuntimeError:
+                unread.append(Path(slice_name(header)).name)
+                continue
+            check_num_voxels(slice_name(header), [len(files), *(reader.GetDimensions(i) for i in range(2))])
+            if not unread:
+                try:
+                    arrays.append(itk.array_from_image(itk.imread(file, imageio=reader)))
+                except RuntimeError as error:
+                    raise _unreadable(slice_name(header), error) from error
     _check_unread(folder, unread)
     check_sizes(folder, {array.shape for array in arrays})
     return np.concatenate(arrays)
@@ -176,8 +174,8 @@ def _result_dtype(array: np.ndarray) -> np.dtype:
 
 
 @lenient_pydicom()
-def series_files(folder: Path, series: str = "", select: Sequence[str] = ()) -> list[str]:
-    """Return the files of a series, in arbitrary order.
+def series_headers(folder: Path, series: str = "", select: Sequence[str] = ()) -> list[Dataset]:
+    """Return the headers of the slices of a series, in arbitrary order, with the elements needed for a volume.
 
     Args:
         folder: of the slices.
@@ -189,7 +187,7 @@ def series_files(folder: Path, series: str = "", select: Sequence[str] = ()) -> 
         SettingError: if ``select`` is malformed, or matches no slice.
         GeometryError: if the series is not found, or there are several to choose from.
     """
-    return [str(header.filename) for header in _series_headers(folder, series, select)[0]]
+    return _series_headers(folder, series, select)[0]
 
 
 def _series_headers(folder: Path, uid: str, select: Sequence[str]) -> tuple[list[Dataset], tuple[str, ...]]:
@@ -209,7 +207,7 @@ def _series_headers(folder: Path, uid: str, select: Sequence[str]) -> tuple[list
     if is_ambiguous:
         listed = ", ".join(
             f"{name or 'one without UID'} ({text(headers[0], 'SeriesDescription') or 'no description'}, "
-            f"{len(headers)} files)"
+            f"{len(headers)} {'frames' if FRAME_NUMBER in headers[0] else 'files'})"
             for name, headers in sorted(series.items())
         )
         which = f"{len(series)} DICOM series" + (f", but not {uid}" if uid else "")
@@ -219,7 +217,15 @@ def _series_headers(folder: Path, uid: str, select: Sequence[str]) -> tuple[list
         )
     headers = series[uid] if uid else next(iter(series.values()))
     chosen = select_slices(folder, headers, select)
-    return chosen, coverage_remarks(headers, chosen)
+    aside = localizers(chosen)
+    kept = _without(chosen, aside)
+    check_one_stack(folder, kept)
+    return kept, (*localizer_remarks(aside), *coverage_remarks(_without(headers, aside), kept))
+
+
+def _without(headers: Sequence[Dataset], others: Sequence[Dataset]) -> list[Dataset]:
+    left_out = {id(header) for header in others}  # equal headers may be those of several slices
+    return [header for header in headers if id(header) not in left_out]
 
 
 def _series_affine(folder: Path, headers: Sequence[Dataset]) -> tuple[np.ndarray, list[int]]:

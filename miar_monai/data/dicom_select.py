@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from miar_monai.data.dicom_frames import FRAME_NUMBER
 from miar_monai.data.dicom_headers import numbers, values
 from miar_monai.errors import GeometryError, SettingError
 
@@ -46,6 +47,7 @@ DISTINGUISHING_ELEMENTS = {
 """Elements that may distinguish the volumes of a series, most specific first, with their descriptions and units."""
 
 _POSITION_TOLERANCE = 1e-2  # mm
+_COSINE_TOLERANCE = 2e-3
 
 
 class Condition(NamedTuple):
@@ -163,13 +165,16 @@ def _values(header: Dataset, keyword: str) -> str:
 def _matches(text: str, value: str) -> bool:
     """Return whether values equal, or include, a value; compared as numbers if possible, else ignoring case."""
 
-    def same(a: str, b: str) -> bool:
+    def same(a: str, b: str, tolerance: float = 0) -> bool:
         try:
-            return math.isclose(float(a), float(b), rel_tol=1e-5)
+            return math.isclose(float(a), float(b), rel_tol=1e-5, abs_tol=tolerance)
         except ValueError:
             return a.strip().lower() == b.strip().lower()
 
-    return same(text, value) or (text != "" and any(same(part, value) for part in text.split("\\")))
+    parts, given = text.split("\\"), value.split("\\")
+    if 1 < len(given) == len(parts):  # numbers such as direction cosines, which may be rounded
+        return all(same(part, other, _COSINE_TOLERANCE) for part, other in zip(parts, given, strict=True))
+    return same(text, value) or (text != "" and any(same(part, value) for part in parts))
 
 
 def _order(text: str) -> tuple[bool, float, str]:
@@ -220,9 +225,8 @@ def check_one_volume(folder: Path, headers: Sequence[Dataset]) -> None:
 
 def _choice(headers: Sequence[Dataset], places: Sequence[np.ndarray]) -> list[Condition]:
     """Return example conditions that leave one slice at each position, with the fewest and most specific elements."""
-    texts = {
-        name: [_values(header, name) for header in headers] for name in (*DISTINGUISHING_ELEMENTS, "InstanceNumber")
-    }
+    numbers_ = ("InstanceNumber", FRAME_NUMBER)
+    texts = {name: [_values(header, name) for header in headers] for name in (*DISTINGUISHING_ELEMENTS, *numbers_)}
     varying = [
         name for name in DISTINGUISHING_ELEMENTS if any(len({texts[name][i] for i in place}) > 1 for place in places)
     ]
@@ -232,7 +236,7 @@ def _choice(headers: Sequence[Dataset], places: Sequence[np.ndarray]) -> list[Co
         if once:
             example = min(once, key=lambda key: [_order(text) for text in key])
             return [Condition(name, _shortest(text, texts[name])) for name, text in zip(names, example, strict=True)]
-    for name in (*varying, "InstanceNumber"):  # whose values differ between positions
+    for name in (*varying, *numbers_):  # whose values differ between positions
         distinct = {len({texts[name][i] for i in place} - {""}) for place in places}
         if distinct == {len(place) for place in places} and len(distinct) == 1:
             return [Condition(name, "#1")]

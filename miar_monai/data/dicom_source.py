@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from nibabel.affines import apply_affine
 
+from miar_monai.data.dicom_frames import FRAME_NUMBER
 from miar_monai.data.dicom_headers import lenient_pydicom, read_header, text
-from miar_monai.data.dicom_reader import series_files
+from miar_monai.data.dicom_reader import series_headers
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.data.volume import Volume
@@ -72,8 +73,13 @@ def source_headers(volume: Volume) -> list[Dataset]:
         )
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
-        files = series_files(folder, volume.series, volume.select)
-        headers = [read_header(file) for file in files]
+        found = series_headers(folder, volume.series, volume.select)
+        if any(FRAME_NUMBER in header for header in found):
+            raise ImageError(
+                f"{folder} contains an enhanced (multi-frame) image, but a series can be derived from images of one "
+                "slice only: write another format (--out-format nifti)."
+            )
+        headers = [read_header(str(header.filename)) for header in found]
         for header in headers:
             _check_header(header)
             repeated(header).save_as(BytesIO())  # as write_series will
@@ -95,10 +101,7 @@ class Guide(NamedTuple):
         """Return what headers state of a guide, while the folder that it was read from still exists."""
         if not volume.path.is_dir():
             return cls(volume.path.name, volume.grid, [])
-        elements = [*_REFERENCE, "SeriesInstanceUID", "SeriesDescription"]
-        elements += ["ImagePositionPatient", "ImageOrientationPatient"]
-        files = series_files(volume.path, volume.series, volume.select)
-        headers = _in_order([read_header(file, elements) for file in files])
+        headers = _in_order(series_headers(volume.path, volume.series, volume.select))
         name = " ".join(filter(None, (text(headers[0], key) for key in ("SeriesDescription", "SeriesInstanceUID"))))
         complete = all(text(header, key) for header in headers for key in _REFERENCE)
         return cls(name or volume.path.name, volume.grid, headers if complete else [])

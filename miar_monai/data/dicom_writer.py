@@ -13,6 +13,7 @@ from nibabel.affines import voxel_sizes
 
 from miar_monai._version import __version__
 from miar_monai.data.atomic_write import atomic_folder
+from miar_monai.data.dicom_frames import FRAME_NUMBER
 from miar_monai.data.dicom_grid import LPS_TO_RAS
 from miar_monai.data.dicom_headers import dicom_files, lenient_pydicom, numbers, text, values
 from miar_monai.data.dicom_slices import DerivedSlice, derived_slices, whole_number
@@ -189,6 +190,8 @@ def _refer(image: Dataset, sources: Sequence[Dataset], guides: Sequence[Dataset]
     for header in (*sources, *guides):
         item = Dataset()
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+        if FRAME_NUMBER in header:
+            item.ReferencedFrameNumber = header[FRAME_NUMBER].value
         item.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
         items.append(item)
     image.SourceImageSequence = items

@@ -9,10 +9,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from miar_monai.errors import SettingError
+
 __all__ = [
+    "OUTPUT_SUFFIXES",
     "SUFFIXES",
     "UNSUPPORTED_SUFFIXES",
     "case_stem",
+    "check_output_suffix",
     "decompressed_size",
     "detect_format",
     "expected_format",
@@ -32,9 +36,13 @@ SUFFIXES = {
 }
 """Suffixes of the names of volumes by format; the format itself is detected by content."""
 
+OUTPUT_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
+"""Suffixes of the names of volumes that can be written, each in one file."""
+
 UNSUPPORTED_SUFFIXES = (".nii.zst", ".nii.xz", ".mnc.gz", ".mnc")
 """Suffixes of volumes in formats that are not supported."""
 
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _MAX_SURPLUS = 2**28  # bytes after the voxels of a compressed file; more indicates a zip bomb
 _ALL_SUFFIXES = tuple(suffix for suffixes in (*SUFFIXES.values(), UNSUPPORTED_SUFFIXES) for suffix in suffixes)
 _COMPRESSIONS: tuple[tuple[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File]], ...] = (
@@ -110,10 +118,11 @@ def case_stem(path: Path) -> str:
     """Return the name of a case without folder and suffix.
 
     Example:
-        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii"))
-        ('study.1', 'nii')
+        >>> case_stem(Path("in/study.1.zip")), case_stem(Path("in/.nii")), case_stem(Path("in/enhanced.dcm"))
+        ('study.1', 'nii', 'enhanced')
     """
-    return (path.stem if is_zip_name(path) else volume_stem(path)) or path.name.strip(".")
+    is_other = is_zip_name(path) or path.suffix.lower() in _DICOM_SUFFIXES
+    return (path.stem if is_other else volume_stem(path)) or path.name.strip(".")
 
 
 def expected_format(path: str | os.PathLike[str]) -> str:
@@ -125,6 +134,32 @@ def expected_format(path: str | os.PathLike[str]) -> str:
     """
     name = Path(path).name.lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "an image")
+
+
+def check_output_suffix(path: str | os.PathLike[str], or_else: str = "") -> None:
+    """Check that the name of a file implies a format that can be written.
+
+    Args:
+        path: of the file.
+        or_else: what else is possible, for the message.
+
+    Raises:
+        SettingError: if it does not.
+
+    Example:
+        >>> check_output_suffix("a.mgz")
+        >>> check_output_suffix("a.mhd")
+        Traceback (most recent call last):
+            ...
+        miar_monai.errors.SettingError: a.mhd is not the name of a volume that can be written: a .nii.gz, .nii, .mgz, \
+.mgh, .nrrd or .mha file is needed; give another output.
+    """
+    if not Path(path).name.lower().endswith(OUTPUT_SUFFIXES):
+        suffixes = f"{', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]}"
+        raise SettingError(
+            f"{path} is not the name of a volume that can be written: a {suffixes} file{or_else} is needed; give "
+            "another output."
+        )
 
 
 def open_decompressed(path: str | os.PathLike[str]) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File:

@@ -12,7 +12,7 @@ from miar_monai.errors import ImageError
 __all__ = ["RESAMPLING_ADVICE", "LabelEvidence", "label_evidence", "label_map_error"]
 
 RESAMPLING_ADVICE = (
-    "values between two labels are not labels: use nearest-neighbor resampling to the grid of the finer image"
+    "values between two labels are not labels: give its image, and the label map as --labels (labels in Python)"
 )
 """Advice on label maps, for messages."""
 

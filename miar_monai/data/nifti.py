@@ -1,4 +1,4 @@
-"""Reads NIfTI and MGH, writes NIfTI, with both the sform and the qform."""
+"""NIfTI, with both the sform and the qform, and MGH."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from miar_monai.data.checks import check_num_voxels
 from miar_monai.data.formats import decompressed_size, open_decompressed
 from miar_monai.data.geometry import corner_distance, is_singular, nearest_rotation
 from miar_monai.data.labels import label_map_error
-from miar_monai.data.volume import Volume, as_stored
+from miar_monai.data.volume import Volume, as_stored, dtype_among
 from miar_monai.errors import ImageError, in_one_sentence
 
-__all__ = ["check_layout", "nifti_to_volume", "read_nifti", "volume_to_nifti", "write_nifti", "write_volume"]
+__all__ = ["check_layout", "nifti_to_volume", "read_nifti", "volume_to_mgh", "volume_to_nifti", "write_nifti"]
 
 _LABEL_INTENTS = (1002, 1003)  # LABEL and NEURONAME
 _CLASSES: dict[str, Any] = {
@@ -33,16 +33,18 @@ _CLASSES: dict[str, Any] = {
     "NIfTI-2 pair": nib.Nifti2Pair,
     "MGH": nib.MGHImage,
 }
+_MGH_DTYPES = ("uint8", "int16", "int32", "float32")
 _MM_PER_UNIT = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}  # unknown, meter, millimeter, micron
 
 
-def read_nifti(path: Path, header: Path, kind: str) -> Volume:
+def read_nifti(path: Path, header: Path, kind: str, as_labels: bool = False) -> Volume:
     """Read a NIfTI or MGH file.
 
     Args:
         path: the file; of a pair, .hdr or .img.
         header: the file with the header.
         kind: of the header, from `miar_monai.data.formats.detect_format`.
+        as_labels: see `nifti_to_volume`.
 
     Raises:
         ImageError: if the file is truncated or damaged, or is not one volume of real numbers.
@@ -53,7 +55,7 @@ def read_nifti(path: Path, header: Path, kind: str) -> Volume:
         with in_one_sentence(ImageError, f"{path} is truncated or damaged", advice):
             check_layout(path, image)
             _check_length(path, image)
-            return nifti_to_volume(image, path)
+            return nifti_to_volume(image, path, as_labels)
 
 
 @contextmanager
@@ -102,18 +104,29 @@ def _check_intent(path: Path, header: Any) -> None:
         raise label_map_error(path, f"its intent code is {code}", "set this code to 0")
 
 
-def nifti_to_volume(image: Any, path: Path) -> Volume:
+def nifti_to_volume(image: Any, path: Path, as_labels: bool = False) -> Volume:
     """Return a nibabel image of NIfTI or MGH, (X, Y) or (X, Y, Z), as a volume.
 
     The affine is the sform if its code is not 0 and it is invertible, otherwise the qform, as in nibabel; the volume
     also keeps the other one.
+
+    Args:
+        image: the image.
+        path: of its file, or its name in messages.
+        as_labels: a label map is accepted, and its numbers keep their dtype.
     """
     shape = (*image.shape[:3], 1)[:3]
-    array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
-    volume = Volume(array, image.affine.astype(np.float64), _result_dtype(image), path)
+    if as_labels:
+        array = np.asarray(image.dataobj).reshape(shape)
+        array = array.astype(array.dtype.newbyteorder("="))
+    else:
+        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
+    dtype = array.dtype if as_labels else _result_dtype(image)
+    volume = Volume(array, image.affine.astype(np.float64), dtype, path)
     if isinstance(image, nib.MGHImage):
         return volume
-    _check_intent(path, image.header)
+    if not as_labels:
+        _check_intent(path, image.header)
     description = bytes(image.header["descrip"]).split(b"\0")[0].decode("latin-1")
     return _placed(volume._replace(description=description), image.header)
 
@@ -249,15 +262,9 @@ def write_nifti(
         'int16'
     """
     volume = Volume(array, affine, np.dtype(dtype), Path(path), space=space, description=description, qform=qform)
-    return write_volume(path, volume, overwrite)
-
-
-def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False) -> Path:
-    """Write a volume as NIfTI with its metadata; see `write_nifti`."""
-    path, image = Path(path), volume_to_nifti(volume)
     with atomic_file(path, overwrite) as part:
-        nib.save(image, part)
-    return path
+        nib.save(volume_to_nifti(volume), part)
+    return volume.path
 
 
 def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
@@ -269,3 +276,11 @@ def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
     image.set_sform(volume.affine, code=volume.space)
     image.set_qform(nearest_rotation(to_qform @ volume.affine, image.shape), code=code)
     return image
+
+
+def volume_to_mgh(volume: Volume) -> nib.MGHImage:
+    """Return a volume as a nibabel image of MGH, which has no field for a description, the space or a qform.
+
+    MGH has no integers of 64 bits, and no unsigned ones of 16 or 32 bits: see `miar_monai.data.volume.dtype_among`.
+    """
+    return nib.MGHImage(as_stored(volume.array, dtype_among(volume, _MGH_DTYPES)), volume.affine)

@@ -33,11 +33,13 @@ class ResultPaths(NamedTuple):
         image: the super-resolved volume: a file or, for DICOM, the folder of its series.
         uncertainty: its expected error, in the same format.
         preview: a PNG.
+        labels: its label map; a file, .nii.gz for DICOM.
     """
 
     image: Path
     uncertainty: Path
     preview: Path
+    labels: Path
 
     @classmethod
     def of(cls, image: Path) -> ResultPaths:
@@ -45,11 +47,14 @@ class ResultPaths(NamedTuple):
 
         Example:
             >>> [path.as_posix() for path in ResultPaths.of(Path("out/case_sr.nii.gz"))]
-            ['out/case_sr.nii.gz', 'out/case_sr_uncertainty.nii.gz', 'out/case_sr.png']
+            ['out/case_sr.nii.gz', 'out/case_sr_uncertainty.nii.gz', 'out/case_sr.png', 'out/case_sr_labels.nii.gz']
         """
         stem = volume_stem(image)
         ending = image.name[len(stem) :]
-        return cls(image, image.with_name(f"{stem}{UNCERTAINTY_POSTFIX}{ending}"), image.with_name(f"{stem}.png"))
+        names = (
+            f"{stem}{part}" for part in (f"{UNCERTAINTY_POSTFIX}{ending}", ".png", f"_labels{ending or '.nii.gz'}")
+        )
+        return cls(image, *(image.with_name(name) for name in names))
 
 
 def result_path(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from miar_monai._version import __version__
 from miar_monai.data.grid import Grid
 
-__all__ = ["Volume", "as_float", "as_stored", "parts_to_save", "result_description", "uncertainty_of"]
+__all__ = ["Volume", "as_float", "as_stored", "dtype_among", "parts_to_save", "result_description", "uncertainty_of"]
 
 SOFTWARE = "miar-monai"
 """Name of this package in the headers of its results."""
@@ -20,7 +21,7 @@ class Volume(NamedTuple):
     """A volume in the units of its file.
 
     Attributes:
-        array: intensities (HU for CT), (X, Y, Z), float32.
+        array: intensities (HU for CT), (X, Y, Z), float32; labels in any dtype.
         affine: voxel indices to millimeters in RAS+, (4, 4), float64.
         dtype: for results in these units: integers if the input has unscaled (NIfTI) or rescaled (DICOM) integers of 16
             or 32 bits, otherwise float32.
@@ -122,8 +123,28 @@ def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         >>> as_stored(np.array([-0.6, 1.4, 300]), np.dtype(np.uint8))
         array([  0,   1, 255], dtype=uint8)
     """
-    if dtype.kind in "iu":
+    if dtype.kind in "iu" and array.dtype != dtype:
         limits = np.iinfo(dtype)
         array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that represents the limits exactly
         array = np.clip(array, limits.min, limits.max, out=array)
     return array.astype(dtype, copy=False)
+
+
+def dtype_among(volume: Volume, names: Sequence[str]) -> np.dtype:
+    """Return the dtype in which a file format can store a volume: its own, or the first one that holds its range.
+
+    Args:
+        volume: the volume.
+        names: dtypes of the format; the last one is taken if no other holds the range.
+
+    Example:
+        >>> volume = Volume(np.array([[[0, 70000.0]]]), np.eye(4), np.dtype("uint32"), Path("a.nii"))
+        >>> dtype_among(volume, ("uint8", "int16", "int32", "float32")).name
+        'int32'
+    """
+    if volume.dtype.name in names:
+        return volume.dtype
+    whole = [np.dtype(name) for name in names if np.dtype(name).kind in "iu" and volume.dtype.kind in "iu"]
+    low, high = float(volume.array.min()), float(volume.array.max())
+    fitting = [dtype for dtype in whole if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max]
+    return fitting[0] if fitting else np.dtype(names[-1])

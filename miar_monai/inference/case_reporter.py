@@ -96,7 +96,9 @@ class CaseReporter:
         paths, auxiliary = ResultPaths.of(result_path(source, self.output_dir, name=name)), {}
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
-            auxiliary = {"uncertainty": paths.uncertainty}
+            auxiliary["uncertainty"] = paths.uncertainty
+        if "labels" in data:
+            auxiliary["labels"] = paths.labels
         limits = limits_in_units(image, slices.intensity_range)
         found = input_warnings(lr, self._domain, slices.blur, plan, limits)
         detail = [] if self._guide is None else guide_detail_warnings(self._guide, plan.factors)

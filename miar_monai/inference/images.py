@@ -14,17 +14,17 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai.data.checks import check_volume
-from miar_monai.data.io import Volume, uncertainty_of
+from miar_monai.data.io import Volume, check_labels, uncertainty_of
 from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
 from miar_monai.errors import ImageError
 from miar_monai.transforms.metatensor import with_affine
 
-__all__ = ["Image", "image_like", "image_volume"]
+__all__ = ["Image", "image_like", "image_volume", "label_volume"]
 
 Image = str | os.PathLike[str] | np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
 """Types of images that can be super-resolved."""
 
-_IN_MEMORY = Path("the image")  # the name of an image without a file in messages
+_IN_MEMORY, _LABELS = Path("the image"), Path("the label map")  # names of images without files in messages
 
 
 def image_volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> Volume:
@@ -39,34 +39,50 @@ def image_volume(image: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor
     if isinstance(image, nib.Nifti1Pair | nib.MGHImage):
         check_layout(_IN_MEMORY, image)
         volume = nifti_to_volume(image, _IN_MEMORY)
-    elif isinstance(image, MetaTensor):
-        array = _voxels(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
-        affine = to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
-        volume = Volume(array, affine, np.dtype(np.float32), _IN_MEMORY)
-        can_be_labels = not image.dtype.is_floating_point
-    elif isinstance(image, np.ndarray):
-        array = _voxels(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3))
-        volume = Volume(array, np.eye(4), np.dtype(np.float32), _IN_MEMORY)
-        can_be_labels = image.dtype.kind != "f"
     else:
-        kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
-        hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
-        raise ImageError(
-            f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed"
-            f"{hint}."
-        )
+        array, affine = _array_and_affine(image)
+        can_be_labels = array.dtype.kind != "f"
+        volume = Volume(np.array(array, dtype=np.float32), affine, np.dtype(np.float32), _IN_MEMORY)  # a copy
     return check_volume(volume, can_be_labels)
 
 
+def label_volume(labels: np.ndarray | nib.Nifti1Image | nib.MGHImage | MetaTensor) -> Volume:
+    """Return a label map in memory as a volume of whole numbers in their dtype; booleans become uint8.
+
+    Raises:
+        ImageError, GeometryError: if it cannot be used.
+    """
+    if isinstance(labels, nib.Nifti1Pair | nib.MGHImage):
+        check_layout(_LABELS, labels)
+        return check_labels(nifti_to_volume(labels, _LABELS, as_labels=True))
+    array, affine = _array_and_affine(labels)
+    array = array.astype(np.uint8) if array.dtype.kind == "b" else array
+    return check_labels(Volume(array, affine, array.dtype, _LABELS))
+
+
+def _array_and_affine(image: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels of an array or a MetaTensor, (X, Y, Z), and their affine."""
+    if isinstance(image, MetaTensor):
+        array = _voxels(image.detach().cpu().numpy(), image.ndim - 1, "a MetaTensor (1, X, Y) or (1, X, Y, Z)", (3, 4))
+        return array, to_affine_nd(3, np.asarray(image.affine.cpu(), dtype=np.float64))
+    if isinstance(image, np.ndarray):
+        return _voxels(image, image.ndim, "an array (X, Y) or (X, Y, Z)", (2, 3)), np.eye(4)
+    kind = "torch.Tensor" if isinstance(image, Tensor) else type(image).__name__
+    hint = "; give tensor.numpy(), or a MetaTensor (1, X, Y, Z) with its affine" if kind == "torch.Tensor" else ""
+    raise ImageError(
+        f"the image is a {kind}: a path, a NumPy array, a nibabel NIfTI or MGH image, or a MetaTensor is needed{hint}."
+    )
+
+
 def _voxels(array: np.ndarray, num_spatial: int, expected: str, ndims: tuple[int, int]) -> np.ndarray:
-    """Return the voxels (X, Y, Z), float32, of an array with or without a channel and a slice axis."""
+    """Return the voxels (X, Y, Z) of an array with or without a channel and a slice axis."""
     if array.dtype.kind not in "biuf" or array.ndim not in ndims or array.size == 0:
         problem = f"has the shape {array.shape} and the type {array.dtype}"
     elif num_spatial < array.ndim and array.shape[0] != 1:
         problem = f"has {array.shape[0]} channels"
     else:
         array = array[0] if num_spatial < array.ndim else array
-        return np.array(array[..., None] if array.ndim == 2 else array, dtype=np.float32)  # a copy
+        return array[..., None] if array.ndim == 2 else array
     raise ImageError(f"the image {problem}: {expected} of real numbers, not empty, is needed.")
 
 

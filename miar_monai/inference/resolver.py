@@ -15,19 +15,20 @@ from torch import Tensor
 
 from miar_monai.data.cases import read_case
 from miar_monai.data.grid_request import axis_values
-from miar_monai.data.io import Volume
+from miar_monai.data.io import Volume, read_labels
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
 from miar_monai.inference.devices import choose_device
 from miar_monai.inference.guide_checks import check_guide, guide_detail_warnings
-from miar_monai.inference.images import Image, image_like, image_volume
+from miar_monai.inference.images import Image, image_like, image_volume, label_volume
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
 from miar_monai.inference.passes import Plan
 from miar_monai.inference.volume_inferer import VolumeInferer, check_has_guide
 from miar_monai.networks.weights import load_weights
 from miar_monai.transforms.intensity import limits_in_units
+from miar_monai.transforms.labels import carry_labels
 from miar_monai.transforms.metatensor import metatensor_to_volume
 
 __all__ = ["Image", "Prepared", "SuperResolver", "choose_device", "super_resolve"]
@@ -38,6 +39,7 @@ def super_resolve(
     model: str | os.PathLike[str] = "brats",
     device: str = "auto",
     guide: Image | None = None,
+    labels: Image | None = None,
     **settings: Any,
 ) -> Any:
     """Super-resolve an image, with a bundle and its weights.
@@ -59,6 +61,8 @@ def super_resolve(
         device: ``"auto"`` (a GPU with CUDA, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:<index>"`` or ``"mps"``.
         guide: another contrast of the same patient, of one of these types, for a model that was trained with a guide.
             It may have any orientation and resolution, since positions in millimeters count; voxels of arrays are 1 mm.
+        labels: a label map of the image, such as a segmentation, of one of these types (a path is that of a file). It
+            is carried to the grid of the result, see `miar_monai.transforms.labels.carry_labels`.
         **settings: settings of inference by their names in the bundle's ``inference.json``, such as
             ``lookahead_tokens``, ``fidelity``, ``sw_batch_size`` or ``progress``; the bundle's by default. For the
             grid, at most one of ``factor`` (how many times finer, 1 to 8), ``spacing`` (in millimeters), both one
@@ -70,7 +74,8 @@ def super_resolve(
         The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
         the finer grid, or an array. Results of integer files are rounded to the dtype of the file; all others are
         float32. With ``uncertainty=True`` a pair of this type: the result, and the expected absolute error of each
-        voxel, float32 (see `miar_monai.inference.error_model`).
+        voxel, float32 (see `miar_monai.inference.error_model`). With ``labels``, a tuple whose last item is the label
+        map on the finer grid, of the type and in the dtype of ``labels``.
 
     Raises:
         ImageError: if the image cannot be read, is constant, has NaN voxels or the wrong number of axes.
@@ -85,7 +90,7 @@ def super_resolve(
         >>> super_resolve(np.random.rand(9, 7, 4), device="cpu", lookahead_tokens=0, factor=(1, 1, 2.5)).shape
         (9, 7, 10)
     """
-    return SuperResolver(model, device, **settings)(image, guide)
+    return SuperResolver(model, device, **settings)(image, guide, labels)
 
 
 _AXIS_SETTINGS = ("factor", "spacing")  # one number, or three
@@ -159,9 +164,10 @@ class SuperResolver:
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
             check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty", "isotropic")})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
-            if not isinstance(self.inferer, BeamSearchInferer):
-                raise TypeError(f"its inferer is a {type(self.inferer).__name__}, not a BeamSearchInferer")
             self.volume_inferer: VolumeInferer = parser.get_parsed_content("volume_inferer")
+            for name, kind in (("inferer", BeamSearchInferer), ("volume_inferer", VolumeInferer)):
+                if not isinstance(found := getattr(self, name), kind):
+                    raise TypeError(f"its {name} is a {type(found).__name__}, not a {kind.__name__}")
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
@@ -196,11 +202,18 @@ class SuperResolver:
         advice = "the inference.json of a MIAR bundle is needed; restore it."
         return in_one_sentence(ConfigurationError, f"{config} cannot be used", advice)
 
-    def __call__(self, image: Image, guide: Image | None = None) -> Any:
-        """Super-resolve an image; see `super_resolve` for its types, its guide and the return value."""
+    def __call__(self, image: Image, guide: Image | None = None, labels: Image | None = None) -> Any:
+        """Super-resolve an image; see `super_resolve` for its types, its guide, labels and the return value."""
         volume = _read_image(image)
-        prepared = None if guide is None else self.prepare(volume, _read_image(guide))
-        return image_like(image, self.volume(volume, prepared))
+        if labels is None:
+            prepared = None if guide is None else self.prepare(volume, _read_image(guide))
+            return image_like(image, self.volume(volume, prepared))
+        given = read_labels(labels) if isinstance(labels, str | os.PathLike) else label_volume(labels)
+        prepared = self.prepare(volume, None if guide is None else _read_image(guide))
+        carried = carry_labels(given, prepared.plan.grids(volume.grid)[-1])
+        result = self.volume(volume, prepared)
+        images = image_like(image, result)
+        return (*(images if result.uncertainty is not None else (images,)), image_like(labels, carried))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.

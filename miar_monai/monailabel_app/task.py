@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from miar_monai.data.grid_request import axis_values
 from miar_monai.data.io import Volume, as_float, as_stored, read_volume, write_volume
-from miar_monai.data.nrrd import write_nrrd
 from miar_monai.errors import ConfigurationError
 from miar_monai.inference.bundle import metadata, number_or_text, weights_path
 from miar_monai.inference.report import capture_warnings, case_report
@@ -24,7 +22,7 @@ from miar_monai.inference.resolver import SuperResolver
 
 __all__ = ["Result", "SuperResolutionTask", "parse_flag"]
 
-_WRITERS: dict[str, Callable[..., Path]] = {".nii.gz": write_volume, ".nii": write_volume, ".nrrd": write_nrrd}
+_EXTENSIONS = [".nii.gz", ".nii", ".nrrd"]  # 3D Slicer and OHIF request .nrrd
 _INFERENCE = Lock()  # one image at a time for all models: two need twice the memory and are not faster
 
 
@@ -77,7 +75,7 @@ class SuperResolutionTask(InferTask):
                 "device": device_list(),
                 **{name: "" if config[name] is None else config[name] for name in self.displayable_configs},
                 "save_image": False,
-                "result_extension": list(_WRITERS),
+                "result_extension": _EXTENSIONS,
             },
         )
 
@@ -110,7 +108,7 @@ class SuperResolutionTask(InferTask):
             MiarError: if the image or a setting cannot be used.
         """
         start = time.perf_counter()
-        extension = _choice(request, "result_extension", list(_WRITERS))
+        extension = _choice(request, "result_extension", _EXTENSIONS)
         resolver = self._resolver(request)
         lr, other = read_volume(source), None if guide is None else read_volume(guide)
         read = time.perf_counter()
@@ -125,7 +123,7 @@ class SuperResolutionTask(InferTask):
         report = case_report(
             source.name, file, lr, sr, prepared.plan, seconds, resolver.device, warnings, limits=prepared.limits
         )
-        _WRITERS[extension](file, as_float(sr))  # last, as only the server removes it
+        write_volume(file, as_float(sr), compress=False)  # last, as only the server removes it
         file.chmod(0o600)  # other users can list the folder
         end = time.perf_counter()
         latencies = {"pre": read - start, "wait": waited - read, "infer": inferred - waited, "write": end - inferred}

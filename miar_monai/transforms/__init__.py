@@ -17,6 +17,7 @@ from miar_monai.transforms.files import LoadVolume, SaveVolume
 from miar_monai.transforms.guide import ResampleGuided, prepare_guide
 from miar_monai.transforms.intensity import ScaleIntensityHU, ScaleIntensityRobust, limits_in_units
 from miar_monai.transforms.invert import InvertSuperResolutiond, SplitUncertaintyd
+from miar_monai.transforms.labels import SaveLabelsd, carry_labels
 from miar_monai.transforms.planes import DetailedPlanesd
 from miar_monai.transforms.simulate import CentralSlices, SimulateLowResolution
 
@@ -29,6 +30,7 @@ __all__ = [
     "LoadVolumed",
     "RandSimulateLowResolutiond",
     "ResampleGuided",
+    "SaveLabelsd",
     "SaveVolume",
     "SaveVolumed",
     "ScaleIntensityHU",
@@ -38,6 +40,7 @@ __all__ = [
     "SimulateLowResolution",
     "SimulateLowResolutiond",
     "SplitUncertaintyd",
+    "carry_labels",
     "check_results",
     "limits_in_units",
     "prepare_guide",

@@ -112,7 +112,7 @@ def test_noise_has_its_standard_deviation_and_its_seed(scan: Path) -> None:
         (("--factor", "2,2"), "'2,2' must be one positive number, or three with commas, such as 1,1,5."),
         (("--factor", "x"), "'x' must be one positive number"),
         (("--factor", "2", "--spacing", "2"), "--factor and --spacing are given, but only one of them is possible"),
-        (("-o", "lr.nrrd"), "lr.nrrd must be a .nii or .nii.gz file; give another output."),
+        (("-o", "lr.mhd"), "lr.mhd is not the name of a volume that can be written"),
         (("--blur", "-1"), "blur is -1.0, but it must lie between 0 and 64"),
     ],
 )  # fmt: skip

@@ -347,7 +347,8 @@ def test_an_unexpected_error_is_one_sentence_too(bundle: Path, scan: Path, monke
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("-o", "x.nrrd"), "x.nrrd must be a .nii or .nii.gz file, or a folder: .nrrd files are not written"),
+        (("-o", "x.mhd"), "x.mhd is not the name of a volume that can be written"),
+        (("-o", "x.mgz", "--out-format", "nrrd"), "x.mgz has the suffix of another format than --out-format nrrd"),
         (("--fidelity", "much"), "'much' is not a valid float"),
         (("--beams", "2"), "No such option"),
         (("--part", "3/2"), "must be of the form I/N"),
@@ -562,3 +563,20 @@ def test_the_result_covers_the_field_of_view(bundle: Path, scan: Path) -> None:
     sr(bundle, scan, "--quiet")
     before, after = nib.load(scan), nib.load("scan_sr.nii.gz")
     assert fov_corners(after.affine, after.shape) == pytest.approx(fov_corners(before.affine, before.shape), abs=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".mgz", ".nrrd", ".mha"])
+def test_results_have_the_format_of_their_suffix(ending: str, bundle: Path, scan: Path) -> None:
+    options = ("--uncertainty", "--quiet")
+    assert sr(bundle, scan, "-o", f"a{ending}", *options).exit_code == 0
+    assert sr(bundle, scan, "-o", "a.nii.gz", *options).exit_code == 0
+    for name in ("a", "a_uncertainty"):
+        found, expected = read_volume(Path(f"{name}{ending}")), read_volume(Path(f"{name}.nii.gz"))
+        np.testing.assert_array_equal(found.array, expected.array)
+        assert fov_corners(found.affine, found.array.shape) == pytest.approx(
+            fov_corners(expected.affine, expected.array.shape), abs=1e-3
+        )
+        assert found.dtype == expected.dtype
+    again = sr(bundle, f"a{ending}", "--out-format", ending[1:], "-o", "folder")  # from the format, and to a folder
+    assert again.stdout == f"folder/a_sr{ending}\n"
+    assert ("already a super-resolved" in again.stderr) is (ending != ".mgz")

@@ -25,6 +25,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from miar_monai.data.dicom_source import source_headers
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, ImageError, MiarError
 
@@ -239,14 +240,6 @@ def table(image: Dataset, _: int) -> None:
     image.ModalityLUTSequence = [lookup]
 
 
-def enhanced(image: Dataset, _: int) -> None:
-    measures, group = Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = image.PixelSpacing, image.SliceThickness
-    group.PixelMeasuresSequence = [measures]
-    image.SharedFunctionalGroupsSequence, image.NumberOfFrames = [group], 1
-    del image.PixelSpacing
-
-
 def several_frames(image: Dataset, _: int) -> None:
     image.NumberOfFrames, image.PixelData = 3, 3 * image.PixelData
 
@@ -258,7 +251,6 @@ def several_frames(image: Dataset, _: int) -> None:
         (colors, "contains colors (RGB)"),
         (palette, "contains colors (PALETTE COLOR)"),
         (table, "defines its units by a table (Modality LUT)"),
-        (enhanced, "is an enhanced (multi-frame) image"),
         (several_frames, "multi-frame and color DICOM are not supported"),
     ],
 )
@@ -394,10 +386,45 @@ def test_frames_of_reference_are_not_mixed(series: Path) -> None:
     assert "the slices have 2 frames of reference" in sentence(series, GeometryError)
 
 
-def test_a_localizer_in_the_series_is_reported(series: Path) -> None:
-    write_dicom_series(series, (37, 31, 1), orientation=(0, 1, 0, 0, 0, -1), prefix="loc")
+def test_slices_of_another_voxel_size_are_reported(series: Path) -> None:
+    change(series, lambda image, i: setattr(image, "PixelSpacing", [1.1, 1.1]) if i == 3 else None)
     found = sentence(series, GeometryError)
-    assert "1 of 6 slices differ from the others in orientation or voxel size, the first is loc000.dcm;" in found
+    assert "1 of 5 slices differ from the others in orientation or voxel size, the first is slice015.dcm;" in found
+
+
+@pytest.mark.parametrize("shape", [(37, 31, 1), (20, 64, 1)])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_localizer_is_left_aside_and_named(named: bool, shape: tuple[int, int, int], series: Path) -> None:
+    write_dicom_series(series, shape, orientation=(0, 1, 0, 0, 0, -1), prefix="loc")
+    if named:
+        image = pydicom.dcmread(series / "loc000.dcm")
+        image.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        del image.ImageOrientationPatient, image.ImagePositionPatient
+        image.save_as(series / "loc000.dcm")
+    volume = read_volume(series)
+    np.testing.assert_array_equal(volume.array, HU)
+    assert volume.remarks == ("a localizer is left aside: loc000.dcm.",)
+    assert len(source_headers(volume)) == 5
+
+
+def test_localizers_by_themselves_are_a_series(series: Path) -> None:
+    change(series, lambda image, _: setattr(image, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    volume = read_volume(series)
+    np.testing.assert_array_equal(volume.array, HU)
+    assert volume.remarks == ()
+
+
+def test_stacks_in_other_planes_are_listed_and_chosen(series: Path) -> None:
+    write_dicom_series(series, (11, 9, 4), orientation=(0, 1, 0, 0, 0, -1), prefix="sagittal")
+    found = sentence(series, GeometryError)
+    assert "the series has 2 stacks of slices (" in found
+    assert "5 axial slices" in found
+    assert "4 sagittal slices" in found
+    assert "choose it, for example by --select 'ImageOrientationPatient=" in found
+    chosen = read_volume(series, select=[r"ImageOrientationPatient=0\1\0\0\0\-1"])
+    np.testing.assert_array_equal(chosen.array, np.round(24 + 2000 * head((11, 9, 4))) - 1024)
+    assert chosen.remarks == ()
+    np.testing.assert_array_equal(read_volume(series, select=[r"ImageOrientationPatient=1\0\0\0\1\0"]).array, HU)
 
 
 def test_a_damaged_header_is_refused_in_one_sentence(series: Path) -> None:

@@ -224,11 +224,13 @@ def test_an_output_with_a_dot_is_a_folder(name: str, bundle: Path, root: Path) -
     assert sr(bundle, root, "-o", name, "--overwrite").stdout == f"{name}/scan_sr.nii.gz\n"
 
 
-@pytest.mark.parametrize("name", ["out.dcm", "out.PNG", "out.mgz", "out.nii.bz2", "out.mha", "out.json", "out.zip"])
+@pytest.mark.parametrize("name", ["out.dcm", "out.PNG", "out.mhd", "out.nii.bz2", "out.nhdr", "out.json", "out.zip"])
 def test_an_output_of_another_format_is_refused(name: str, bundle: Path, root: Path) -> None:
     refused = sr(bundle, write_nifti_phantom(root / "scan.nii", SHAPE), "-o", name)
     assert refused.exit_code == 2
-    assert f"{name} must be a .nii or .nii.gz file, or a folder: {Path(name).suffix} files are not" in refused.stderr
+    suffixes = ".nii.gz, .nii, .mgz, .mgh, .nrrd or .mha"
+    sentence = f"{name} is not the name of a volume that can be written: a {suffixes} file, or a folder, is needed"
+    assert sentence in refused.stderr
     Path(name).mkdir()
     assert sr(bundle, root / "scan.nii", "-o", name).stdout == f"{name}/scan_sr.nii.gz\n"
 

@@ -10,11 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers.phantoms import head, write_nifti_phantom
+from hypothesis import given
+from hypothesis import strategies as st
 
-from miar_monai.data.geometry import fov_corners
+from miar_monai.data.formats import OUTPUT_SUFFIXES
+from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import is_volume_file, read_volume, volume_stem, write_volume
 from miar_monai.data.volume import Volume
-from miar_monai.errors import ImageError
+from miar_monai.errors import ExistsError, ImageError, SettingError
 
 SHAPE = (19, 13, 5)
 VOXELS = (1000 * head(SHAPE)).astype(np.int16)
@@ -164,3 +167,79 @@ def test_pointers_to_missing_files_are_recognized(content: bytes, tmp_path: Path
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(ImageError, match=r"a.nii.gz is a pointer of git-annex or Git LFS .*; fetch it"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+@st.composite
+def affines(draw: st.DrawFn) -> np.ndarray:
+    """Return an affine: any orientation, voxels of 0.2 to 9 mm, up to 0.3 of shear, and an origin."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    axes = np.linalg.qr(generator.standard_normal((3, 3)))[0]
+    shear = np.eye(3)
+    shear[1, 2] = draw(st.sampled_from([0, generator.uniform(-0.3, 0.3)]))
+    affine = np.eye(4)
+    affine[:3, :3] = axes @ shear * generator.uniform(0.2, 9, 3)
+    affine[:3, 3] = generator.uniform(-900, 900, 3)
+    return affine
+
+
+@pytest.mark.parametrize("suffix", OUTPUT_SUFFIXES)
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        ("int16", -3024, 3071),
+        ("uint16", 0, 65535),
+        ("int32", -(2**23), 2**23),
+        ("uint32", 0, 2**24),
+        ("float32", -0.001, 0.002),
+    ],
+)
+@given(affine=affines())
+def test_each_format_keeps_millimeters_and_units(
+    suffix: str, dtype: str, low: float, high: float, tmp_path_factory: pytest.TempPathFactory, affine: np.ndarray
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"round{suffix}"
+    array = (low + (high - low) * head((9, 7, 5))).astype(np.float32)
+    array = array if dtype == "float32" else np.rint(array)
+    volume = Volume(array, affine, np.dtype(dtype), path, description="miar-monai 1.0: super-resolved")
+    back = read_volume(write_volume(path, volume, overwrite=True))
+    np.testing.assert_array_equal(back.array, array)
+    assert corner_distance(back.affine, affine, array.shape) < 0.01
+    is_mgh = suffix in (".mgz", ".mgh")
+    wider = {"uint16": "int32", "uint32": "int32"} if is_mgh else {}
+    assert back.dtype == np.dtype(wider.get(dtype, dtype))
+    assert back.is_miar_result is not is_mgh
+
+
+def test_itk_and_nibabel_place_results_as_this_package(tmp_path: Path) -> None:
+    import itk
+
+    volume = Volume(VOXELS.astype(np.float32), AFFINE, np.dtype("int16"), tmp_path / "a")
+    for name in ("a.nrrd", "a.mha", "a.nii"):  # AFFINE has no shear, which ITK does not read from NIfTI
+        image = itk.imread(str(write_volume(tmp_path / name, volume)))
+        corner = [size - 1 for size in SHAPE]
+        lps = np.array(image.TransformIndexToPhysicalPoint(corner))
+        assert lps * [-1, -1, 1] == pytest.approx((AFFINE @ [*corner, 1])[:3], abs=1e-3)
+        assert itk.array_from_image(image).dtype == np.int16
+    loaded = nib.load(write_volume(tmp_path / "a.mgz", volume))
+    assert loaded.affine == pytest.approx(AFFINE, abs=1e-4)
+    assert loaded.get_data_dtype() == np.dtype(">i2")
+
+
+def test_nrrd_may_be_uncompressed(tmp_path: Path) -> None:
+    volume = Volume(VOXELS.astype(np.float32), AFFINE, np.dtype("int16"), tmp_path / "a")
+    encodings = [
+        write_volume(tmp_path / f"{compress}.nrrd", volume, compress=compress).read_bytes().split(b"\n")[10]
+        for compress in (True, False)
+    ]
+    assert encodings == [b"encoding: gzip", b"encoding: raw"]
+
+
+def test_only_whole_files_of_known_formats_are_written(tmp_path: Path) -> None:
+    volume = Volume(VOXELS.astype(np.float32), AFFINE, np.dtype("int16"), tmp_path / "a")
+    for name in ("a.mhd", "a.nhdr", "a.png", "a"):
+        with pytest.raises(SettingError, match=r"a.* is not the name of a volume that can be written: a \.nii\.gz, "):
+            write_volume(tmp_path / name, volume)
+    (tmp_path / "a.mha").touch()
+    with pytest.raises(ExistsError):
+        write_volume(tmp_path / "a.mha", volume)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mha"]

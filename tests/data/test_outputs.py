@@ -46,6 +46,8 @@ def test_results_of_one_case_lie_in_one_folder() -> None:
         Path("out/study.1_sr.nii.gz"),
         Path("out/study.1_sr_uncertainty.nii.gz"),
         Path("out/study.1_sr.png"),
+        Path("out/study.1_sr_labels.nii.gz"),
     )
     folder = ResultPaths.of(result_path("in/series.4", "out", name=Path("b/series.4"), ending=""))
     assert folder[:2] == (Path("out/b/series.4_sr"), Path("out/b/series.4_sr_uncertainty"))
+    assert folder.labels == Path("out/b/series.4_sr_labels.nii.gz")
