@@ -6,6 +6,10 @@
     python -m benchmarks.figures codebook ...
     python -m benchmarks.figures curves --runs "{'MIAR': 'runs/brats'}" ...
     python -m benchmarks.figures all ...
+    python -m benchmarks.figures all --paper runs/brats/paper ...
+
+With ``--paper`` they are those of the paper's own system (`benchmarks.paper`): its Fig. 3b by `side_by_side`, 3a by
+`prefixes`, 3d by `codebook` and 3c by `curves`.
 
 The bundle's configs define networks, data, preprocessing and degradation: ``evaluate.json`` for the first figure,
 ``train_stage1.json`` for the next two. Each of their top-level keys is an option. Needs the extras demo, train and
@@ -15,7 +19,8 @@ bench.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,8 @@ from monai.transforms import CropForeground
 from torch import Tensor, nn
 
 from benchmarks import paper_figures
+from benchmarks.common import Method
+from benchmarks.paper import DECODINGS, DEFAULT, paper_config, paper_methods
 from benchmarks.peers.loading import peer_network
 from miar_monai.cli.workflow import read_config
 from miar_monai.data.outputs import refuse_to_overwrite
@@ -41,11 +48,16 @@ from miar_monai.visualize import figures
 logger = logging.getLogger(__name__)
 
 SHOWN_SCALES = (1, 3, 5, 7, 9, 10)  # the paper's Fig. 3a
+DROPOUTS = {"with dropout": "full", "without dropout": "no-dropout"}
+POSITIONS = {"with RoPE": "full", "without RoPE": "no-rope"}
+"""Runs of the paper's system by their names in its Fig. 3."""
 BODY = 0.05  # network intensity of the body, to which pictures are cropped
 
 
 class Figures:
     """Draw the figures of one bundle; each method writes ``<output_dir>/<name of the bundle>_<method>.png``.
+
+    With ``paper`` the files are ``<output_dir>/<name of the bundle>_paper_<method>.png``.
 
     Args:
         bundle: folder of the bundle.
@@ -58,6 +70,8 @@ class Figures:
         tokenizers: weights of tokenizers by name, ``models/tokenizer.pt`` of the bundle by default; `codebook` shows
             the first.
         runs: output folders of training runs by name.
+        paper: folder with the runs of the paper's own system, ``full``, ``no-rope`` and ``no-dropout``; those that
+            exist are shown.
         overwrite: replace existing pictures.
         **settings: values of keys of the bundle's configs.
 
@@ -76,6 +90,7 @@ class Figures:
         peers_dir: str = "runs/peers",
         tokenizers: Mapping[str, str] | None = None,
         runs: Mapping[str, str] | None = None,
+        paper: str | None = None,
         overwrite: bool = False,
         **settings: Any,
     ) -> None:
@@ -89,31 +104,35 @@ class Figures:
         data = {"dataset_dir": dataset_dir, "split_file": split_file}
         self._bundle = bundle
         self._settings = {**settings, **{key: value for key, value in data.items() if value is not None}}
-        self._pictures = Path(output_dir, name)
+        self._paper = paper
+        self._pictures = Path(output_dir, name if paper is None else f"{name}_paper")
         self._volume_index, self._slice_index = volume, slice
         self._swinir_weights = Path(peers_dir, "swinir.pt")
         self._tokenizer_weights = tokenizers or {"tokenizer": str(Path(bundle, "models", "tokenizer.pt"))}
         self._runs = runs or {"MIAR": str(Path("runs", name.removeprefix("miar_")))}
+        if paper is not None:
+            self._tokenizer_weights = tokenizers or self._paper_files(DROPOUTS, "tokenizer.pt")
+            self._runs = runs or self._paper_files({**DROPOUTS, "without RoPE": "no-rope"}, "")
         self._overwrite = overwrite
 
     def side_by_side(self) -> Path:
-        """Draw a test slice: bicubic, damped linear inverse, SwinIR if available, MIAR at two fidelities, truth."""
+        """Draw a test slice: bicubic, damped linear inverse, SwinIR if available, MIAR at two fidelities, truth.
+
+        Of the paper's system, networks with and without RoPE are shown instead of the fidelities.
+        """
         path = self._path("side_by_side")
         get = self._config("evaluate", section="test", progress=False).get_parsed_content
-        network, device = get("network"), get("device")
-        load_weights(network, get("checkpoint"), "train the bundle first (see its docs/README.md).")
-        dataset, evaluation, inferer = get("dataset"), get("evaluation"), get("inferer")
+        ours = self._ours(get) if self._paper is None else self._ours_of_the_paper(get("device"))
+        dataset, evaluation, inferer, device = get("dataset"), get("evaluation"), get("inferer"), get("device")
         volume = self._volume(dataset)
         lr, hr = (self._slice(volume[key]) for key in ("image", "label"))
         baselines = evaluation.baselines(lr)
-        faithful = self._config("evaluate", fidelity=1.0, progress=False).get_parsed_content("inferer")
         estimates = {"bicubic": baselines["bicubic"], "linear inverse": baselines["linear inverse"]}
         swinir = self._swinir()
         with torch.inference_mode():
             if swinir is not None:
                 estimates["SwinIR"] = inferer(lr.to(device), swinir.to(device)).cpu()
-            estimates["MIAR"] = inferer(lr.to(device), network.eval()).cpu()
-            estimates["MIAR, fidelity 1"] = faithful(lr.to(device), network).cpu()
+            estimates |= {title: method(lr.to(device)).cpu() for title, method in ours.items()}
         panels = {f"{name}\n{_decibels(image, hr)}": image for name, image in estimates.items()}
         truth = "truth\n"  # two lines, as the other titles
         panels[truth] = hr
@@ -191,7 +210,32 @@ class Figures:
         return path
 
     def _config(self, workflow: str, **settings: Any) -> ConfigParser:
-        return read_config(self._bundle, {**self._settings, **settings}, workflow=workflow)
+        given = {**self._settings, **settings}
+        if self._paper is not None:
+            return paper_config(self._bundle, given, workflow)
+        return read_config(self._bundle, given, workflow=workflow)
+
+    def _paper_files(self, runs: Mapping[str, str], file: str) -> dict[str, str]:
+        """Return the paths of a file in runs of the paper's system, by name; runs without it are left out."""
+        paths = {name: Path(str(self._paper), run, file) for name, run in runs.items()}
+        return {name: str(path) for name, path in paths.items() if path.exists() or runs[name] == "full"}
+
+    def _ours(self, get: Callable[[str], Any]) -> dict[str, Method]:
+        """Return the network of the bundle at two fidelities, by title."""
+        network = load_weights(get("network"), get("checkpoint"), "train the bundle first (see its docs/README.md).")
+        faithful = self._config("evaluate", fidelity=1.0, progress=False).get_parsed_content("inferer")
+        return {
+            title: partial(inferer, network=network.eval())
+            for title, inferer in (("MIAR", get("inferer")), ("MIAR, fidelity 1", faithful))
+        }
+
+    def _ours_of_the_paper(self, device: torch.device) -> dict[str, Method]:
+        """Return the paper's system with and without RoPE, by title."""
+        search, methods = {DEFAULT: DECODINGS[DEFAULT]}, {}
+        for title, weights in self._paper_files(POSITIONS, "model.pt").items():
+            decoded = paper_methods(self._bundle, self._settings, weights, search, device, POSITIONS[title])
+            methods[title] = decoded[DEFAULT]
+        return methods
 
     def _volume(self, dataset: Any) -> Mapping[str, Any]:
         """Load the chosen volume."""

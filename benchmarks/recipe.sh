@@ -10,7 +10,14 @@
 # there; MIAR also trains on other blurs and noise. rcan_through_plane is the peer of benchmarks.through_plane.
 # DROPOUT (0) is that of the tokenizer's scales: the paper's 0.1 costs 0.25 dB in docs/results/ablations.md. The ablations
 # full, no-teacher-forcing, no-rope, no-self-correction and no-dropout (which also trains a tokenizer for MINUTES) are written
-# to <output_dir>/ablations/<name>. WORKERS (7) is the number of loader processes; EXTRA is added to every command.
+# to <output_dir>/ablations/<name>.
+#
+# The paper's own system, with its optimizer, rates and batch sizes (the bundles' paper_*.json; MINUTES for each stage):
+# paper-tokenizer, then paper, written to <output_dir>/paper/full; paper-no-rope needs that tokenizer, and paper-no-dropout
+# trains its own. ADVERSARIAL_EPOCH (8) is the epoch of 500 steps with which the adversarial loss begins.
+#
+# WORKERS (7) is the number of loader processes. EXTRA is added to every command: EXTRA="--resume True" goes on with runs
+# that were interrupted.
 set -euo pipefail
 bundle=$1 data=$2 split=$3 output=$4
 shift 4
@@ -49,6 +56,18 @@ ablation() { # name and options
   miar --output_dir "$into" "$@"
 }
 
+paper_tokenizer() { # name of the run and options
+  local into=$output/paper/$1
+  shift
+  train "$stage1,'bundles/miar_$bundle/configs/paper_train_stage1.json'" --output_dir "$into" \
+    --adversarial_start_epoch "${ADVERSARIAL_EPOCH:-8}" "$@"
+}
+paper() { # name of the run and options
+  local into=$output/paper/$1
+  shift
+  train "$stage2,'bundles/miar_$bundle/configs/paper_train.json'" --output_dir "$into" "$@"
+}
+
 for what in "$@"; do
   case $what in
     tokenizer) tokenizer ;;
@@ -60,6 +79,13 @@ for what in "$@"; do
     no-dropout)
       DROPOUT=0 tokenizer --output_dir "$output/ablations/no-dropout"
       ablation no-dropout
+      ;;
+    paper-tokenizer) paper_tokenizer full ;;
+    paper) paper full ;;
+    paper-no-rope) paper no-rope --tokenizer_path "$output/paper/full/tokenizer.pt" --network_def#positions learned ;;
+    paper-no-dropout)
+      paper_tokenizer no-dropout --tokenizer_def#dropout 0
+      paper no-dropout
       ;;
     estimator) train "'bundles/miar_$bundle/configs/train_estimator.json'" --output_dir "$output/estimator" ;;
     mmhca | disc_diff) guided "$what" ;;

@@ -2,8 +2,8 @@
 
     python -m benchmarks.table --bundle bundles/miar_brats --dataset_dir BraTS --split_file split.json \
         --output_dir table_output [--contrasts t1,t2] [--peers_dir runs/peers] [--guides t1,t2] \
-        [--control runs/estimator.pt] [--off_the_shelf photographs] [--zero_shot other/models/model.pt] \
-        [--section validation] [--device cuda:0] [--num_slices 2] ...
+        [--control runs/estimator.pt] [--paper runs/brats/paper/full] [--off_the_shelf photographs] \
+        [--zero_shot other/models/model.pt] [--section validation] [--device cuda:0] [--num_slices 2] ...
 
 The bundle's ``evaluate.json`` defines data, degradation, networks, metrics and inferer; each of its top-level keys is
 an option. Writes ``table.csv`` (a row for each patient, contrast, slice and method), ``table.md`` and ``plane.png``.
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from benchmarks.common import Method, batches, consistent_title, open_run, provenance, publish
 from benchmarks.guide import load_guides
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
+from benchmarks.paper import DECODINGS, DEFAULT, paper_methods, paper_tokenizer
 from benchmarks.peers.loading import GUIDED, load_peers
 from benchmarks.peers.off_the_shelf import load_off_the_shelf
 from benchmarks.plane import perception_distortion
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 RESULTS = ("table.csv", "table.md", "plane.png")
 CONTROL = "estimator"
 """Title of the rows of the network without tokens."""
+PAPER = "paper"
+"""Title of the rows of the paper's own system."""
 
 
 def miar_inferers(
@@ -94,8 +97,9 @@ def measure(
     batch_size: int,
     guided: Mapping[str, Method] | None = None,
     guides: Sequence[Tensor] = (),
+    consistent: bool = True,
 ) -> None:
-    """Add the rows of the baselines and of the trained methods, the latter also with data consistency.
+    """Add the rows of the baselines and of the trained methods.
 
     All methods get the same batches. The first batch is run twice, and only the second run is timed.
 
@@ -106,6 +110,7 @@ def measure(
         batch_size: number of slices in a batch.
         guided: trained methods with an argument ``guide``, by name.
         guides: slices of the guide of each volume, (N, 1, H, W); needed if there are guided methods.
+        consistent: add rows of the trained methods with data consistency.
     """
     warm = False
     for i, volume in enumerate(tqdm(list(volumes), desc="measuring", unit="volume")):
@@ -118,7 +123,7 @@ def measure(
                 if not warm:
                     method(lr)
                 estimates[name], milliseconds[name] = timed(method, lr)
-                if name in learned:
+                if consistent and name in learned:
                     sr, corrected = estimates[name].float(), consistent_title(name)
                     estimates[corrected], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[corrected] = milliseconds[name] + more
@@ -241,6 +246,7 @@ def main(
     zero_shot: str | None = None,
     guides: str | Sequence[str] | None = None,
     control: str | None = None,
+    paper: str | None = None,
     off_the_shelf: str | None = None,
     **settings: Any,
 ) -> None:
@@ -260,6 +266,8 @@ def main(
             volume is the first that is not its own contrast.
         control: weights of the bundle's ``train_estimator.json``, the network without tokens, as a control of a network
             with tokens.
+        paper: folder with ``model.pt`` and ``tokenizer.pt`` of the paper's own system, see `benchmarks.paper`, for rows
+            of its decodings and a section about its tokenizer.
         off_the_shelf: folder with weights for photographs, see `benchmarks.peers.off_the_shelf`.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, checkpoint, metrics, num_slices,
             sw_batch_size (slices in a batch of any method), overwrite, ...
@@ -291,6 +299,9 @@ def main(
     trained: dict[str, Method] = {**photographs, **peers}
     for name, inferer in inferers.items():
         trained[name] = partial(inferer, network=networks[name])
+    if paper is not None:
+        decoded = paper_methods(bundle, given, Path(paper, "model.pt"), DECODINGS, evaluation.device)
+        trained |= {f"{PAPER}, {name}": method for name, method in decoded.items()}
     guided: dict[str, Method] = dict(guided_peers)
     ours_guided = [guided_title(name) for name in sweep if guides and getattr(get("network"), "guide_channels", 0)]
     for title, name in zip(ours_guided, sweep, strict=False):
@@ -313,24 +324,35 @@ def main(
     notes += [f"- {sentence}" for sentence in missing]
     ours = list(dict.fromkeys([sweep[0], default, sweep[-1]]))
     text = ["# Comparison", "", *notes, "", evaluation.table(), "## Paired differences", ""]
-    others = [*photographs, *control_default]
+    papers = [f"{PAPER}, {DEFAULT}", consistent_title(f"{PAPER}, {DEFAULT}")] if paper is not None else []
+    others = [*photographs, *control_default, *papers]
     text.append(paired_report(evaluation.rows, ours, list(peers), list(evaluation.scores), others))
     if ours_guided:
         text += ["## Paired differences, guided", ""]
         text.append(paired_report(evaluation.rows, ours_guided, list(guided_peers), list(evaluation.scores), sweep))
+    if papers:
+        text += ["## Paired differences, the paper's system", ""]
+        text.append(paired_report(evaluation.rows, papers, list(peers), list(evaluation.scores), [*guided_peers]))
     tokenizer_path = Path(tokenizer or Path(bundle, "models", "tokenizer.pt"))
     if has_tokens or tokenizer is not None:
-        text += ["## Tokenizer", "", _tokenizer_section(bundle, tokenizer_path, evaluation, volumes, batch_size)]
+        network = read_config(bundle, {}, workflow="train").get_parsed_content("tokenizer_def")
+        text += ["## Tokenizer", "", _tokenizer_section(network, tokenizer_path, evaluation, volumes, batch_size)]
+    if paper is not None:
+        network, path = paper_tokenizer(bundle), Path(paper, "tokenizer.pt")
+        text += ["## Tokenizer of the paper", "", _tokenizer_section(network, path, evaluation, volumes, batch_size)]
     publish("\n".join(text), folder / "table.md", overwrite)
 
 
 def _tokenizer_section(
-    bundle: str, weights: Path, evaluation: SuperResolutionEvaluation, volumes: Sequence[SlicePairs], batch_size: int
+    tokenizer: MSVQVAE,
+    weights: Path,
+    evaluation: SuperResolutionEvaluation,
+    volumes: Sequence[SlicePairs],
+    batch_size: int,
 ) -> str:
-    """Return the report on the tokenizer, or a sentence if its weights are missing."""
+    """Return the report on a tokenizer, or a sentence if its weights are missing."""
     if not weights.is_file():
         return f"Left out: {weights.name} not found; train it (configs/train_stage1.json), and give --tokenizer.\n"
-    tokenizer = read_config(bundle, {}, workflow="train").get_parsed_content("tokenizer_def")
     load_weights(tokenizer, weights, "give --tokenizer.")
     metrics = [name for name in ("PSNR", "SSIM", "LPIPS") if name in evaluation.metrics]
     own = SuperResolutionEvaluation(evaluation.degradation, metrics, device=evaluation.device)

@@ -35,6 +35,9 @@ OVERLAYS = {
     "multi_gpu_train": ("multi_gpu", "multi_gpu_training", "multi_gpu_train"),
     "multi_gpu_train_stage1": ("multi_gpu", "multi_gpu_training", "multi_gpu_train_stage1"),
     "multi_gpu_inference": ("multi_gpu", "multi_gpu_inference"),
+    "paper_train_stage1": ("paper_sizes", "paper_tokenizer"),
+    "paper_train": ("paper_sizes", "paper_tokenizer", "paper_network", "paper_train"),
+    "paper_evaluate": ("paper_sizes", "paper_network", "paper_evaluate"),
 }
 """Configs that users lay over a workflow; their ``+`` keys are kept for MONAI."""
 

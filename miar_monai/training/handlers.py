@@ -123,7 +123,7 @@ class TimeBudget:
     Validation counts, too: it ends with the batch at which the time is over, and its metrics are those of the slices
     until then; it is skipped if the time is over before. `WarmupCosine` follows the clock, so that the learning rate
     reaches its final value. So networks can be compared at equal time instead of an equal number of steps. Checkpoints
-    hold the time that has passed, so that a resumed run has the rest.
+    hold the time that has passed, so that a resumed run has the rest; without a rest, it ends before its first step.
 
     Args:
         minutes: limit for training and validation, or None.
@@ -171,7 +171,7 @@ class TimeBudget:
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, after the handler that validates."""
         self._start, self._iterations = None, 0
-        engine.add_event_handler(Events.STARTED, self._start_clock)
+        engine.add_event_handler(Events.STARTED, self._start_run)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_after_epoch)
         if self.validator is not None:
@@ -185,6 +185,12 @@ class TimeBudget:
         if self.progress >= 1:
             self._end_after_epoch(engine)
             engine.terminate_epoch()
+
+    def _start_run(self, engine: Engine) -> None:
+        self._start_clock()
+        if self.progress >= 1:
+            logger.info("the time was over before: the resumed training ends at once")
+            engine.terminate()
 
     def _start_clock(self) -> None:
         if self._iterations == self.free_iterations:

@@ -137,7 +137,8 @@ class MIARObjective(nn.Module):
         num_neighbors: number of nearest codes from which a replacement is drawn.
         scale_weight_power: tokens of scale k have the weight (L_K / L_k)^power: 0 for equal weights, 0.5 for higher
             weights of coarse scales (Infinity).
-        image_weight: weight of both image losses.
+        image_weight: weight of both image losses. With 0, the paper's, only tokens are learned, and the decoder remains
+            that of the tokenizer.
         teacher_forcing: fraction of the images whose perceptual map is decoded from the target tokens.
         degradations: degradations of the LR images; only the network's by default.
 
@@ -233,6 +234,8 @@ class MIARObjective(nn.Module):
         logits = self.network.transformer(inputs, context)  # (B, L · S, V)
         parts = {"token_loss": token_loss(logits, tokens, self.scale_weight)}
         parts["token_accuracy"] = (logits.argmax(dim=-1) == tokens).float().mean()
+        if self.image_weight == 0:
+            return parts | {"loss": parts["token_loss"]}
         with torch.no_grad():
             predicted = decode_tokens(self.network.transformer, self.network.quantizer, context, Decoding())
             rate = self.teacher_forcing if self.training else 0.0

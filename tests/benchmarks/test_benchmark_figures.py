@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from helpers.bundle_runs import (
     tokenizer,
 )
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
+from helpers.tiny_bundle import write_bundle_with_data, write_paper_runs
 from ignite.engine import Engine
 
 from benchmarks import paper_figures
@@ -156,6 +158,48 @@ def test_the_codebook_counts_every_token_of_the_validation_slices(tmp_path: Path
     assert list(sides) == TOKENIZER["scales"]
     of_each_book = counts.reshape(len(sides), books, codes).sum(axis=2)
     np.testing.assert_array_equal(of_each_book, [[slices * side**2] * books for side in sides])
+
+
+@pytest.mark.parametrize("name", [*NAMES])
+def test_the_figures_of_the_paper_are_drawn_of_its_system(name: str, tmp_path: Path, drawn: dict[str, tuple]) -> None:
+    bundle = write_bundle_with_data(tmp_path, name)
+    paper = write_paper_runs(bundle, tmp_path / "paper")
+    for run, stage in (("full", 1), ("full", 2), ("no-dropout", 2), ("no-rope", 2)):
+        record(paper / run / f"stage{stage}", [{"token_loss": 8.0 - i} for i in range(3)])
+    (paper / "no-rope" / "tokenizer.pt").unlink()  # it has that of the full system
+    files = {"dataset_dir": str(tmp_path / "data"), "split_file": str(tmp_path / "split.json")}
+    Figures(str(bundle), output_dir=str(tmp_path / "pictures"), paper=str(paper), **files).all()
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        f"miar_tiny_paper_{figure}.png" for figure in ("codebook", "curves", "prefixes", "side_by_side")
+    ]
+    panels = drawn["side_by_side"][0]
+    assert [title.split("\n")[0] for title in panels] == [
+        "bicubic", "linear inverse", "with RoPE", "without RoPE", "truth",
+    ]  # fmt: skip
+    with_rope, without = (image for title, image in panels.items() if "RoPE" in title)
+    assert not np.allclose(with_rope, without)
+    assert list(drawn["layer_wise"][0]) == ["with dropout", "without dropout"]
+    assert drawn["codebook_map"][0].shape == (TOKENIZER["num_codes"], 2)  # one codebook
+    runs = drawn["training_curves"][0]
+    assert {run: list(stages) for run, stages in runs.items()} == {
+        "with dropout": ["stage 1", "stage 2"], "without dropout": ["stage 2"], "without RoPE": ["stage 2"],
+    }  # fmt: skip
+
+
+def test_runs_of_the_paper_that_are_missing_are_left_out(tmp_path: Path, drawn: dict[str, tuple]) -> None:
+    bundle = write_bundle_with_data(tmp_path)
+    paper = write_paper_runs(bundle, tmp_path / "paper")
+    for run in ("no-rope", "no-dropout"):
+        shutil.rmtree(paper / run)
+    files = {"dataset_dir": str(tmp_path / "data"), "split_file": str(tmp_path / "split.json")}
+    drawing = Figures(str(bundle), output_dir=str(tmp_path), paper=str(paper), **files)
+    drawing.side_by_side()
+    assert [title.split("\n")[0] for title in drawn["side_by_side"][0]][2:] == ["with RoPE", "truth"]
+    drawing.prefixes()
+    assert list(drawn["layer_wise"][0]) == ["with dropout"]
+    shutil.rmtree(paper / "full")
+    with pytest.raises(CheckpointError, match=r"there are no weights at .*full/model\.pt; train the paper's system"):
+        Figures(str(bundle), output_dir=str(tmp_path / "other"), paper=str(paper), **files).side_by_side()
 
 
 def test_curves_of_a_resumed_run_show_the_last_values(tmp_path: Path, drawn: dict[str, tuple]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.bundle_runs import EACH_NETWORK, TOKENS
 from helpers.tiny import started
-from helpers.tiny_bundle import write_bundle_with_data
+from helpers.tiny_bundle import write_bundle_with_data, write_paper_runs
 
 from benchmarks import ablations, robustness
 from miar_monai.cli.workflow import read_config
@@ -65,3 +65,48 @@ def test_ablations_measure_the_networks_of_the_training(name: str, tmp_path: Pat
         f"| {run}{how}" for run in ("full", "no-dropout") for how in ("", ", greedy", ", without tokens")
     ]
     assert rows["| full"] != rows["| full, without tokens"]
+
+
+def test_ablations_of_the_paper_measure_its_decodings_components_and_tokenizers(tmp_path: Path) -> None:
+    bundle = write_bundle_with_data(tmp_path)
+    runs, out = write_paper_runs(bundle, tmp_path / "runs"), tmp_path / "out"
+    (runs / "no-rope" / "tokenizer.pt").unlink()  # it has that of the full system
+    options = {
+        "bundle": str(bundle), "runs_dir": str(runs), "output_dir": str(out), "paper": True, "num_slices": 1,
+        "dataset_dir": str(tmp_path / "data"), "split_file": str(tmp_path / "split.json"), "section": "test",
+        "contrasts": "t2", "metrics": ["PSNR", "LPIPS"], "zero_shot": str(runs / "no-dropout" / "model.pt"),
+    }  # fmt: skip
+    ablations.main(**options)
+    text = (out / "ablations.md").read_text(encoding="utf-8")
+    table, _, rest = text.partition("## Paired differences")
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in table.splitlines() if line.startswith("| ")}
+    full = [name for name in rows if name.startswith("full, ")]
+    beams = [f"full, K = {k}" for k in (1, 2, 3)]
+    readings = [
+        f"{beam}, {how}" for beam in beams for how in ("Eq. 4 literal", "joint score", "Eq. 4 literal, joint score")
+    ]
+    assert full == ["full, greedy", "full, top-k", "full, top-p", *beams, *readings]
+    others = [f"{run}, {how}" for run in ("no-rope", "no-dropout", "zero-shot") for how in ("greedy", "K = 1")]
+    assert [*rows][-len(others) :] == others
+    assert "data-consistent" not in text
+    assert len({rows[name][0] for name in ("full, greedy", "full, top-k", "full, top-p", "no-rope, greedy")}) == 4
+    assert rows["zero-shot, K = 1"][0] == rows["no-dropout, K = 1"][0]  # the same weights
+    assert all(float(rows[name][-1].strip(" |")) > 0 for name in full)  # milliseconds
+    differences, *tokenizers = rest.split("\n## ")
+    for reference, methods in {
+        "full, greedy": full[1:],
+        "full, top-p": ["full, K = 1"],
+        "full, K = 1": ["full, K = 2", "full, K = 3", "no-rope, K = 1", "no-dropout, K = 1", "zero-shot, K = 1"],
+    }.items():
+        section = differences.partition(f"| minus {reference} |")[2].split("\n\n")[0]
+        assert [line.split(" | ")[0][2:] for line in section.splitlines() if " | PSNR | " in line] == methods
+    assert [section.split("\n")[0] for section in tokenizers] == [
+        "Tokenizer, full", "Tokenizer, no-dropout", "Paired differences of the tokenizers",
+    ]  # fmt: skip
+    assert "| no-dropout | PSNR | +0.00 |" in tokenizers[-1]  # the same weights
+
+    (runs / "full" / "model.pt").unlink()
+    with pytest.raises(ConfigurationError, match=r"holds no full/model\.pt: train the paper's system"):
+        ablations.main(**options)
+    with pytest.raises(ConfigurationError, match="paper is 'true'"):
+        ablations.main(**{**options, "paper": "true"})

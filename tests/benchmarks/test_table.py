@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import TOKENS, parsed, tiny_tokenizer_file
+from helpers.bundle_runs import EACH_NETWORK, TOKENS, parsed, tiny_tokenizer_file
 from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
-from helpers.tiny_bundle import write_bundle_with_data
+from helpers.tiny_bundle import write_bundle_with_data, write_paper_runs
 from helpers.tiny_peers import shrink_peers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,6 +324,25 @@ def test_the_control_of_a_network_with_tokens_is_an_estimator(tmp_path: Path) ->
     assert "| minus estimator, fidelity 0.25 |" in text
 
 
+@pytest.mark.parametrize("name", EACH_NETWORK)
+def test_the_paper_has_a_row_for_each_decoding_with_and_without_data_consistency(name: str, tmp_path: Path) -> None:
+    bundle = write_bundle_with_data(tmp_path, name)
+    paper = write_paper_runs(bundle, tmp_path / "paper") / "full"
+    text, rows = make_table(tmp_path, metrics=["PSNR", "LPIPS"], num_slices=1, paper=str(paper))
+    decodings = [f"paper, {name}" for name in ("greedy", "top-k", "top-p", "K = 1", "K = 2", "K = 3")]
+    found = {row["method"] for row in rows if row["method"].startswith("paper")}
+    assert found == {title + more for title in decodings for more in ("", ", data-consistent")}
+    patient = rows[0]["subject"]
+    psnr = {row["method"]: row["PSNR"] for row in rows if row["subject"] == patient}
+    assert psnr["paper, greedy"] != psnr["paper, top-p"]
+    assert psnr["paper, greedy"] != psnr["paper, greedy, data-consistent"]
+    ours, theirs = text.split("## Paired differences, the paper's system")
+    assert "| minus paper, K = 1 |" in ours
+    assert "| minus paper, K = 1, data-consistent |" in ours
+    assert "| paper, K = 1 | PSNR |" in theirs
+    assert "| without the quantizer |" in theirs.split("## Tokenizer of the paper")[1]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
@@ -331,6 +350,7 @@ def test_the_control_of_a_network_with_tokens_is_an_estimator(tmp_path: Path) ->
         ({"bundle": "nowhere"}, ConfigurationError, r"nowhere/configs/evaluate\.json does not exist"),
         ({"off_the_shelf": "nowhere"}, ConfigurationError, "nowhere is not a folder"),
         ({"control": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
+        ({"paper": "nowhere"}, CheckpointError, r"there are no weights at nowhere/model\.pt; train the paper's system"),
         ({"peers_dir": "nowhere"}, ConfigurationError, "nowhere is not a folder"),
         ({"checkpoint": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),
         ({"zero_shot": "nowhere.pt"}, CheckpointError, r"there are no weights at nowhere\.pt"),

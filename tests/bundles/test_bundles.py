@@ -46,7 +46,11 @@ WORKFLOWS = ("train", "train_stage1", "train_estimator", "inference", "evaluate"
 PEERS = BUNDLES.parent / "benchmarks" / "peers"
 CONFIGS: list[tuple[str, Path | None]] = [
     *((kind, None) for kind in WORKFLOWS),
-    *((name.removeprefix("multi_gpu_"), Path("configs", f"{name}.json")) for name in OVERLAYS if "multi_gpu" in name),
+    *(
+        (name.removeprefix("multi_gpu_").removeprefix("paper_"), Path("configs", f"{name}.json"))
+        for name in OVERLAYS
+        if name != "train_posterior"
+    ),
     ("train_estimator", Path("configs", "train_posterior.json")),
     *(("train", path) for path in sorted(PEERS.glob("*.json"))),
 ]
@@ -71,6 +75,7 @@ def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, na
     parser, new = ConfigParser(), {"device_ids", "finalize", "validate#dataloader#sampler", "denoiser_def"}
     new |= {"side", "factor", "thickness", "train#planes"}  # of RCAN for thick slices
     new |= {"stage1_path", "vae_def", "vae_path"}  # of DiffMSR and LDM-SR, which start from another network
+    new |= {"tokenizer_sizes", "selection", "score"}  # of the paper's system
     new |= {
         "guide_grid",
         "train#trainer#batch_keys",

@@ -12,7 +12,7 @@ from helpers.phantoms import head
 from miar_monai.data.io import read_labels, read_volume, write_volume
 from miar_monai.data.labels import label_evidence
 from miar_monai.data.volume import Volume
-from miar_monai.errors import GeometryError, ImageError
+from miar_monai.errors import GeometryError, ImageError, MiarError
 from miar_monai.inference.images import image_volume
 
 SHAPE = (45, 41, 9)
@@ -162,3 +162,24 @@ def test_what_is_no_label_map_is_refused_in_one_sentence(tmp_path: Path) -> None
     nib.save(image, tmp_path / "flat.nii")
     with pytest.raises(GeometryError, match="is singular"):
         read_labels(tmp_path / "flat.nii")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz", ".nrrd", ".mha"])
+def test_a_damaged_label_map_is_refused_in_one_sentence(suffix: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tissue = Volume(TISSUE.astype(np.int16), np.eye(4), np.dtype("int16"), Path("a"))
+    path = write_volume(tmp_path / f"a{suffix}", tissue)
+    whole, refused = path.read_bytes(), 0
+    for i in range(30):
+        content = bytearray(whole[: rng.integers(len(whole))] if i % 3 == 0 else whole)
+        for position in rng.integers(0, max(min(len(content), 600), 1), 3 if len(content) else 0):
+            content[position] = rng.integers(256)
+        path.write_bytes(content)
+        message = "."
+        try:
+            read_labels(path)
+        except MiarError as error:
+            message, refused = str(error), refused + 1
+        assert message.endswith(".")
+        assert "\n" not in message
+    assert refused > 10

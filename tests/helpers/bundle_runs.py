@@ -115,6 +115,17 @@ def tiny(workflow: str, name: str = "miar_brats") -> dict[str, Any]:
     }[workflow]
 
 
+def tiny_paper(workflow: str) -> dict[str, Any]:
+    """Return the settings of a workflow with its ``paper_<workflow>.json``: one codebook, otherwise as `tiny`."""
+    sizes = {"tokenizer_sizes": {**TOKENIZER, "num_codebooks": 1}}
+    transformer = {f"network_def#{key}": NETWORK[key] for key in ("dim", "depth", "num_heads")}
+    return {
+        "evaluate": {"device": "cpu", "num_slices": 2, "metrics": ["PSNR", "SSIM"], **sizes, **transformer},
+        "train": {**ONE_STEP, **sizes, **transformer},
+        "train_stage1": {**ONE_STEP, "discriminator_def#channels": 8, "adversarial_start_epoch": 1, **sizes},
+    }[workflow]
+
+
 def has_estimator(name: str) -> bool:
     """Return whether the network of a shipped bundle is an `Estimator`, not a `MIAR`."""
     network_def: dict[str, Any] = json.loads(Path(config(name, "inference")).read_text())["network_def"]

@@ -6,8 +6,22 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers.bundle_runs import ESTIMATOR, NETWORK, bundle_folder, config, has_estimator, tiny, tiny_checkpoint
+import torch
+from helpers.bundle_runs import (
+    ESTIMATOR,
+    NETWORK,
+    bundle_folder,
+    config,
+    has_estimator,
+    tiny,
+    tiny_checkpoint,
+    tiny_paper,
+)
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
+from helpers.tiny import spread, started
+
+from benchmarks.paper import RUNS, paper_config, paper_tokenizer
+from miar_monai.networks.weights import save_weights
 
 
 def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
@@ -31,15 +45,15 @@ def write_bundle_with_data(tmp_path: Path, name: str = "miar_brats") -> Path:
     """Write a bundle for the benchmarks, ``miar_tiny``, and beside it ``data`` of its kind and a ``split.json``."""
     folder = tmp_path / "miar_tiny"
     (folder / "configs").mkdir(parents=True)
-    for workflow in ("evaluate", "train", "train_estimator"):
-        content = json.loads(Path(config(name, workflow)).read_text())
-        for key, value in tiny(workflow, name).items():
+    sizes = {workflow: tiny(workflow, name) for workflow in ("evaluate", "train", "train_stage1", "train_estimator")}
+    sizes |= {f"paper_{workflow}": tiny_paper(workflow) for workflow in ("evaluate", "train", "train_stage1")}
+    for file, settings in sizes.items():
+        content = json.loads(Path(config(name, file)).read_text())
+        for key, value in settings.items():
             setting, _, entry = key.partition("#")
-            if entry:
-                content[setting][entry] = value
-            elif setting in content:
-                content[setting] = value
-        (folder / "configs" / f"{workflow}.json").write_text(json.dumps(content))
+            if setting in content:
+                content |= {setting: {**content[setting], entry: value} if entry else value}
+        (folder / "configs" / f"{file}.json").write_text(json.dumps(content))
     (folder / "models").mkdir()
     tiny_checkpoint(tmp_path, name).rename(folder / "models" / "model.pt")
     if name == "miar_brats":
@@ -51,4 +65,18 @@ def write_bundle_with_data(tmp_path: Path, name: str = "miar_brats") -> Path:
             write_nifti_phantom(tmp_path / "data" / f"{patient}.nii.gz", (40, 36, 6), seed=i, low=-1000, high=400)
     split = {"training": patients[:1], "validation": patients[1:2], "test": patients[2:]}
     (tmp_path / "split.json").write_text(json.dumps(split))
+    return folder
+
+
+def write_paper_runs(bundle: Path, folder: Path) -> Path:
+    """Write the runs of the paper's system of a bundle of `write_bundle_with_data`: weights that tokens decide."""
+    torch.manual_seed(0)
+    tokenizer = started(paper_tokenizer(str(bundle)))
+    tokenizer.quantizer.initialize_codebook(tokenizer.encoder(torch.rand(2, 1, 256, 256)))
+    for run in RUNS:
+        network = paper_config(str(bundle), {}, run=run).get_parsed_content("network_def")
+        spread(network.transformer)
+        network.load_tokenizer(tokenizer)
+        save_weights(network, folder / run / "model.pt", half=False)
+        save_weights(tokenizer, folder / run / "tokenizer.pt", half=False)
     return folder

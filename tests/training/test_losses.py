@@ -152,6 +152,21 @@ def test_losses_are_named_and_add_up() -> None:
     torch.testing.assert_close(parts["loss"], expected)
 
 
+def test_without_image_losses_only_tokens_are_learned_and_the_decoder_is_kept() -> None:
+    torch.manual_seed(0)
+    loss = objective(self_correction=0.0, image_weight=0.0).train()
+    lr, hr = lr_slices(), tiny_slices()
+    parts = loss(lr, hr)
+    assert set(parts) == {"token_loss", "token_accuracy", "loss"}
+    assert torch.equal(parts["loss"], parts["token_loss"])
+    torch.manual_seed(0)
+    torch.testing.assert_close(parts["loss"], objective(self_correction=0.0).train()(lr, hr)["token_loss"])
+    parts["loss"].backward()
+    assert all(p.grad is None for p in loss.network.decoder.parameters())
+    assert any(p.grad is not None for p in loss.network.lr_encoder.parameters())
+    assert all(p.grad is not None for p in loss.network.transformer.parameters())
+
+
 def test_each_image_has_its_own_degradation() -> None:
     kinds, index = with_blurs(Degradation(), [0.0]), torch.tensor([0, 1, 1, 0])
     loss, hr = objective(degradations=kinds).eval(), tiny_slices()

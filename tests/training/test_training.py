@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers.tiny import TOKENIZER, tiny_miar, tiny_slices, tiny_tokenizer
+from helpers.tiny import TOKENIZER, started, tiny_miar, tiny_slices, tiny_tokenizer
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.data import DataLoader, Dataset
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, OutputError
 from miar_monai.networks import MSVQVAE
+from miar_monai.networks.linear import Interpolation, NoConsistency
 from miar_monai.networks.weights import load_weights, save_weights
 from miar_monai.training import (
     EMA,
@@ -96,6 +97,30 @@ def losses(trainer: Any) -> list[dict[str, float]]:
         history.append({name: value.item() for name, value in engine.state.output[0].items()})
 
     return history
+
+
+@pytest.mark.usefixtures("unbounded")
+def test_the_system_of_the_paper_learns_to_give_what_its_tokenizer_gives() -> None:
+    tokenizer = started(tiny_tokenizer(encoder="learned")).eval()
+    tokenizer.quantizer.initialize_codebook(tokenizer.encoder(HR))
+    network = tiny_miar(
+        lr_encoder="initialized", front_end=Interpolation(), decoder_inputs=(), back_end=NoConsistency()
+    )
+    network.load_tokenizer(tokenizer)
+    objective = MIARObjective(network, tokenizer, RECONSTRUCTION, 0.0, num_neighbors=3, image_weight=0.0)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=3e-3)
+    trainer = MIARTrainer("cpu", 160, batches(LR, HR), objective, optimizer)
+    decoder, history = copy.deepcopy(network.decoder.state_dict()), losses(trainer)
+    ceiling = tokenizer(HR).reconstruction
+
+    def error() -> float:
+        return (network.eval()(LR) - ceiling).square().mean().item()
+
+    before = error()
+    trainer.run()
+    assert history[-1]["token_loss"] < history[0]["token_loss"] / 10
+    assert error() < before / 10
+    assert all(torch.equal(value, decoder[name]) for name, value in network.decoder.state_dict().items())
 
 
 @pytest.mark.parametrize(("encoder", "gain"), [("learned", 0.0), ("cosine", 3.0)])
@@ -550,6 +575,17 @@ def test_a_resumed_run_has_the_rest_of_the_time() -> None:
     assert second.progress == 0.25
     second.attach(Engine(lambda *_: None))
     assert second.progress == 0.25
+
+
+def test_a_resumed_run_without_time_keeps_its_weights() -> None:
+    trainer = miar_trainer(batches(LR, HR), max_epochs=3)
+    before = copy.deepcopy(trainer.objective.state_dict())
+    budget = TimeBudget(minutes=2.0)
+    budget.load_state_dict({"seconds": 120.0})
+    budget.attach(trainer)
+    trainer.run()
+    assert trainer.state.iteration == 0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.objective.state_dict().items())
 
 
 def test_a_budget_of_no_time_is_refused() -> None:
