@@ -11,7 +11,8 @@ from typing import Any
 
 from miar_monai.data.cases import Case
 from miar_monai.data.formats import OUTPUT_SUFFIXES, check_output_suffix, expected_format
-from miar_monai.data.outputs import ResultPaths, check_output, result_path
+from miar_monai.data.io import sample_maps
+from miar_monai.data.outputs import ResultPaths, check_output, result_path, without_number
 from miar_monai.errors import SettingError
 from miar_monai.visualize.preview import check_preview
 
@@ -55,6 +56,9 @@ class Request:
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
     uncertainty: bool = False
+    samples: int | None = None
+    seed: int | None = None
+    save_samples: bool = False
     report_file: Path | None = None
     part: tuple[int, int] | None = None
     skip_existing: bool = False
@@ -79,6 +83,9 @@ class Request:
             "slice_thickness": self.slice_thickness,
             "slice_profile": self.slice_profile,
             "uncertainty": self.uncertainty or None,
+            "samples": self.samples,
+            "sampling_seed": self.seed,
+            "save_samples": self.save_samples or None,
             "isotropic": self.isotropic or None,
         }
         return {name: value for name, value in settings.items() if value is not None}
@@ -96,8 +103,7 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
         SettingError: if the output does not suit the source or the format, or is the input.
     """
     targets = _targets(request, cases, single)
-    results_of_each = [ResultPaths.of(target) for target in targets]
-    volumes = [(paths.image, paths.uncertainty, paths.labels) for paths in results_of_each]
+    volumes = [ResultPaths.of(target).volumes for target in targets]
     for case, paths in zip(cases, volumes, strict=True):
         for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
@@ -105,7 +111,8 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
     resolved = cache(Path.resolve)  # there may be 100,000 files in one folder
     results = {resolved(path.parent) / path.name for paths in volumes for path in paths}
     jobs = zip(cases, targets, strict=True)
-    return [(case, target) for case, target in jobs if resolved(case.source.parent) / case.source.name not in results]
+    names = [(resolved(case.source.parent) / without_number(case.source.name), case, target) for case, target in jobs]
+    return [(case, target) for path, case, target in names if path not in results]
 
 
 def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path]:
@@ -129,7 +136,9 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool, labels: bool) -> dict[str, Path]:
+def auxiliary_outputs(
+    target: Path, preview: bool, uncertainty: bool, labels: bool, samples: int = 0, save_samples: bool = False
+) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
     Example:
@@ -143,7 +152,7 @@ def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool, labels: bo
         outputs["uncertainty"] = paths.uncertainty
     if labels:
         outputs["labels"] = paths.labels
-    return outputs
+    return outputs | {name: paths.sampled(name) for name in sample_maps(samples, save_samples)}
 
 
 def check_outputs(request: Request, targets: Sequence[Path]) -> None:
@@ -157,8 +166,8 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        auxiliary = auxiliary_outputs(target, request.with_preview, request.uncertainty, request.labels is not None)
-        for kind, path in auxiliary.items():
-            check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
+        settings = request.uncertainty, request.labels is not None, request.samples or 0, request.save_samples
+        for kind, path in auxiliary_outputs(target, request.with_preview, *settings).items():
+            check_output(path, request.overwrite, request.as_dicom and kind not in ("preview", "labels"))
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)
