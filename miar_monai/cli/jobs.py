@@ -169,9 +169,8 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        samples, labels = (request.samples or 0, request.save_samples), request.labels is not None
-        auxiliary = auxiliary_outputs(target, request.with_preview, request.uncertainty, labels, *samples)
-        for kind, path in auxiliary.items():
-            check_output(path, request.overwrite, request.as_dicom and kind not in ALWAYS_FILES)
+        settings = request.uncertainty, request.labels is not None, request.samples or 0, request.save_samples
+        for kind, path in auxiliary_outputs(target, request.with_preview, *settings).items():
+            check_output(path, request.overwrite, request.as_dicom and kind not in ("preview", "labels"))
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

@@ -135,10 +135,13 @@ class CaseRunner:
         labels = None if request.labels is None else read_labels(request.labels)
         guide, described = self._read_guide()
         settings = self.resolver.settings
-        samples = settings.get("samples", 0), settings.get("save_samples", False)
-        auxiliary = auxiliary_outputs(
-            target, request.with_preview, settings["uncertainty"], labels is not None, *samples
+        maps = (
+            settings["uncertainty"],
+            labels is not None,
+            settings.get("samples", 0),
+            settings.get("save_samples", False),
         )
+        auxiliary = auxiliary_outputs(target, request.with_preview, *maps)
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:

@@ -97,10 +97,10 @@ class CaseReporter:
         if "uncertainty" in data:
             sr = sr._replace(uncertainty=metatensor_to_volume(data["uncertainty"]).array)
             auxiliary["uncertainty"] = paths.uncertainty
-        names = sample_maps(self.inferer.samples, self.inferer.keep_samples)
-        auxiliary |= {name: paths.sampled(name) for name in names}
         if "labels" in data:
             auxiliary["labels"] = paths.labels
+        names = sample_maps(self.inferer.samples, self.inferer.keep_samples)
+        auxiliary |= {name: paths.sampled(name) for name in names}
         limits = limits_in_units(image, slices.intensity_range)
         found = input_warnings(lr, self._domain, slices.blur, plan, limits)
         detail = [] if self._guide is None else guide_detail_warnings(self._guide, plan.factors)

@@ -76,8 +76,8 @@ def super_resolve(
         float32. With ``uncertainty=True`` a pair of this type: the result, and the expected absolute error of each
         voxel, float32 (see `miar_monai.inference.error_model`). With ``samples`` a dictionary of this type:
         ``"image"``, ``"uncertainty"`` if requested, and float32 maps of the posterior samples by the names of
-        `miar_monai.data.volume.sample_maps`. With ``labels``, a tuple whose last item is the label map on the finer
-        grid, of the type and in the dtype of ``labels``; with samples it is an item of the dictionary, ``"labels"``.
+        `miar_monai.data.volume.sample_maps`. With ``labels``, a tuple whose last item, or with samples the entry
+        ``"labels"``, is the label map on the finer grid, of the type and in the dtype of ``labels``.
 
     Raises:
         ImageError: if the image cannot be read, is constant, has NaN voxels or the wrong number of axes.
@@ -217,10 +217,9 @@ class SuperResolver:
         carried = carry_labels(given, prepared.plan.grids(volume.grid)[-1])
         result = self.volume(volume, prepared)
         images = image_like(image, result)
-        on_grid = image_like(labels, carried)
         if isinstance(images, dict):
-            return images | {"labels": on_grid}
-        return (*(images if result.uncertainty is not None else (images,)), on_grid)
+            return images | {"labels": image_like(labels, carried)}
+        return (*(images if result.uncertainty is not None else (images,)), image_like(labels, carried))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
         """Super-resolve a volume in memory: preprocessing, inferer and postprocessing of the bundle.
