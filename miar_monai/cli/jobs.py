@@ -171,6 +171,6 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_output(target, request.overwrite, request.as_dicom)
         settings = request.uncertainty, request.labels is not None, request.samples or 0, request.save_samples
         for kind, path in auxiliary_outputs(target, request.with_preview, *settings).items():
-            check_output(path, request.overwrite, request.as_dicom and kind not in ("preview", "labels"))
+            check_output(path, request.overwrite, request.as_dicom and kind not in ALWAYS_FILES)
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

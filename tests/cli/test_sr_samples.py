@@ -129,6 +129,9 @@ def test_existing_maps_are_not_replaced(sampling: Path, scan: Path) -> None:
 def test_arrays_give_arrays_by_name_and_a_seed_gives_the_same(sampling: Path) -> None:
     resolver = SuperResolver(sampling, "cpu", samples=2, uncertainty=True)
     array = np.random.default_rng(0).uniform(100, 200, (9, 8))
+    labelled = resolver(array, labels=(array > 150).astype(np.uint8))
+    assert list(labelled) == ["image", "uncertainty", *SAMPLE_MAPS, "labels"]
+    assert labelled["labels"].shape == (36, 32)
     first, again = resolver(array), resolver.with_settings(sampling_seed=0)(array)
     assert list(first) == ["image", "uncertainty", *SAMPLE_MAPS]
     assert first["std"].shape == (36, 32)
