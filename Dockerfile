@@ -23,6 +23,8 @@ COPY --from=build /opt/miar /opt/miar
 ENV PATH=/opt/miar/bin:$PATH HOME=/tmp
 RUN useradd --uid 1000 --no-create-home miar
 USER 1000
+# as Ctrl-C, since the first process of a container ignores the default, SIGTERM
+STOPSIGNAL SIGINT
 WORKDIR /data
 ENTRYPOINT ["miar"]
 CMD ["--help"]
