@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from miar_monai.inference import memory
 from miar_monai.inference.memory import available_memory, check_memory, needed_memory
 
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -84,3 +88,37 @@ def test_the_sentence_says_how_much_is_needed_and_what_helps(monkeypatch: pytest
         assert re.search(r" needs \d+\.\d GiB of memory, but 2\.0 GiB are available: ", str(caught.value))
         assert ("leave the uncertainty out" in str(caught.value)) is uncertainty
     assert needed_memory((2, 2, 2), uncertainty=True) > needed_memory((2, 2, 2))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from benchmarks.measuring import PeakMemory
+from miar_monai import SuperResolver
+from miar_monai.data.io import write_volume
+from miar_monai.data.volume import Volume
+
+resolver = SuperResolver(sys.argv[1], "cpu", sw_batch_size=1, uncertainty=sys.argv[2] == "True")
+for depth in (1, 80, 480):
+    image = np.random.default_rng(0).random((48, 48, depth), np.float32)
+    with PeakMemory(torch.device("cpu")) as peak:
+        result = resolver.volume(Volume(image, np.eye(4), np.dtype("int16"), Path("scan.nii")))
+        write_volume("result.nii.gz", result, overwrite=True)
+    print(peak.mib)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_the_estimate_is_close_to_the_measured_peak(uncertainty: bool, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "miar_brats")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURE, str(bundle), str(uncertainty)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    _, short, long = (float(line) * 2**20 for line in done.stdout.split())
+    estimated = needed_memory((192, 192, 480), uncertainty) - needed_memory((192, 192, 80), uncertainty)
+    assert 0.8 * estimated < long - short < 1.2 * estimated
