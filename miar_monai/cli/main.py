@@ -5,6 +5,7 @@ PyTorch and MONAI are imported by the commands that need them, so that ``miar in
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,8 @@ from miar_monai.inference.packages import installed_version
 
 __all__ = ["main"]
 
+_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports for a program that Ctrl-C ended
+
 
 class _Commands(click.Group):
     """Commands whose errors are one sentence; ``--debug`` shows the traceback."""
@@ -37,6 +40,9 @@ class _Commands(click.Group):
                 return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click exits quietly when the reader of a pipe leaves, as in miar info | head -1
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted: finished files are kept, and none is half-written.", err=True)
+            context.exit(_INTERRUPTED)
         except Exception as error:
             if context.meta.get("miar.debug"):
                 raise

@@ -31,6 +31,7 @@ Exit codes:
   1  failure; one sentence on stderr says what to do
   2  wrong use: an option, file, device or model that does not exist, or a setting out of range
   3  some cases of a folder failed and are listed; the others are done
+  130  interrupted by Ctrl-C; nothing is half-written
 """
 
 

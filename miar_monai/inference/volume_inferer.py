@@ -22,6 +22,7 @@ from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
 from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
+from miar_monai.inference.memory import check_memory
 from miar_monai.inference.passes import Pass, Plan, plan_passes
 from miar_monai.inference.samples import Sampling, summarized
 from miar_monai.inference.slice_steps import warn_of_linear_estimates
@@ -162,6 +163,7 @@ class VolumeInferer(Inferer):
         Raises:
             ConfigurationError: if ``inputs`` has another shape.
             SettingError: if the requested grid is not possible for this volume, or the network has no guide or samples.
+            ImageError: if the memory of the machine does not suffice for the result.
         """
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ConfigurationError(
@@ -174,6 +176,7 @@ class VolumeInferer(Inferer):
         on_grid = partial(_on_grid, guide[0]) if isinstance(guide, Tensor) else guide
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
         grids = plan.grids(grid_of(inputs[0]))
+        check_memory(grids[-1].shape, self.inferer.uncertainty)
         guides = [None if on_grid is None else on_grid(grid)[None] for grid in grids[1:]]
         volume, weights = {"image": plain_tensor(inputs)}, []
         for stage, grid, other in zip(plan.stages, grids[1:], guides, strict=True):

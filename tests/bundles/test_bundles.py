@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -10,12 +13,12 @@ from typing import Any
 import nibabel as nib
 import pytest
 import torch
+import yaml
 from helpers.bundle_runs import (
     BUNDLES,
     NAMES,
     NETWORK,
     TOKENS,
-    arguments,
     bundle_folder,
     config,
     has_estimator,
@@ -26,13 +29,14 @@ from helpers.bundle_runs import (
     tiny_checkpoint,
     workflow,
 )
+from helpers.hub import serve_repository
 from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 from monai.bundle import ConfigParser, ReferenceResolver, download, load
 from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 
 from miar_monai import __version__
-from miar_monai.cli.build_bundles import build, build_zip, bundle_files
+from miar_monai.cli.build_bundles import build, build_repository, build_zip, bundle_files
 from miar_monai.cli.compose_configs import OVERLAYS
 from miar_monai.cli.doctor import check_weights
 from miar_monai.degradation import Degradation
@@ -188,16 +192,25 @@ def test_zip_files_are_reproducible(tmp_path: Path) -> None:
         build_zip(bundle, tmp_path / "a")
 
 
+def complete_tiny_bundle(folder: Path) -> Path:
+    """Write a tiny bundle with the license and the documents of that for brain MRI."""
+    bundle = write_tiny_bundle(folder)
+    shutil.copytree(BUNDLES / "miar_brats" / "docs", bundle / "docs")
+    shutil.copy(BUNDLES / "miar_brats" / "LICENSE", bundle)
+    return bundle
+
+
 def test_build_skips_bundles_without_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = write_tiny_bundle(tmp_path / "bundles" / "miar_brats")
+    bundle = complete_tiny_bundle(tmp_path / "bundles" / "miar_brats")
     bare = tmp_path / "bundles" / "bare"
     shutil.copytree(bundle, bare, ignore=shutil.ignore_patterns("*.pt"))
     for _ in range(2):
         build(str(tmp_path / "dist"), str(tmp_path / "bundles"))
-    path = str(tmp_path / "dist" / f"miar_brats_v{__version__}.zip")
-    assert capsys.readouterr().out.split() == [path, path]
+    dist = tmp_path / "dist"
+    written = [str(dist / f"miar_brats_v{__version__}.zip"), str(dist / "huggingface" / "miar_brats")]
+    assert capsys.readouterr().out.split() == written * 2
     assert f"skipped: {bare} has no models/model.pt" in caplog.text
 
 
@@ -210,17 +223,84 @@ def test_folders_that_are_not_bundles_are_refused(tmp_path: Path) -> None:
         bundle_files(tmp_path)
 
 
+def infer(bundle: Path, tmp_path: Path) -> None:
+    """Check that a folder of a bundle super-resolves a volume, as a user would run it."""
+    volume = write_nifti_phantom(tmp_path / "in.nii.gz", (20, 17, 2))
+    options = {"bundle_root": bundle, "dataset_dir": volume, "output_dir": tmp_path / "out", "device": "cpu"}
+    parts = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    done = quick_command("run", "--config_file", str(bundle / "configs" / "inference.json"), *parts, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert nib.load(tmp_path / "out" / "in_sr.nii.gz").shape == (80, 68, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repositories_for_hugging_face_have_the_shipped_files_and_a_header(name: str, tmp_path: Path) -> None:
+    path = build_repository(BUNDLES / name, tmp_path)
+    assert path == tmp_path / name
+    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    header, card = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", files.pop("README.md").decode(), re.DOTALL).groups()  # type: ignore[union-attr]
+    assert yaml.safe_load(header) == {
+        "tags": ["monai", "medical", "super-resolution"],
+        "library_name": "monai",
+        "pipeline_tag": "image-to-image",
+        "license": "apache-2.0",
+    }
+    assert card == (BUNDLES / name / "docs" / "README.md").read_text()
+    assert "](" not in card  # links relative to docs/ would lead nowhere in README.md
+    assert "*.pt filter=lfs" in files.pop(".gitattributes").decode()
+    shipped = bundle_files(BUNDLES / name)
+    assert files == {file.relative_to(BUNDLES / name).as_posix(): file.read_bytes() for file in shipped}
+    # the model zoo takes larger files only as links in a large_files.yml
+    assert all(len(content) < 25e6 for content in files.values())
+    with pytest.raises(OutputError, match="exists already and is left as it is"):
+        build_repository(BUNDLES / name, tmp_path)
+
+
+def test_a_repository_states_the_license_of_its_bundle_and_needs_one(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "miar_brats")
+    with pytest.raises(ConfigurationError, match=r"has no LICENSE: Hugging Face shows it to users; add the file"):
+        build_repository(bundle, tmp_path / "dist")
+    (bundle / "LICENSE").write_text("All rights reserved")
+    with pytest.raises(ConfigurationError, match=r"has no docs/README\.md"):
+        build_repository(bundle, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+    (bundle / "docs").mkdir()
+    (bundle / "docs" / "README.md").write_text("# Model Overview\n")
+    card = (build_repository(bundle, tmp_path / "dist") / "README.md").read_text()
+    assert card.endswith("license: other\n---\n\n# Model Overview\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--source", "huggingface_hub", "--repo", "MONAI/miar_brats"],
+        ["--source", "monaihosting", "--version", __version__],
+    ],
+)
+def test_a_bundle_downloaded_from_hugging_face_works(options: list[str], tmp_path: Path) -> None:
+    repository = build_repository(complete_tiny_bundle(tmp_path / "miar_brats"), tmp_path / "dist")
+    folder = tmp_path / "downloaded"
+    command = ["download", "--name", "miar_brats", "--bundle_dir", str(folder), *options]
+    with serve_repository(repository, "MONAI/miar_brats", __version__) as url:
+        online = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", *command],
+            env={**os.environ, **online},
+            capture_output=True,
+            encoding="utf-8",
+        )
+    assert done.returncode == 0, done.stderr
+    for file in repository.rglob("*"):
+        if file.is_file():
+            assert (folder / "miar_brats" / file.relative_to(repository)).read_bytes() == file.read_bytes()
+    infer(folder / "miar_brats", tmp_path)
+
+
 def test_a_downloaded_bundle_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = build_zip(write_tiny_bundle(tmp_path / "miar_brats"), tmp_path)
     folder = tmp_path / "downloaded"
     download(name="miar_brats", bundle_dir=str(folder), url=archive.as_uri(), progress=False)
-    volume = write_nifti_phantom(tmp_path / "in.nii.gz", (20, 17, 2))
-    parts = arguments("miar_brats", "inference", tmp_path, dataset_dir=volume, output_dir=tmp_path / "out")
-    parts = ["run", "--config_file", str(folder / "miar_brats" / "configs" / "inference.json"), *parts[5:]]
-    parts[parts.index("--bundle_root") + 1] = str(folder / "miar_brats")
-    done = quick_command(*parts, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert nib.load(tmp_path / "out" / "in_sr.nii.gz").shape == (80, 68, 2)
+    infer(folder / "miar_brats", tmp_path)
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored at the end
     loaded = load("miar_brats", bundle_dir=str(folder), workflow_type="inference")

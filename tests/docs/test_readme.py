@@ -50,6 +50,9 @@ NOT_RUN = {
     "cp -r $(miar label-app)": "tests/label copies the app and starts it, where MONAI Label is installed",
     "monailabel start_server": "tests/label starts a server, where MONAI Label is installed",
     "curl": "tests/label sends the same requests to a real server",
+    "docker ": "it needs a daemon; tests/test_container.py runs the steps of the Dockerfile",
+    "hf ": "it needs an account on Hugging Face",
+    "python -m monai.bundle download": "tests/bundles/test_bundles.py downloads from a server on loopback",
     "export OMP_NUM_THREADS": "it changes the speed only",
 }
 NOT_RUN_PYTHON = {"slicer.util.loadVolume": "the Python of 3D Slicer; tests/label sends the same request"}

@@ -1,0 +1,122 @@
+"""Ctrl-C and kill -9 while results are written: they are complete or absent, and the next run continues."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.phantoms import write_nifti_phantom
+from helpers.tiny_bundle import write_tiny_bundle
+
+from miar_monai.cli.main import main
+from miar_monai.data.io import read_volume, write_volume
+from miar_monai.data.volume import Volume
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["miar_monai.cli.main", "miar_monai.inference.resolver", "monai.bundle"])
+NUM_CASES = 2
+
+
+def _miar(parts: list[str]) -> None:
+    """Run the command in a forked process, with its messages in the file ``stderr``."""
+    os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    torch.set_num_threads(1)
+    sys.exit(main(parts))
+
+
+def start(parts: list[str]) -> Any:
+    process = SERVER.Process(target=_miar, args=(parts,))
+    process.start()
+    return process
+
+
+def is_writing(output: Path) -> bool:
+    """Return whether a temporary file in a folder has content."""
+    try:
+        return any(path.stat().st_size for path in output.glob(".miar-*/*"))
+    except FileNotFoundError:  # finished in this moment
+        return False
+
+
+def wait_until_writing(process: Any, output: Path) -> None:
+    while not is_writing(output):
+        assert process.is_alive(), "the process ended before it wrote anything"
+        time.sleep(1e-3)
+
+
+def results(output: Path) -> list[Path]:
+    return [path for path in output.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mgz"])  # unlike them, ITK compresses before it writes
+def test_a_file_is_complete_or_absent_when_its_writer_is_killed(ending: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=(128, 128, 64)).astype(np.float32)  # hardly compressible
+    volume = Volume(noise, np.eye(4), np.dtype("float32"), Path("noise"))
+    begin = time.perf_counter()
+    write_volume(tmp_path / f"whole{ending}", volume)
+    duration, rng, interrupted = time.perf_counter() - begin, random.Random(0), 0
+    for moment in range(20):
+        output = tmp_path / f"{moment}"
+        process = SERVER.Process(target=write_volume, args=(output / f"a{ending}", volume))
+        process.start()
+        wait_until_writing(process, output)
+        time.sleep(rng.uniform(0, duration))
+        interrupted += is_writing(output)
+        process.kill()
+        process.join(60)
+        for path in results(output):
+            np.testing.assert_array_equal(read_volume(path).array, noise)
+        shutil.rmtree(output)
+    assert interrupted >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_interrupted_while_it_writes_continues(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle, rng = write_tiny_bundle(tmp_path / "miar_brats"), random.Random(0)
+    for i in range(NUM_CASES):
+        write_nifti_phantom(tmp_path / "in" / f"{i}.nii.gz", (64, 64, 20), seed=i)
+    parts = ["sr", "in", "--model", str(bundle), "--device", "cpu", "--skip-existing"]
+    wanted: dict[str, np.ndarray] = {}
+    for moment in range(3):
+        output = tmp_path / f"out{moment}"
+        process = start([*parts, "-o", str(output)])
+        wait_until_writing(process, output)
+        time.sleep(rng.uniform(0, 0.2))
+        os.kill(process.pid, number)
+        process.join(60)
+        message = Path("stderr").read_text()
+        if number == signal.SIGINT:
+            assert process.exitcode == 130, message
+            assert message.endswith("\ninterrupted: finished files are kept, and none is half-written.\n")
+            assert [path for path in output.iterdir() if path not in results(output)] == []
+        else:
+            assert process.exitcode == -number
+        finished = {path.name: read_volume(path).array for path in results(output)}
+        assert len(finished) < NUM_CASES
+
+        process = start([*parts, "-o", str(output)])
+        process.join(120)
+        message = Path("stderr").read_text()
+        assert process.exitcode == 0, message
+        assert (f"{len(finished)} of {NUM_CASES} cases had a result already" in message) is bool(finished)
+        found = {path.name: read_volume(path).array for path in results(output)}
+        wanted = wanted or found
+        for arrays in (finished, found):
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, wanted[name])
+        assert len(found) == NUM_CASES
