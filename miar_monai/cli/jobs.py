@@ -54,6 +54,7 @@ class Request:
     slice_profile: str | None = None
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
+    with_page: bool = False
     uncertainty: bool = False
     report_file: Path | None = None
     part: tuple[int, int] | None = None
@@ -129,19 +130,27 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(target: Path, preview: bool, uncertainty: bool, labels: bool) -> dict[str, Path]:
+def auxiliary_outputs(request: Request, target: Path, uncertainty: bool) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
+    Args:
+        request: the request.
+        target: the result.
+        uncertainty: whether the expected error is written, because of the request or of the bundle.
+
     Example:
-        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), True, uncertainty=False, labels=False)["preview"].as_posix()
+        >>> request = Request(Path("a.nii.gz"), with_preview=True)
+        >>> auxiliary_outputs(request, Path("out/a_sr.nii.gz"), uncertainty=False)["preview"].as_posix()
         'out/a_sr.png'
     """
     paths, outputs = ResultPaths.of(target), {}
-    if preview:
+    if request.with_preview:
         outputs["preview"] = paths.preview
+    if request.with_page:
+        outputs["page"] = paths.page
     if uncertainty:
         outputs["uncertainty"] = paths.uncertainty
-    if labels:
+    if request.labels is not None:
         outputs["labels"] = paths.labels
     return outputs
 
@@ -157,8 +166,7 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        auxiliary = auxiliary_outputs(target, request.with_preview, request.uncertainty, request.labels is not None)
-        for kind, path in auxiliary.items():
+        for kind, path in auxiliary_outputs(request, target, request.uncertainty).items():
             check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

@@ -72,8 +72,8 @@ def write_page(
     requests to other places.
 
     The volumes are cropped to the voxels of LR that differ from its minimum, with a margin of one voxel, and stored
-    as 16-bit integers: exactly if they are integers of 16 bits, otherwise rounded to 1/4096 of the window (more coarsely
-    if the range exceeds 16 windows). Positions in millimeters are those of the files.
+    as 16-bit integers: exactly if they are integers of 16 bits, otherwise rounded to 1/4096 of the window (more
+    coarsely if the range exceeds 16 windows). Positions in millimeters are those of the files.
 
     Args:
         path: the page. Its folder is created if needed.

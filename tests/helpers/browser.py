@@ -114,8 +114,8 @@ def browser(profile: Path) -> Iterator[Browser]:
     commands, to_browser = os.pipe()
     from_browser, answers = os.pipe()
     options = [
-        "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--hide-scrollbars",
-        "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage",
+        "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run",
+        "--hide-scrollbars", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage",
         "--disable-background-networking", "--proxy-server=127.0.0.1:9", "--force-color-profile=srgb",
     ]  # fmt: skip
     options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses its sandbox to root
