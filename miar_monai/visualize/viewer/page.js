@@ -30,7 +30,6 @@
     }
     viewer.volumes[INPUT].opacity = 1 - share.valueAsNumber / 100;
     if (hasError()) viewer.volumes[ERROR].opacity = overlay.checked ? opacity.valueAsNumber / 100 : 0;
-    viewer.opts.isColorbar = hasError() && overlay.checked;
     viewer.updateGLVolume();
   }
 
@@ -101,6 +100,7 @@
 
   [black.value, white.value] = settings.volumes[RESULT].window.map(rounded);
   byId("error").hidden = !hasError();
+  viewer.opts.isColorbar = hasError(); // also without the overlay: the pictures would move when the bar comes and goes
   viewer.onLocationChange = showPosition;
   for (const control of [share, black, white, overlay, opacity]) control.addEventListener("input", draw);
   byId("planes").addEventListener("change", (event) => viewer.setSliceType(Number(event.target.value)));
