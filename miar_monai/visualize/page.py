@@ -13,7 +13,7 @@ from importlib.resources import files
 from math import prod
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -29,9 +29,29 @@ __all__ = ["MAX_PAGE_VOXELS", "check_page", "write_page"]
 MAX_PAGE_VOXELS = 2**27
 """Voxels of the largest result that a page can hold: browsers cannot load much larger texts."""
 
-_LEVELS = 4096  # of a window, for floats; a screen shows 256
+_LEVELS, _ERROR_LEVELS = 4096, 256  # of the windows, for floats; a screen shows 256
 
 Box = tuple[slice, slice, slice]
+
+
+class _Layer(NamedTuple):
+    """A volume of the page.
+
+    Attributes:
+        key: identifier of its element.
+        name: for the reader.
+        volume: cropped.
+        colormap: of NiiVue.
+        window: intensities of the ends of the color map.
+        levels: number of steps of the window that floats are rounded to.
+    """
+
+    key: str
+    name: str
+    volume: Volume
+    colormap: str
+    window: tuple[float, float]
+    levels: int = _LEVELS
 
 
 def check_page(shape: Sequence[int]) -> None:
@@ -73,7 +93,8 @@ def write_page(
 
     The volumes are cropped to the voxels of LR that differ from its minimum, with a margin of one voxel, and stored
     as 16-bit integers: exactly if they are integers of 16 bits, otherwise rounded to 1/4096 of the window (more
-    coarsely if the range exceeds 16 windows). Positions in millimeters are those of the files.
+    coarsely if the range exceeds 16 windows), the expected error to 1/256 of its color map. Positions in millimeters
+    are those of the files.
 
     Args:
         path: the page. Its folder is created if needed.
@@ -98,18 +119,18 @@ def write_page(
     window = (float(lr.array.min()), float(np.percentile(lr.array, 99.8)))
     if window[0] >= window[1]:
         window = (window[0], float(lr.array.max()))
-    shown: list[tuple[str, str, Volume, str, tuple[float, float]]] = [
-        ("result", "result", _crop(sr, _covering(sr, corners, lr)), "gray", window),
-        ("input", "input", cropped, "opaque gray", window),
+    layers = [
+        _Layer("result", "result", _crop(sr, _covering(sr, corners, lr)), "gray", window),
+        _Layer("input", "input", cropped, "opaque gray", window),
     ]
     table = [_row("Input", lr), _row("Result", sr)]
     if sr.uncertainty is not None:
         error = uncertainty_of(sr)
         highest = float(np.percentile(error.array, 99.8)) or float(error.array.max()) or 1.0
         error_map = _crop(error, _covering(error, corners, lr))
-        shown.append(("error-map", "expected error", error_map, "inferno", (0.0, highest)))
+        layers.append(_Layer("error-map", "expected error", error_map, "inferno", (0.0, highest), _ERROR_LEVELS))
         table.append(_row("Expected error", error))
-    page = _page(shown, table, lr, sr, facts or {}, warnings)
+    page = _page(layers, table, lr, sr, facts or {}, warnings)
     with atomic_file(path, overwrite) as part:
         part.write_bytes(page.encode("utf-8"))  # the policy names hashes of its scripts, so not a byte may change
     return Path(path)
@@ -151,21 +172,22 @@ def _crop(volume: Volume, box: Box) -> Volume:
     return volume._replace(array=volume.array[box], affine=affine)
 
 
-def _as_levels(array: np.ndarray, dtype: np.dtype, window: tuple[float, float]) -> tuple[np.ndarray, float, float]:
-    """Return 16-bit integers, and the slope and the intercept that turn them into intensities."""
+def _as_levels(array: np.ndarray, dtype: np.dtype, step: float) -> tuple[np.ndarray, float, float]:
+    """Return 16-bit integers, and the slope and the intercept that turn them into intensities; floats have a step."""
     low, high = float(array.min()), float(array.max())
     if dtype.kind in "iu" and high - low < 2**16:
         slope, inter = 1.0, 0.0 if low >= -(2**15) and high < 2**15 else round(low) + 2.0**15
     else:
-        slope = max((window[1] - window[0]) / _LEVELS, (high - low) / (2**16 - 1)) or 1.0
+        slope = max(step, (high - low) / (2**16 - 1)) or 1.0  # not 0 for a constant volume
         inter = low + 2**15 * slope
     levels = np.rint((array.astype(np.float64) - inter) / slope)
     return levels.clip(-(2**15), 2**15 - 1).astype("<i2"), slope, inter
 
 
-def _nifti(volume: Volume, window: tuple[float, float]) -> bytes:
+def _nifti(layer: _Layer) -> bytes:
     """Return a compressed NIfTI file; always the same bytes for the same volume."""
-    levels, slope, inter = _as_levels(volume.array, volume.dtype, window)
+    volume, (low, high) = layer.volume, layer.window
+    levels, slope, inter = _as_levels(volume.array, volume.dtype, (high - low) / layer.levels)
     header = nib.Nifti1Header(endianness="<")
     header.set_data_dtype(levels.dtype)
     header.set_data_shape(levels.shape)
@@ -191,14 +213,14 @@ def _row(name: str, volume: Volume) -> str:
 
 
 def _page(
-    shown: Sequence[tuple[str, str, Volume, str, tuple[float, float]]],
+    layers: Sequence[_Layer],
     rows: Sequence[str],
     lr: Volume,
     sr: Volume,
     facts: Mapping[str, str],
     warnings: Sequence[str],
 ) -> str:
-    """Return the page with its volumes, given by identifier, name, volume, color map and window."""
+    """Return the page with its volumes, rows of its table and texts."""
     folder = files("miar_monai.visualize") / "viewer"
     part = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
     style, library, script = part["page.css"], part["niivue.umd.js"], part["page.js"]
@@ -206,15 +228,14 @@ def _page(
     settings: dict[str, Any] = {
         "oriented": bool(lr.space),
         "volumes": [
-            {"id": key, "name": name, "colormap": colormap, "window": window}
-            for key, name, _, colormap, window in shown
+            {"id": layer.key, "name": layer.name, "colormap": layer.colormap, "window": layer.window}
+            for layer in layers
         ],
     }
     heads = ("Volume", "Voxels", "Spacing (mm)", "Field of view (mm)", f"Range ({unit})", f"Mean ({unit})")
     data = (
-        f'<script type="application/octet-stream" id="{key}">'
-        f"{base64.b64encode(_nifti(volume, window)).decode()}</script>"
-        for key, _, volume, _, window in shown
+        f'<script type="application/octet-stream" id="{layer.key}">{base64.b64encode(_nifti(layer)).decode()}</script>'
+        for layer in layers
     )
     policy = (
         f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src {_hash(style)}; img-src data:; "
