@@ -31,6 +31,7 @@ WORKFLOWS = {
     "metadata": ("metadata",),
 }
 OVERLAYS = {
+    "train_posterior": ("train_posterior",),
     "multi_gpu_train": ("multi_gpu", "multi_gpu_training", "multi_gpu_train"),
     "multi_gpu_train_stage1": ("multi_gpu", "multi_gpu_training", "multi_gpu_train_stage1"),
     "multi_gpu_inference": ("multi_gpu", "multi_gpu_inference"),

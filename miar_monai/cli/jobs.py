@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import Any
 
 from miar_monai.data.cases import Case
 from miar_monai.data.formats import OUTPUT_SUFFIXES, check_output_suffix, expected_format
-from miar_monai.data.outputs import ResultPaths, check_output, result_path
+from miar_monai.data.io import sample_maps
+from miar_monai.data.outputs import ResultPaths, check_output, result_path, without_number
 from miar_monai.errors import SettingError
 from miar_monai.visualize.preview import check_preview
 
-__all__ = ["Job", "Request", "auxiliary_outputs", "check_outputs", "list_jobs"]
+__all__ = ["ALWAYS_FILES", "Job", "Request", "auxiliary_outputs", "check_outputs", "list_jobs"]
 
 Job = tuple[Case, Path]
 """A case and the file of its result, or for DICOM output the folder of its series."""
+
+ALWAYS_FILES = ("preview", "page", "labels")
+"""Kinds of auxiliary outputs that are files, also with DICOM output."""
 
 _ENDINGS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mgz": ".mgz", "mha": ".mha", "dicom": ""}
 """Formats of results, and the endings of their names; a DICOM series is a folder."""
@@ -56,6 +60,9 @@ class Request:
     with_preview: bool = False
     with_page: bool = False
     uncertainty: bool = False
+    samples: int | None = None
+    seed: int | None = None
+    save_samples: bool = False
     report_file: Path | None = None
     part: tuple[int, int] | None = None
     skip_existing: bool = False
@@ -80,6 +87,9 @@ class Request:
             "slice_thickness": self.slice_thickness,
             "slice_profile": self.slice_profile,
             "uncertainty": self.uncertainty or None,
+            "samples": self.samples,
+            "sampling_seed": self.seed,
+            "save_samples": self.save_samples or None,
             "isotropic": self.isotropic or None,
         }
         return {name: value for name, value in settings.items() if value is not None}
@@ -97,8 +107,7 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
         SettingError: if the output does not suit the source or the format, or is the input.
     """
     targets = _targets(request, cases, single)
-    results_of_each = [ResultPaths.of(target) for target in targets]
-    volumes = [(paths.image, paths.uncertainty, paths.labels) for paths in results_of_each]
+    volumes = [ResultPaths.of(target).volumes for target in targets]
     for case, paths in zip(cases, volumes, strict=True):
         for path in paths:
             if not case.problem and os.path.exists(path) and path.samefile(case.source):
@@ -106,7 +115,8 @@ def list_jobs(request: Request, cases: list[Case], single: bool) -> list[Job]:
     resolved = cache(Path.resolve)  # there may be 100,000 files in one folder
     results = {resolved(path.parent) / path.name for paths in volumes for path in paths}
     jobs = zip(cases, targets, strict=True)
-    return [(case, target) for case, target in jobs if resolved(case.source.parent) / case.source.name not in results]
+    names = [(resolved(case.source.parent) / without_number(case.source.name), case, target) for case, target in jobs]
+    return [(case, target) for path, case, target in names if path not in results]
 
 
 def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path]:
@@ -130,17 +140,17 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(request: Request, target: Path, uncertainty: bool) -> dict[str, Path]:
+def auxiliary_outputs(request: Request, target: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
     Args:
         request: the request.
         target: the result.
-        uncertainty: whether the expected error is written, because of the request or of the bundle.
+        settings: those of the inference, which may be the bundle's: ``uncertainty``, ``samples``, ``save_samples``.
 
     Example:
         >>> request = Request(Path("a.nii.gz"), with_preview=True)
-        >>> auxiliary_outputs(request, Path("out/a_sr.nii.gz"), uncertainty=False)["preview"].as_posix()
+        >>> auxiliary_outputs(request, Path("out/a_sr.nii.gz"), {})["preview"].as_posix()
         'out/a_sr.png'
     """
     paths, outputs = ResultPaths.of(target), {}
@@ -148,11 +158,12 @@ def auxiliary_outputs(request: Request, target: Path, uncertainty: bool) -> dict
         outputs["preview"] = paths.preview
     if request.with_page:
         outputs["page"] = paths.page
-    if uncertainty:
+    if settings.get("uncertainty"):
         outputs["uncertainty"] = paths.uncertainty
     if request.labels is not None:
         outputs["labels"] = paths.labels
-    return outputs
+    maps = sample_maps(settings.get("samples") or 0, bool(settings.get("save_samples")))
+    return outputs | {name: paths.sampled(name) for name in maps}
 
 
 def check_outputs(request: Request, targets: Sequence[Path]) -> None:
@@ -166,7 +177,7 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        for kind, path in auxiliary_outputs(request, target, request.uncertainty).items():
-            check_output(path, request.overwrite, request.as_dicom and kind == "uncertainty")
+        for kind, path in auxiliary_outputs(request, target, request.settings).items():
+            check_output(path, request.overwrite, request.as_dicom and kind not in ALWAYS_FILES)
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

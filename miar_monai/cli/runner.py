@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miar_monai.cli.jobs import Job, Request, auxiliary_outputs, check_outputs, list_jobs
+from miar_monai.cli.jobs import ALWAYS_FILES, Job, Request, auxiliary_outputs, check_outputs, list_jobs
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.cases import Case, cases_for_guide, find_cases, unpacked
 from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
 from miar_monai.data.grid_request import GridRequest
-from miar_monai.data.io import Volume, parts_to_save, read_labels, read_volume, write_volume
+from miar_monai.data.io import Volume, parts_to_save, quantity_of, read_labels, read_volume, write_volume
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.processes import part_of, processes
@@ -148,8 +148,7 @@ class CaseRunner:
         volume, headers = self._read(case)
         labels = None if request.labels is None else read_labels(request.labels)
         guide, described = self._read_guide()
-        with_uncertainty = self.resolver.settings["uncertainty"]
-        auxiliary = auxiliary_outputs(request, target, with_uncertainty)
+        auxiliary = auxiliary_outputs(request, target, self.resolver.settings)
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
@@ -220,11 +219,12 @@ class CaseRunner:
         """Check before the work that the result of a case can be written."""
         as_dicom = self.request.as_dicom
         for kind, path in auxiliary.items():
-            check_output(path, self._replace_auxiliary, as_dicom and kind == "uncertainty")
+            is_series = as_dicom and kind not in ALWAYS_FILES
+            check_output(path, self._replace_auxiliary, is_series)
+            if is_series:
+                check_series_folder(path, headers, self._replace_auxiliary)
         if as_dicom:
             check_series_folder(target, headers, self.request.overwrite)
-            if "uncertainty" in auxiliary:
-                check_series_folder(auxiliary["uncertainty"], headers, self._replace_auxiliary)
 
     def _write(
         self,
@@ -238,13 +238,13 @@ class CaseRunner:
         """Write the result of a case; the image comes last, since it marks the case as done."""
         if "preview" in auxiliary:
             preview(volume, result, auxiliary["preview"], self._replace_auxiliary)
-        for part, quantity in parts_to_save(result):
+        for part, kind in parts_to_save(result):
             path, overwrite = target, self.request.overwrite
-            if quantity:
-                path, overwrite = auxiliary["uncertainty"], self._replace_auxiliary
+            if kind:
+                path, overwrite = auxiliary[kind], self._replace_auxiliary
             if self.request.as_dicom:
                 method = derivation(self.resolver, guide.name if guide else "")
-                write_series(path, part, headers, method, overwrite, quantity, guide)
+                write_series(path, part, headers, method, overwrite, quantity_of(kind), guide)
             else:
                 write_volume(path, part, overwrite)
 

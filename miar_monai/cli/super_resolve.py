@@ -125,6 +125,15 @@ Examples:
     help="Also write the expected absolute error per voxel, in the units of INPUT: <name>_sr_uncertainty.nii.gz.",
 )
 @click.option(
+    "--samples",
+    type=int,
+    metavar="N",
+    help="Also draw N samples, at least 2, of what the true image may be, and write the mean, the standard deviation"
+    " and the limits of a 90 % interval of each voxel: <name>_sr_mean.nii.gz, _std, _p05, _p95. The model must sample.",
+)
+@click.option("--seed", type=int, metavar="SEED", help="Seed of the samples. [default: bundle's, 0]")
+@click.option("--save-samples", is_flag=True, help="Also write the samples: <name>_sr_sample_01.nii.gz, ...")
+@click.option(
     "--report",
     "report_file",
     type=click.Path(path_type=Path),

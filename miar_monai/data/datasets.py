@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from miar_monai.data.cases import cases_for_guide, find_cases
 from miar_monai.data.dicom_headers import header_text, slice_files
 from miar_monai.data.io import is_volume_file, read_labels, volume_stem
-from miar_monai.data.outputs import ResultPaths, result_path
+from miar_monai.data.outputs import ResultPaths, result_path, without_number
 from miar_monai.data.slices import SliceDataset
 from miar_monai.errors import DatasetError, SettingError
 
@@ -222,9 +222,9 @@ def volume_datalist(
     results = {
         os.path.realpath(path)
         for item in items
-        for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"]))
+        for path in ResultPaths.of(result_path(item["image"], output_dir, name=item["name"])).volumes
     }
-    return [item for item in items if os.path.realpath(item["image"]) not in results]
+    return [item for item in items if without_number(os.path.realpath(item["image"])) not in results]
 
 
 def split_by_patient(

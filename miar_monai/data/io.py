@@ -32,7 +32,10 @@ from miar_monai.data.volume import (
     as_float,
     as_stored,
     parts_to_save,
+    quantity_of,
     result_description,
+    sample_maps,
+    sampled_volumes,
     uncertainty_of,
 )
 from miar_monai.errors import ImageError, SettingError, in_one_sentence
@@ -47,9 +50,12 @@ __all__ = [
     "is_nifti",
     "is_volume_file",
     "parts_to_save",
+    "quantity_of",
     "read_labels",
     "read_volume",
     "result_description",
+    "sample_maps",
+    "sampled_volumes",
     "uncertainty_of",
     "volume_stem",
     "write_nifti",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from miar_monai.data.formats import case_stem, volume_stem
+from miar_monai.data.volume import SAMPLE_MAPS
 from miar_monai.errors import ExistsError, OutputError
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "check_results",
     "refuse_to_overwrite",
     "result_path",
+    "without_number",
 ]
 
 UNCERTAINTY_POSTFIX = "_uncertainty"
@@ -59,6 +62,31 @@ class ResultPaths(NamedTuple):
         ending = image.name[len(stem) :]
         parts = (f"{UNCERTAINTY_POSTFIX}{ending}", ".png", ".html", f"_labels{ending or '.nii.gz'}")
         return cls(image, *(image.with_name(f"{stem}{part}") for part in parts))
+
+    def sampled(self, name: str) -> Path:
+        """Return the path of a map of posterior samples, by the names of `miar_monai.data.volume.sample_maps`.
+
+        Example:
+            >>> ResultPaths.of(Path("out/case_sr.nii.gz")).sampled("std").as_posix()
+            'out/case_sr_std.nii.gz'
+        """
+        stem = volume_stem(self.image)
+        return self.image.with_name(f"{stem}_{name}{self.image.name[len(stem) :]}")
+
+    @property
+    def volumes(self) -> list[Path]:
+        """Paths of the image, its expected error, its label map and the maps of its samples, for `without_number`."""
+        return [self.image, self.uncertainty, self.labels, *map(self.sampled, SAMPLE_MAPS)]
+
+
+def without_number(name: str) -> str:
+    """Return the name of a file, of a map of the samples for one of the samples.
+
+    Example:
+        >>> without_number("case_sr_sample_03.nii.gz")
+        'case_sr_mean.nii.gz'
+    """
+    return re.sub(r"_sample_[0-9]+(?=\.|$)", f"_{SAMPLE_MAPS[0]}", name)
 
 
 def result_path(

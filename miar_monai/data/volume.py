@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +11,40 @@ import numpy as np
 from miar_monai._version import __version__
 from miar_monai.data.grid import Grid
 
-__all__ = ["Volume", "as_float", "as_stored", "dtype_among", "parts_to_save", "result_description", "uncertainty_of"]
+__all__ = [
+    "SAMPLE_MAPS",
+    "Volume",
+    "as_float",
+    "as_stored",
+    "dtype_among",
+    "parts_to_save",
+    "quantity_of",
+    "result_description",
+    "sample_maps",
+    "sampled_volumes",
+    "uncertainty_of",
+]
 
 SOFTWARE = "miar-monai"
 """Name of this package in the headers of its results."""
+
+SAMPLE_MAPS = ("mean", "std", "p05", "p95")
+"""Names of the maps of posterior samples: mean, standard deviation, and the limits of the interval of 90 %."""
+
+_QUANTITIES = {
+    "uncertainty": "expected error",
+    "mean": "mean of samples",
+    "std": "deviation of samples",
+    "p05": "5th percentile of samples",
+    "p95": "95th percentile of samples",
+}
+_DESCRIPTIONS = {
+    "uncertainty": "expected absolute error of a super-resolved image",
+    "mean": "mean of samples, detail may be invented",
+    "std": "standard deviation of samples of a super-resolved image",
+    "p05": "5th percentile of samples of a super-resolved image",
+    "p95": "95th percentile of samples of a super-resolved image",
+}
 
 
 class Volume(NamedTuple):
@@ -42,6 +72,8 @@ class Volume(NamedTuple):
             state none, or several, and for other formats.
         acquired_spacing: of a DICOM series of MR, within its slices in millimeters, as its AcquisitionMatrix states it;
             smaller voxels were interpolated by the scanner. None if unknown.
+        sampled: maps of posterior samples of a super-resolved volume by the names of `sample_maps`, in its units, each
+            (X, Y, Z), float32; None without samples.
     """
 
     array: np.ndarray
@@ -59,6 +91,7 @@ class Volume(NamedTuple):
     frame_of_reference: str = ""
     slice_thickness: float | None = None
     acquired_spacing: float | None = None
+    sampled: Mapping[str, np.ndarray] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -80,35 +113,70 @@ class Volume(NamedTuple):
 def uncertainty_of(sr: Volume) -> Volume:
     """Return the expected error of a super-resolved volume as a volume in float32."""
     assert sr.uncertainty is not None, "the volume has no uncertainty"
+    return _map_of(sr, sr.uncertainty, "uncertainty")
+
+
+def sampled_volumes(sr: Volume) -> dict[str, Volume]:
+    """Return the maps of the posterior samples of a super-resolved volume as volumes in float32, by their names."""
+    return {name: _map_of(sr, array, name) for name, array in (sr.sampled or {}).items()}
+
+
+def _map_of(sr: Volume, array: np.ndarray, name: str) -> Volume:
+    """Return values of the voxels of a super-resolved volume as a volume in float32."""
     return Volume(
-        sr.uncertainty,
+        array,
         sr.affine,
         np.dtype(np.float32),
         sr.path,
         space=sr.space,
-        description=result_description(True),
+        description=result_description(name),
         qform=sr.qform,
     )
 
 
-def result_description(is_error: bool = False) -> str:
-    """Return the description of a result, or of the map of its error, for the 80 characters of a NIfTI header.
+def sample_maps(count: int, keep: bool = False) -> list[str]:
+    """Return the names of the maps of some samples: `SAMPLE_MAPS`, and one for each sample if they are kept.
+
+    Example:
+        >>> sample_maps(2, keep=True)
+        ['mean', 'std', 'p05', 'p95', 'sample_01', 'sample_02']
+        >>> sample_maps(0)
+        []
+    """
+    names = [f"sample_{number:02}" for number in range(1, count + 1)] if keep else []
+    return [*SAMPLE_MAPS, *names] if count else []
+
+
+def result_description(name: str = "") -> str:
+    """Return the description of a result, or of one of its maps, for the 80 characters of a NIfTI header.
+
+    Args:
+        name: ``"uncertainty"`` or a name from `sample_maps`; others stand for the result and its samples.
 
     Example:
         >>> result_description().split(": ")[1]
         'super-resolved, detail may be invented'
     """
-    image, error = "super-resolved, detail may be invented", "expected absolute error of a super-resolved image"
-    return f"{SOFTWARE} {__version__}: {error if is_error else image}"
+    return f"{SOFTWARE} {__version__}: {_DESCRIPTIONS.get(name, 'super-resolved, detail may be invented')}"
 
 
 def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
-    """Return the volumes to save of a result, each with the ``quantity`` for `write_series`.
+    """Return the volumes to save of a result, each with its kind: ``"uncertainty"``, or a name of `sample_maps`.
 
-    The image, with an empty quantity, comes last: once it exists, the result is complete.
+    The image, whose kind is empty, comes last: once it exists, the result is complete.
     """
-    maps = [] if sr.uncertainty is None else [(uncertainty_of(sr), "expected error")]
-    return [*maps, (sr, "")]
+    maps = {} if sr.uncertainty is None else {"uncertainty": uncertainty_of(sr)}
+    return [*((volume, kind) for kind, volume in (maps | sampled_volumes(sr)).items()), (sr, "")]
+
+
+def quantity_of(kind: str) -> str:
+    """Return the short name of the values of a map for `write_series`, given its kind; empty for an image.
+
+    Example:
+        >>> [quantity_of(kind) for kind in ("", "p95", "sample_02")]
+        ['', '95th percentile of samples', 'sample 02']
+    """
+    return _QUANTITIES.get(kind, kind.replace("_", " "))
 
 
 def as_float(volume: Volume) -> Volume:

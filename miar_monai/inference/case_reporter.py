@@ -17,7 +17,7 @@ from monai.utils import ImageMetaKey
 
 from miar_monai.data.cases import read_case
 from miar_monai.data.outputs import ResultPaths, result_path
-from miar_monai.data.volume import Volume
+from miar_monai.data.volume import Volume, sample_maps
 from miar_monai.inference.bundle import metadata
 from miar_monai.inference.guide_checks import check_guide, guide_detail_warnings
 from miar_monai.inference.input_checks import TrainingDomain, input_warnings
@@ -99,6 +99,8 @@ class CaseReporter:
             auxiliary["uncertainty"] = paths.uncertainty
         if "labels" in data:
             auxiliary["labels"] = paths.labels
+        names = sample_maps(self.inferer.samples, self.inferer.keep_samples)
+        auxiliary |= {name: paths.sampled(name) for name in names}
         limits = limits_in_units(image, slices.intensity_range)
         found = input_warnings(lr, self._domain, slices.blur, plan, limits)
         detail = [] if self._guide is None else guide_detail_warnings(self._guide, plan.factors)

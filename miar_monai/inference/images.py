@@ -14,7 +14,7 @@ from monai.data.utils import to_affine_nd
 from torch import Tensor
 
 from miar_monai.data.checks import check_volume
-from miar_monai.data.io import Volume, check_labels, uncertainty_of
+from miar_monai.data.io import Volume, check_labels, sampled_volumes, uncertainty_of
 from miar_monai.data.nifti import check_layout, nifti_to_volume, volume_to_nifti
 from miar_monai.errors import ImageError
 from miar_monai.transforms.metatensor import with_affine
@@ -87,7 +87,11 @@ def _voxels(array: np.ndarray, num_spatial: int, expected: str, ndims: tuple[int
 
 
 def image_like(image: Image, sr: Volume) -> Any:
-    """Return a result as the same type as its input; with uncertainty, a pair of them."""
+    """Return a result as the same type as its input; with uncertainty a pair of them, with samples all by name."""
+    if sr.sampled is not None:
+        named = {"image": sr._replace(sampled=None, uncertainty=None)}
+        named |= {} if sr.uncertainty is None else {"uncertainty": uncertainty_of(sr)}
+        return {name: image_like(image, one) for name, one in (named | sampled_volumes(sr)).items()}
     if sr.uncertainty is not None:
         return image_like(image, sr._replace(uncertainty=None)), image_like(image, uncertainty_of(sr))
     if isinstance(image, MetaTensor):

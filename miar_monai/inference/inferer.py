@@ -24,30 +24,16 @@ from miar_monai.errors import ConfigurationError, SettingError, check_range, che
 from miar_monai.inference.batches import concatenate, in_batches, plain_tensor, slices_of
 from miar_monai.inference.devices import device_of, unwrapped
 from miar_monai.inference.error_model import ErrorModel
-from miar_monai.inference.slice_steps import SliceSteps, warn_of_linear_estimates
+from miar_monai.inference.samples import Sampling
+from miar_monai.inference.slice_steps import SliceFunction, SliceSteps, warn_of_linear_estimates
 from miar_monai.inference.steps import Steps, StepSettings
-from miar_monai.inference.tiling import TileFunction, blend_tiles, num_tiles
+from miar_monai.inference.tiling import TileFunction, blend_tiles, counted, num_tiles
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.decoding import Decoding
 from miar_monai.transforms.intensity_range import IntensityRange
 from miar_monai.transforms.metatensor import finer_batch
 
 __all__ = ["BeamSearchInferer"]
-
-
-SliceFunction = Callable[[Tensor, int, Tensor | None], Tensor]
-"""Maps LR slices (N, 1, h, w), the batch size and guides (N, 1, H, W) to results (N, C, H, W)."""
-
-
-def _counted(bar: tqdm, predictor: TileFunction) -> TileFunction:
-    """Return a function of tiles that moves a progress bar."""
-
-    def predict(tiles: Tensor) -> Tensor | dict[str, Tensor]:
-        result = predictor(tiles)
-        bar.update(len(tiles))
-        return result
-
-    return predict
 
 
 class BeamSearchInferer(Inferer):
@@ -212,11 +198,13 @@ class BeamSearchInferer(Inferer):
         *args: Any,
         assumed: Degradation | None = None,
         guide: Tensor | None = None,
+        sampling: Sampling | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
         """Return the result of a call and, for a `SuperResolutionNetwork`, its weight in each slice, (B · D,).
 
-        The arguments are those of a call. Unlike a call, it does not warn of noise.
+        The arguments are those of a call. Unlike a call, it does not warn of noise. With ``sampling``, the result are
+        posterior samples or their maps, as its channels: (B, C, H, W) or (B, C, H, W, D), without weights.
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
@@ -228,11 +216,12 @@ class BeamSearchInferer(Inferer):
         if assumed is None and isinstance(module, SuperResolutionNetwork):
             assumed = self.input_degradation(slices, module)
         size = self.sw_batch_size or (16 if device.type == "cuda" else 2)
+        size = max(size // len(sampling.numbers), 1) if sampling else size
         tiles = self.num_tiles(slices.shape[2], slices.shape[3], network, assumed)
         with tqdm(total=len(slices) * tiles, desc="super-resolving", unit="tile", disable=not self.progress) as bar:
-            super_resolve = self._function(network, args, kwargs, assumed, device, partial(_counted, bar))
+            super_resolve = self._function(network, args, kwargs, assumed, device, partial(counted, bar))
             parts = in_batches(
-                partial(self._process_batch, super_resolve, slices, guides),
+                partial(self._process_batch, super_resolve, slices, guides, sampling),
                 len(slices),
                 size,
                 set_progress=lambda finished: bar.update(finished * tiles - bar.n),
@@ -244,6 +233,8 @@ class BeamSearchInferer(Inferer):
         if isinstance(inputs, MetaTensor):
             scales = assumed.scales if isinstance(module, SuperResolutionNetwork) and assumed else None
             result = finer_batch(inputs, result, scales)
+        if sampling:
+            return result, None
         weight = torch.cat(super_resolve.network_weights) if isinstance(super_resolve, SliceSteps) else None
         return ({"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result), weight
 
@@ -327,21 +318,32 @@ class BeamSearchInferer(Inferer):
 
     @torch.no_grad()
     def _process_batch(
-        self, super_resolve: SliceFunction, slices: Tensor, guides: Tensor | None, part: slice, batch_size: int
+        self,
+        super_resolve: SliceFunction,
+        slices: Tensor,
+        guides: Tensor | None,
+        sampling: Sampling | None,
+        part: slice,
+        batch_size: int,
     ) -> Tensor:
-        """Super-resolve a part of LR slices (N, 1, h, w), and finish the images: (n, 1, H, W), or (n, 2, H, W)."""
-        slices = slices[part]
-        clipped = self._clipped(slices)
-        sr = super_resolve(clipped, batch_size, guides if guides is None else guides[part])
+        """Super-resolve or sample a part of LR slices (N, 1, h, w), and finish the images: (n, C, H, W)."""
+        slices, guide = slices[part], guides if guides is None else guides[part]
+        if sampling is None:
+            return self._finished(super_resolve(self._clipped(slices), batch_size, guide), slices)
+        assert isinstance(super_resolve, SliceSteps)
+        sources = sampling.generators(range(part.start, part.stop))
+        samples = super_resolve.samples(self._clipped(slices), sources, guide)  # (n, S, H, W)
+        repeated = slices.repeat_interleave(samples.shape[1], dim=0)  # (n · S, 1, h, w)
+        finished = self._finished(samples.flatten(0, 1)[:, None], repeated)  # (n · S, 1, H, W)
+        return sampling.finished(finished.view(samples.shape))
+
+    def _finished(self, sr: Tensor, slices: Tensor) -> Tensor:
+        """Finish super-resolved slices (n, 1, H, W), or (n, 2, H, W) with the error."""
         if self.degradation is not None:
-            sr = torch.cat([self._consistent(sr[:, :1], clipped.to(sr)), sr[:, 1:]], dim=1)
+            image = self.degradation.for_hr(sr).prox(sr[:, :1], self._clipped(slices).to(sr), self.damping)
+            sr = torch.cat([image, sr[:, 1:]], dim=1)
         if self.intensity_range is not None:
             sr = self.intensity_range.restore(sr, slices)
         low, high = slices.amin(dim=(1, 2, 3), keepdim=True), slices.amax(dim=(1, 2, 3), keepdim=True)
         constant = F.pad(low.to(sr), (0, 0, 0, 0, 0, sr.shape[1] - 1))  # its error is 0
         return torch.where((low == high).to(sr.device), constant, sr)
-
-    def _consistent(self, sr: Tensor, lr: Tensor) -> Tensor:
-        """Make images (N, 1, H, W) consistent with their LR slices."""
-        assert self.degradation is not None
-        return self.degradation.for_hr(sr).prox(sr, lr, self.damping)

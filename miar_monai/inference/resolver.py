@@ -15,7 +15,7 @@ from torch import Tensor
 
 from miar_monai.data.cases import read_case
 from miar_monai.data.grid_request import axis_values
-from miar_monai.data.io import Volume, read_labels
+from miar_monai.data.io import Volume, read_labels, sample_maps
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, in_one_sentence
 from miar_monai.inference.bundle import check_switches, find_bundle, metadata, weights_path
@@ -74,8 +74,10 @@ def super_resolve(
         The same type in the same units: a nibabel image for paths and nibabel images, a `MetaTensor` with the affine of
         the finer grid, or an array. Results of integer files are rounded to the dtype of the file; all others are
         float32. With ``uncertainty=True`` a pair of this type: the result, and the expected absolute error of each
-        voxel, float32 (see `miar_monai.inference.error_model`). With ``labels``, a tuple whose last item is the label
-        map on the finer grid, of the type and in the dtype of ``labels``.
+        voxel, float32 (see `miar_monai.inference.error_model`). With ``samples`` a dictionary of this type:
+        ``"image"``, ``"uncertainty"`` if requested, and float32 maps of the posterior samples by the names of
+        `miar_monai.data.volume.sample_maps`. With ``labels``, a tuple whose last item, or with samples the entry
+        ``"labels"``, is the label map on the finer grid, of the type and in the dtype of ``labels``.
 
     Raises:
         ImageError: if the image cannot be read, is constant, has NaN voxels or the wrong number of axes.
@@ -162,7 +164,7 @@ class SuperResolver:
         with self._wrap_config_errors():
             parser = _read(config, {**given, "bundle_root": str(self.bundle), "device": self.device})
             self.settings = {name: parser.get_parsed_content(name) for name in _setting_names(parser)}
-            check_switches(**{name: self.settings[name] for name in ("amp", "uncertainty", "isotropic")})
+            check_switches(**{name: self.settings[name] for name in _SWITCHES if name in self.settings})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             self.volume_inferer: VolumeInferer = parser.get_parsed_content("volume_inferer")
             for name, kind in (("inferer", BeamSearchInferer), ("volume_inferer", VolumeInferer)):
@@ -172,6 +174,8 @@ class SuperResolver:
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
                 self.network = parser.get_parsed_content("network_def")
+        if self.volume_inferer.samples:
+            self.network.check_samples()
 
     def with_settings(self, **settings: Any) -> SuperResolver:
         """Return a resolver with other settings that shares this one's network, without loading the weights again.
@@ -213,6 +217,8 @@ class SuperResolver:
         carried = carry_labels(given, prepared.plan.grids(volume.grid)[-1])
         result = self.volume(volume, prepared)
         images = image_like(image, result)
+        if isinstance(images, dict):
+            return images | {"labels": image_like(labels, carried)}
         return (*(images if result.uncertainty is not None else (images,)), image_like(labels, carried))
 
     def volume(self, volume: Volume, prepared: Prepared | None = None) -> Volume:
@@ -224,7 +230,7 @@ class SuperResolver:
 
         Returns:
             The finer volume over the same field of view, in the same units, axes and storage dtype, with
-            ``uncertainty`` if that setting is on.
+            ``uncertainty`` and ``sampled`` if these settings are on.
         """
         if prepared:
             image, plan, guide = prepared.image, prepared.plan, prepared.guide
@@ -235,7 +241,11 @@ class SuperResolver:
             data = self.postprocessing(data)
         sr = metatensor_to_volume(data["pred"])
         error = metatensor_to_volume(data["uncertainty"]).array if "uncertainty" in data else None
-        return volume._replace(array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description)
+        names = sample_maps(self.volume_inferer.samples, self.volume_inferer.keep_samples)
+        sampled = {name: metatensor_to_volume(data[name]).array for name in names} or None
+        return volume._replace(
+            array=sr.array, affine=sr.affine, uncertainty=error, description=sr.description, sampled=sampled
+        )
 
     def prepare(self, volume: Volume, guide: Volume | None = None) -> Prepared:
         """Preprocess and check a volume, and determine its degradation, before the network runs.
@@ -286,6 +296,9 @@ class SuperResolver:
     def plan(self, image: MetaTensor) -> Plan:
         """Return the passes for a preprocessed volume; its blur is measured if that is "auto"."""
         return self.volume_inferer.plan(image, self.network)
+
+
+_SWITCHES = ("amp", "uncertainty", "isotropic", "save_samples")
 
 
 def _read_image(image: Image) -> Volume:

@@ -10,15 +10,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from miar_monai.degradation import Degradation, operators
+from miar_monai.degradation import Degradation, SeparableOperator, operators
 from miar_monai.inference.steps import Steps, StepSettings
 from miar_monai.inference.tiling import MAX_BAND, Padding, TileFunction, blend_tiles, in_bands
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.networks.results import Estimate, Prediction
 
-__all__ = ["SliceSteps", "warn_of_linear_estimates"]
+__all__ = ["SliceFunction", "SliceSteps", "warn_of_linear_estimates"]
 
 logger = logging.getLogger(__name__)
+
+SliceFunction = Callable[[Tensor, int, Tensor | None], Tensor]
+"""Maps LR slices (N, 1, h, w), the batch size and guides (N, 1, H, W) to results (N, C, H, W)."""
 
 _MIN_NETWORK_WEIGHT = 0.9  # mean of all slices, below which a warning is logged
 _MAX_RECORDED = 2**20  # voxels of the HR grid of a batch; in larger ones, kernels take longer than their launch
@@ -50,18 +53,8 @@ class SliceSteps:
     def __call__(self, slices: Tensor, batch_size: int, guide: Tensor | None = None) -> Tensor:
         """Super-resolve LR slices (N, 1, h, w), in batches of tiles: (N, 1, H, W), or (N, 2, H, W) with the error."""
         side = self.network.side
-        rows, columns = (
-            Padding.of(lr_size, scale, side)
-            for lr_size, scale in zip(slices.shape[2:], self.degradation.scales, strict=True)
-        )
-        # before the inverse: replicating its ripples would make streaks
-        lr = Padding.pad(slices.to(self.device), rows, columns)
+        lr, operator, guides, rows, columns = self._prepared(slices, guide)
         shape = (rows.padded_size, columns.padded_size)
-        operator = operators((self.degradation,), shape, (lr.shape[2], lr.shape[3]), lr)
-        guides = []
-        if self.network.guide_channels:
-            guide = lr.new_zeros(len(lr), 1, rows.size, columns.size) if guide is None else guide.to(lr)
-            guides = [Padding.pad_hr(guide, rows, columns)]
         voxels = len(lr) * shape[0] * shape[1]
         if shape == (side, side) or (side is None and voxels <= MAX_BAND):
             steps = self.steps if side or voxels <= _MAX_RECORDED else self.steps.without_graphs
@@ -72,6 +65,46 @@ class SliceSteps:
         self.network_weights.append(estimate.network_weight.flatten())
         images = [estimate.image] if estimate.error is None else [estimate.image, estimate.error]
         return Padding.crop(torch.cat(images, dim=1), rows, columns)
+
+    def samples(
+        self, slices: Tensor, generators: Sequence[Sequence[torch.Generator]], guide: Tensor | None = None
+    ) -> Tensor:
+        """Return posterior samples of LR slices (N, 1, h, w), without tiles: (N, S, H, W).
+
+        Args:
+            slices: the slices.
+            generators: sources of the noise of the S samples of each slice.
+            guide: another contrast on the HR grid.
+        """
+        lr, operator, guides, *_ = self._prepared(slices, guide)
+        draws = [[self.network.white_noise(operator, [1], source) for source in row] for row in generators]
+        noise = torch.stack([torch.cat(row) for row in draws])  # (N, S, noise_channels, H', W')
+        steps = self.steps if noise[0, 0, 0].numel() <= _MAX_RECORDED else self.steps.without_graphs
+
+        def sample(*inputs: Tensor) -> Tensor:
+            size = max(MAX_BAND // inputs[0][0, 0].numel(), 1)
+            parts = zip(*(x.split(size) for x in inputs), strict=True)
+            return torch.cat([steps.samples(*part)["sample"] for part in parts])
+
+        return self.network.posterior_samples(lr, noise, operator, guides[0] if guides else None, sample)
+
+    def _prepared(
+        self, slices: Tensor, guide: Tensor | None
+    ) -> tuple[Tensor, SeparableOperator, list[Tensor], Padding, Padding]:
+        """Return padded slices on the device, their operator, their guides if the network has some, and the padding."""
+        rows, columns = (
+            Padding.of(lr_size, scale, self.network.side)
+            for lr_size, scale in zip(slices.shape[2:], self.degradation.scales, strict=True)
+        )
+        # before the inverse: replicating its ripples would make streaks
+        lr = Padding.pad(slices.to(self.device), rows, columns)
+        shape = (rows.padded_size, columns.padded_size)
+        operator = operators((self.degradation,), shape, (lr.shape[2], lr.shape[3]), lr)
+        guides = []
+        if self.network.guide_channels:
+            guide = lr.new_zeros(len(lr), 1, rows.size, columns.size) if guide is None else guide.to(lr)
+            guides = [Padding.pad_hr(guide, rows, columns)]
+        return lr, operator, guides, rows, columns
 
     def _predict_parts(self, batch_size: int, images: Tensor, condition: Tensor) -> Prediction:
         """Return the prediction for images (N, C, H, W) of any size, by tiles or in bands."""

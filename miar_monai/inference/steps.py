@@ -42,13 +42,15 @@ class StepSettings(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Two functions from tensors to named tensors, so that each can be a CUDA graph."""
+    """Functions from tensors to named tensors, so that each can be a CUDA graph."""
 
     of_slices: Callable[..., dict[str, Tensor]]
     """LR slices (N, 1, h, w), the tensors of their operator and, for a network with a guide, guides (N, 1, H, W): the
     fields of an `Estimate`. Slices of a network with tiles are of one tile."""
     of_tiles: Callable[..., dict[str, Tensor]]
     """Images (N, 1 + guide_channels, H, W) and conditions (N, C, 1, 1) of tiles: maps and entropy of a `Prediction`."""
+    samples: Callable[..., dict[str, Tensor]]
+    """Images, conditions and noise (N, noise_channels, H', W') of slices: ``"sample"``, (N, 1, H, W), uncorrected."""
 
     @classmethod
     def of(cls, network: SuperResolutionNetwork, settings: StepSettings, precision: torch.dtype | None) -> Steps:
@@ -63,12 +65,15 @@ class Steps(NamedTuple):
         decoding = settings.decoding
         batches = count(decoding.seed)  # a different seed for each batch of tiles
 
-        def predict(images: Tensor, condition: Tensor) -> Prediction:
-            seeded = replace(decoding, seed=next(batches)) if decoding.is_stochastic else decoding
+        def current() -> SuperResolutionNetwork:
             if layers is not network:
                 layers.cast_from(network)  # training may have changed its weights in place
+            return layers
+
+        def predict(images: Tensor, condition: Tensor) -> Prediction:
+            seeded = replace(decoding, seed=next(batches)) if decoding.is_stochastic else decoding
             with torch.autocast(images.device.type, enabled=False):
-                return layers.predict(images, condition, seeded, with_entropy=settings.error_model is not None)
+                return current().predict(images, condition, seeded, with_entropy=settings.error_model is not None)
 
         def of_slices(lr: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
             guide = tensors[-1] if network.guide_channels else None
@@ -78,7 +83,11 @@ class Steps(NamedTuple):
         def of_tiles(images: Tensor, condition: Tensor) -> dict[str, Tensor]:
             return _fields(predict(images, condition)._replace(tokens=None, score=None))
 
-        return cls(of_slices, of_tiles)
+        def samples(images: Tensor, condition: Tensor, noise: Tensor) -> dict[str, Tensor]:
+            with torch.autocast(images.device.type, enabled=False):
+                return {"sample": current().sample(images, condition, noise)}
+
+        return cls(of_slices, of_tiles, samples)
 
     def as_graphs(self) -> Steps:
         """Return the steps as CUDA graphs, recorded once per set of shapes."""

@@ -10,16 +10,28 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor
+from tqdm import tqdm
 
 from miar_monai.data.grid import resized_size
 
-__all__ = ["MAX_BAND", "Padding", "TileFunction", "blend_tiles", "in_bands", "num_tiles"]
+__all__ = ["MAX_BAND", "Padding", "TileFunction", "blend_tiles", "counted", "in_bands", "num_tiles"]
 
 MAX_BAND = 2**22  # voxels of the HR grid that are predicted at once, for example one image of 2048 x 2048
 
 Output = TypeVar("Output", Tensor, dict[str, Tensor])
 TileFunction: TypeAlias = Callable[[Tensor], Any]
 """Maps tiles (n, C, side, side) to a tensor (n, ...), or to tensors by name."""
+
+
+def counted(bar: tqdm, predictor: TileFunction) -> TileFunction:
+    """Return a function of tiles that moves a progress bar."""
+
+    def predict(tiles: Tensor) -> Tensor | dict[str, Tensor]:
+        result: Tensor | dict[str, Tensor] = predictor(tiles)
+        bar.update(len(tiles))
+        return result
+
+    return predict
 
 
 def num_tiles(size: int, side: int, overlap: float) -> int:

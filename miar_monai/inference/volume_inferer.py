@@ -15,19 +15,23 @@ from torch import Tensor
 
 from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
+from miar_monai.data.io import sample_maps
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError, SettingError, check_choice, check_range
+from miar_monai.errors import ConfigurationError, SettingError, check_choice, check_range, check_whole
 from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
 from miar_monai.inference.batches import plain_tensor
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.inference.passes import Pass, Plan, plan_passes
+from miar_monai.inference.samples import Sampling, summarized
 from miar_monai.inference.slice_steps import warn_of_linear_estimates
 from miar_monai.networks import SuperResolutionNetwork
 from miar_monai.transforms.guide import resample_guide
 from miar_monai.transforms.metatensor import grid_of, with_affine
 
 __all__ = ["VolumeInferer", "check_has_guide"]
+
+_BLOCK = 16  # layers of the samples of a volume that are summarized at once
 
 
 class VolumeInferer(Inferer):
@@ -41,6 +45,10 @@ class VolumeInferer(Inferer):
     With uncertainty, the expected errors of the planes that are averaged are averaged too, as if their errors were the
     same, which is an upper bound. Those of successive stages are independent, and are combined in quadrature.
 
+    With samples, the posterior distribution is sampled too, by a network that was trained for it. Where a stage has two
+    planes, they sample in turn: a mean of two samples would have half their variance. Each sample passes through all
+    stages. If there are several passes, all samples are in memory at the same time.
+
     Args:
         inferer: super-resolves the slices.
         factor: how many times finer the patient axes become, from 1 to 8, whole or not: one number, or three for
@@ -51,6 +59,10 @@ class VolumeInferer(Inferer):
             headers or, without one, the distance of the slices.
         slice_profile: the slice profile to assume: ``"slr"`` (Shinnar-Le Roux pulses of MRI), ``"gaussian"`` (helical
             CT) or ``"box"``; see `miar_monai.inference.acquisition.SLICE_PROFILES`.
+        samples: number of posterior samples, at least 2, or 0 for none.
+        seed: seed of their noise; the same seed gives the same samples, on a CPU and a GPU up to rounding.
+        keep_samples: return the samples too, not only their maps.
+        interval_factor: widens the interval, see `miar_monai.inference.samples.SampleSummary`.
 
     Raises:
         SettingError: if a setting is out of range or unknown, or more than one of factor, spacing and isotropic is
@@ -72,14 +84,30 @@ class VolumeInferer(Inferer):
         isotropic: bool = False,
         slice_thickness: float | None = None,
         slice_profile: str = SLICE_PROFILES[0],
+        samples: int = 0,
+        seed: int = 0,
+        keep_samples: bool = False,
+        interval_factor: float = 1.0,
     ) -> None:
         self.inferer = inferer
         self.request = GridRequest.of(factor, spacing, isotropic)
         if slice_thickness is not None:
             check_range("slice_thickness", slice_thickness, 0, float("inf"))
         check_choice("slice_profile", slice_profile, SLICE_PROFILES)
+        for name, value in (("samples", samples), ("sampling_seed", seed)):
+            check_range(name, value, 0, 2**63 - 1)
+            check_whole(name, value)
+        if samples == 1:
+            raise SettingError("samples is 1, but at least 2 are needed for a spread; request more, or 0 for none.")
+        if keep_samples and not samples:
+            raise SettingError("save_samples is on, but samples is 0; request some, or turn save_samples off.")
+        check_range("interval_factor", interval_factor, 0, float("inf"))
         self.slice_thickness = slice_thickness
         self.slice_profile = slice_profile
+        self.samples = int(samples)
+        self.seed = int(seed)
+        self.keep_samples = keep_samples
+        self.interval_factor = interval_factor
 
     def plan(self, image: Tensor, network: SuperResolutionNetwork) -> Plan:
         """Return the passes for a volume, whose blur is measured if the setting of the inferer is "auto".
@@ -128,11 +156,12 @@ class VolumeInferer(Inferer):
             **kwargs: ignored.
 
         Returns:
-            The result on the finer grid, (1, 1, X', Y', Z'), or a dictionary as from the inferer of the slices.
+            The result on the finer grid, (1, 1, X', Y', Z'), or a dictionary as from the inferer of the slices. With
+            samples, it also has the maps of these by the names of `miar_monai.data.volume.sample_maps`.
 
         Raises:
             ConfigurationError: if ``inputs`` has another shape.
-            SettingError: if the requested grid is not possible for this volume, or the network has no guide.
+            SettingError: if the requested grid is not possible for this volume, or the network has no guide or samples.
         """
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise ConfigurationError(
@@ -140,33 +169,70 @@ class VolumeInferer(Inferer):
                 " pass volumes one by one."
             )
         check_has_guide(network, guide)
+        if self.samples:
+            unwrapped(network).check_samples()  # type: ignore[attr-defined]
         on_grid = partial(_on_grid, guide[0]) if isinstance(guide, Tensor) else guide
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
         grids = plan.grids(grid_of(inputs[0]))
+        guides = [None if on_grid is None else on_grid(grid)[None] for grid in grids[1:]]
         volume, weights = {"image": plain_tensor(inputs)}, []
-        for stage, grid in zip(plan.stages, grids[1:], strict=True):
-            results, other = [], None if on_grid is None else on_grid(grid)[None]
+        for stage, grid, other in zip(plan.stages, grids[1:], guides, strict=True):
+            results = []
             for one in stage:
                 result, weight = self._slices(volume["image"], other, one, grid, network)
                 results.append(result)
                 weights.append(weight)
             volume = _later(volume, _mean(results))
-        warn_of_linear_estimates(weights)
+        warn_of_linear_estimates([weight for weight in weights if weight is not None])
+        if self.samples:
+            maps = self._sampled(plain_tensor(inputs), guides, plan, grids, network)
+            volume |= dict(zip(sample_maps(self.samples, self.keep_samples), maps.split(1, dim=1), strict=True))
         if isinstance(inputs, MetaTensor):
             affine = grids[-1].affine.reshape(tuple(inputs.affine.shape))
             volume = {name: with_affine(inputs, x, affine) for name, x in volume.items()}
-        return volume if self.inferer.uncertainty else volume["image"]
+        return volume if self.inferer.uncertainty or self.samples else volume["image"]
+
+    def _sampled(
+        self,
+        image: Tensor,
+        guides: list[Tensor | None],
+        plan: Plan,
+        grids: list[Grid],
+        network: Callable[..., Tensor],
+    ) -> Tensor:
+        """Return the maps of the samples of a volume (1, 1, X, Y, Z): (1, C, X', Y', Z')."""
+        first = Sampling(self.seed, (), factor=self.interval_factor, keep=self.keep_samples)
+        if sum(map(len, plan.stages)) == 1:
+            sampling = first._replace(numbers=tuple(range(self.samples)), summarize=True)
+            return self._slices(image, guides[0], plan.stages[0][0], grids[1], network, sampling)[0]["image"]
+        volumes = [image] * self.samples
+        for number, (stage, grid, guide) in enumerate(zip(plan.stages, grids[1:], guides, strict=True)):
+            for i, one in enumerate(stage):
+                own = tuple(range(i, self.samples, len(stage)))
+                # all samples have the same input in the first stage, and each has its own in a later one
+                for numbers in [own] if number == 0 else [(each,) for each in own]:
+                    sampling = first._replace(numbers=numbers, stage=number)
+                    result, _ = self._slices(volumes[numbers[0]], guide, one, grid, network, sampling)
+                    for each, sample in zip(numbers, result["image"].split(1, dim=1), strict=True):
+                        volumes[each] = sample
+        blocks = zip(*(volume.split(_BLOCK, dim=2) for volume in volumes), strict=True)
+        return torch.cat([summarized(torch.cat(x, 1), self.interval_factor, self.keep_samples) for x in blocks], 2)
 
     def _slices(
-        self, volume: Tensor, guide: Tensor | None, one: Pass, grid: Grid, network: Callable[..., Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self,
+        volume: Tensor,
+        guide: Tensor | None,
+        one: Pass,
+        grid: Grid,
+        network: Callable[..., Tensor],
+        sampling: Sampling | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Super-resolve the slices of a volume (1, 1, X, Y, Z) in one plane; also return the weights of the network."""
         axes = [2 + grid.patient_axes.index(axis) for axis in one.plane]
         guide = guide if guide is None else guide.movedim(axes, (2, 3))
         result, weight = self.inferer.super_resolve(
-            volume.movedim(axes, (2, 3)), network, assumed=one.degradation, guide=guide
+            volume.movedim(axes, (2, 3)), network, assumed=one.degradation, guide=guide, sampling=sampling
         )
-        assert weight is not None
         named = result if isinstance(result, Mapping) else {"image": result}
         return {name: x.movedim((2, 3), axes) for name, x in named.items()}, weight
 

@@ -20,8 +20,9 @@ from requests import RequestException
 from miar_monai.data.cases import temporary_folder, unpacked
 from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import is_miar_result, write_series
-from miar_monai.data.io import as_float, parts_to_save, volume_stem, write_volume
+from miar_monai.data.io import as_float, parts_to_save, quantity_of, volume_stem, write_volume
 from miar_monai.data.outputs import UNCERTAINTY_POSTFIX
+from miar_monai.data.volume import SAMPLE_MAPS
 from miar_monai.errors import OutputError
 from miar_monai.inference.report import derivation
 from miar_monai.monailabel_app.task import Result
@@ -143,11 +144,11 @@ class ResultStore:
         self._lock = Lock()
 
     def save(self, result: Result, datastore: Datastore) -> dict[str, str]:
-        """Save a result and its uncertainty, if any.
+        """Save a result, and its uncertainty and the maps of its samples, if any.
 
         Returns:
-            ``image`` and ``uncertainty_image``, their ids in the datastore: for a PACS, the SeriesInstanceUIDs of the
-            new series.
+            ``image``, ``uncertainty_image``, ``mean_image`` and so on, their ids in the datastore: for a PACS, the
+            SeriesInstanceUIDs of the new series.
 
         Raises:
             ImageError: if the datastore is a PACS and the source is not a DICOM series.
@@ -160,20 +161,21 @@ class ResultStore:
 
 
 def _add_images(result: Result, datastore: Datastore) -> dict[str, str]:
-    """Add ``<image>_sr`` and, if any, ``<image>_sr_uncertainty``; further results of an image are numbered."""
+    """Add ``<image>_sr`` and, if any, its maps, ``<image>_sr_uncertainty``; further results are numbered."""
     name, (method, _) = volume_stem(result.lr.path), _method(result)
     result_name, i = f"{name}_sr", 1
     # a map must not be combined with the image of another result
-    while any(datastore.get_image_info(f"{result_name}{suffix}") for suffix in ("", UNCERTAINTY_POSTFIX)):
+    suffixes = ["", UNCERTAINTY_POSTFIX, *(f"_{kind}" for kind in SAMPLE_MAPS)]
+    while any(datastore.get_image_info(f"{result_name}{suffix}") for suffix in suffixes):
         i += 1
         result_name = f"{name}_sr{i}"
     added = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
-        for volume, quantity in parts_to_save(result.sr):
-            image = f"{result_name}{UNCERTAINTY_POSTFIX}" if quantity else result_name
+        for volume, kind in parts_to_save(result.sr):
+            image = f"{result_name}_{kind}" if kind else result_name
             file = write_volume(Path(folder, f"{image}.nii.gz"), as_float(volume))
-            info = {_ORIGIN: name, "derivation": method, "quantity": quantity}
-            added[_response_key(quantity)] = str(datastore.add_image(image, str(file), info))
+            info = {_ORIGIN: name, "derivation": method, "quantity": quantity_of(kind)}
+            added[_response_key(kind)] = str(datastore.add_image(image, str(file), info))
     return added
 
 
@@ -184,9 +186,9 @@ def _add_series(result: Result, datastore: DICOMWebDatastore) -> dict[str, str]:
     headers, (method, guide) = source_headers(result.lr), _method(result)
     images = {}
     with tempfile.TemporaryDirectory(prefix="miar-") as folder:
-        for volume, quantity in parts_to_save(result.sr):
-            key = _response_key(quantity)
-            written = write_series(Path(folder, key), volume, headers, method, quantity=quantity, guide=guide)
+        for volume, kind in parts_to_save(result.sr):
+            key = _response_key(kind)
+            written = write_series(Path(folder, key), volume, headers, method, quantity=quantity_of(kind), guide=guide)
             images[key] = [dcmread(file) for file in sorted(written.iterdir())]
         try:  # in one request; the datastore itself stores only segmentations
             datastore._client.store_instances([image for series in images.values() for image in series])
@@ -205,6 +207,6 @@ def _method(result: Result) -> tuple[str, Guide | None]:
     return derivation(result.resolver, guide.name if guide else ""), guide
 
 
-def _response_key(quantity: str) -> str:
+def _response_key(kind: str) -> str:
     """Return the key of the id of a saved volume in the response."""
-    return "uncertainty_image" if quantity else "image"
+    return f"{kind}_image" if kind else "image"

@@ -57,7 +57,7 @@ class SuperResolutionTask(InferTask):
     """
 
     displayable_configs = (
-        *("lookahead_tokens", "fidelity", "blur", "uncertainty"),
+        *("lookahead_tokens", "fidelity", "blur", "uncertainty", "samples", "sampling_seed"),
         *("factor", "spacing", "isotropic", "slice_thickness", "slice_profile"),
     )
 

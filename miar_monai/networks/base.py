@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation, SeparableOperator
+from miar_monai.errors import SettingError
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.linear import DataConsistency, LinearInverse, NoiseModel
 from miar_monai.networks.results import ErrorEstimator, Estimate, Observation, Prediction
@@ -43,6 +44,9 @@ class SuperResolutionNetwork(nn.Module):
 
     guide_channels = 0
     """Number of guides that the network accepts, 0 or 1."""
+
+    noise_channels = 0
+    """Channels of the noise of a network that samples the posterior distribution, otherwise 0."""
 
     def __init__(
         self,
@@ -138,8 +142,34 @@ class SuperResolutionNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def sample(self, images: Tensor, condition: Tensor, noise: Tensor) -> Tensor:
+        """Return an uncorrected sample of the posterior distribution of each image: (B, 1, H, W).
+
+        Args:
+            images: see `predict`.
+            condition: see `condition`.
+            noise: white noise, (B, noise_channels, H', W'); see `white_noise`.
+
+        Raises:
+            SettingError: if the network has no samples.
+        """
+        self.check_samples()
+        raise NotImplementedError
+
+    def check_samples(self) -> None:
+        """Check that the network samples the posterior distribution.
+
+        Raises:
+            SettingError: if it does not.
+        """
+        if not self.noise_channels:
+            raise SettingError(
+                f"this {type(self).__name__} was not trained to sample, but samples were requested; use an Estimator"
+                " with noise_channels, from train_posterior.json, or request none."
+            )
+
     def correct(self, maps: Tensor, observed: Observation) -> Tensor:
-        """Correct output maps (B, 2, H, W) by the back end, in the precision of the LR slices."""
+        """Correct output maps (B, C, H, W) by the back end, in the precision of the LR slices."""
         return self.back_end(maps.to(observed.lr.dtype), observed)
 
     def finish(
@@ -163,18 +193,28 @@ class SuperResolutionNetwork(nn.Module):
             error_model: predicts the error of the image; one that uses the entropy of tokens needs a prediction with
                 entropy.
         """
-        departure = (prediction.maps - observed.linear).abs().amax(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-        darkest, brightest = (extreme(dim=(2, 3), keepdim=True) for extreme in (observed.lr.amin, observed.lr.amax))
-        sound = departure <= _MAX_DEPARTURE * (brightest - darkest).clamp(min=1)  # False for NaN
-        observed = observed._replace(network_weight=observed.network_weight * sound)
-        maps = self.correct(torch.where(sound, prediction.maps, observed.linear), observed)
-        maps = observed.operator.bounded(maps, darkest)
+        sound = self._sound(prediction.maps, observed).all(dim=1, keepdim=True)  # (B, 1, 1, 1)
+        maps, network_weight = self._finished(prediction.maps, observed, sound)
         perceptual, faithful = maps.split(1, dim=1)
         image = torch.lerp(perceptual, faithful, fidelity)
-        estimate = Estimate(image, perceptual, faithful, observed.network_weight)
+        estimate = Estimate(image, perceptual, faithful, network_weight)
         if error_model is None:
             return estimate
         return estimate._replace(error=error_model(estimate, prediction.entropy, observed.suppressed_by_noise))
+
+    @staticmethod
+    def _sound(maps: Tensor, observed: Observation) -> Tensor:
+        """Return on which maps (B, C, H, W) the network has not diverged: (B, C, 1, 1)."""
+        departure = (maps - observed.linear).abs().amax(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        span = observed.lr.amax(dim=(2, 3), keepdim=True) - observed.lr.amin(dim=(2, 3), keepdim=True)
+        return departure <= _MAX_DEPARTURE * span.clamp(min=1)  # False for NaN
+
+    def _finished(self, maps: Tensor, observed: Observation, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Return corrected and bounded maps, (B, C, H, W), and the weight of the network in each, (B, 1 or C, 1, 1)."""
+        observed = observed._replace(network_weight=observed.network_weight * sound)
+        corrected = self.correct(torch.where(sound, maps, observed.linear), observed)
+        darkest = observed.lr.amin(dim=(2, 3), keepdim=True)
+        return observed.operator.bounded(corrected, darkest), observed.network_weight
 
     @torch.no_grad()
     def super_resolve(
@@ -205,6 +245,76 @@ class SuperResolutionNetwork(nn.Module):
         observed = self.observe(lr, operator, guide)
         predict = predict or partial(self.predict, decoding=decoding, with_entropy=error_model is not None)
         return self.finish(predict(observed.images, self.condition(observed)), observed, fidelity, error_model)
+
+    def white_noise(
+        self, operator: SeparableOperator, shape: Sequence[int], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw white Gaussian noise for samples of the images of an operator.
+
+        Args:
+            operator: operator of the degradation.
+            shape: number of images, or of images and of samples of each: (B,) or (B, N).
+            generator: source of the noise, on any device; the default one of the operator's device by default.
+
+        Returns:
+            (B, noise_channels, H', W') or (B, N, noise_channels, H', W'), on the device of the operator, with H' and W'
+            the sizes of the images rounded up to multiples of ``stride``.
+
+        Raises:
+            SettingError: if the network has no samples.
+        """
+        self.check_samples()
+        size = [side + -side % self.stride for side in operator.hr_shape]
+        device = operator.rows.matrix.device
+        noise = torch.randn(
+            *shape, self.noise_channels, *size, generator=generator, device=generator.device if generator else device
+        )
+        return noise.to(device)
+
+    @torch.no_grad()
+    def posterior_samples(
+        self,
+        lr: Tensor,
+        noise: Tensor,
+        operator: SeparableOperator | None = None,
+        guide: Tensor | None = None,
+        sample: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Return samples of the posterior distribution of super-resolved images, corrected and bounded as in `finish`.
+
+        A sample on which the network has diverged is the linear estimate.
+
+        Args:
+            lr: LR slices, (B, 1, h, w).
+            noise: white noise of each sample, (B, N, noise_channels, H', W'); see `white_noise`.
+            operator: operator of the degradation; that of ``self.degradation`` by default.
+            guide: another contrast on the HR grid; see `observe`.
+            sample: maps images (B · N, 1 + guide_channels, H, W), conditions (B · N, C, 1, 1) and noise
+                (B · N, noise_channels, H', W') to uncorrected samples (B · N, 1, H, W); `sample` by default.
+
+        Returns:
+            (B, N, H, W). The same noise gives the same samples.
+
+        Raises:
+            SettingError: if the network has no samples.
+
+        Example:
+            >>> from miar_monai.networks import Estimator
+            >>> network = Estimator(channels=(8, 16), blocks=(1, 1), noise_channels=1).eval()
+            >>> lr = torch.rand(2, 1, 8, 7)
+            >>> operator = network.degradation.for_lr(lr)
+            >>> noise = network.white_noise(operator, (2, 5), torch.Generator().manual_seed(0))
+            >>> network.posterior_samples(lr, noise, operator).shape
+            torch.Size([2, 5, 32, 28])
+        """
+        observed = self.observe(lr, operator, guide)
+        count = noise.shape[1]
+        images, condition = (
+            x.repeat_interleave(count, dim=0) for x in (observed.images, self.condition(observed))
+        )  # (B · N, C, H, W)
+        samples = (sample or self.sample)(images, condition, noise.flatten(0, 1)).unflatten(0, (len(lr), count))
+        samples = samples.squeeze(2)  # (B, N, H, W)
+        return self._finished(samples, observed, self._sound(samples, observed))[0]
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve LR images (B, 1, h, w) by greedy decoding: (B, 1, H, W)."""

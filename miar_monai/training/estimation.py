@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from miar_monai.degradation import OperatorFamily
 from miar_monai.errors import check_range
 from miar_monai.networks import Estimator
+from miar_monai.networks.results import Observation
 
 __all__ = ["EstimatorObjective"]
 
@@ -75,6 +76,17 @@ class EstimatorObjective(nn.Module):
             hr: HR images, (B, 1, H, W), H and W as the family has them.
             guide: another contrast of each, (B, 1, H, W); 0 where there is none.
         """
+        observed = self.observe(hr, guide)
+        maps = self.network.maps(observed.images, self.network.condition(observed))[:, :2]
+        return self.losses(self.network.correct(maps, observed).float(), hr)
+
+    def observe(self, hr: Tensor, guide: Tensor | None = None) -> Observation:
+        """Degrade HR images, each by an operator and noise of its own, and observe the LR images.
+
+        Args:
+            hr: HR images, (B, 1, H, W).
+            guide: another contrast of each, some of which are left out.
+        """
         one_each = (len(hr), 1, 1, 1)
         drawn = self.family.sample(len(hr))
         operator = self.family.select(drawn)
@@ -85,9 +97,11 @@ class EstimatorObjective(nn.Module):
         if guide is not None:
             guide = guide * (torch.rand(one_each, device=hr.device) < self.guide_prob)
         assumed = self.family.select(self.family.mistaken(drawn, self.mismatch_prob))
-        observed = self.network.observe(lr, assumed, guide)
-        maps = self.network.maps(observed.images, self.network.condition(observed))
-        perceptual, faithful = self.network.correct(maps, observed).float().split(1, dim=1)
+        return self.network.observe(lr, assumed, guide)
+
+    def losses(self, maps: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """Return the named losses of corrected maps, the perceptual and the faithful one, (B, 2, H, W)."""
+        perceptual, faithful = maps.split(1, dim=1)
         parts = {
             "faithful_loss": F.l1_loss(faithful, hr),
             "perceptual_loss": self.reconstruction(perceptual, hr),

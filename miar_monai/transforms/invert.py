@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from miar_monai.data.io import result_description
+from miar_monai.data.volume import SAMPLE_MAPS
 from miar_monai.transforms.intensity import ScaleIntensityWindow
 from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, resampled
 
@@ -21,10 +22,11 @@ __all__ = ["InvertSuperResolutiond", "SplitUncertaintyd"]
 
 
 class SplitUncertaintyd(MapTransform):
-    """Move the expected error of a prediction, if it has one, to another key.
+    """Move the expected error of a prediction, and the maps of its samples, if it has any, to other keys.
 
     Args:
-        keys: key of the prediction, an image (1, X', Y', Z'), or ``"image"`` and ``"error"`` by name.
+        keys: key of the prediction, an image (1, X', Y', Z'), or ``"image"``, ``"error"`` and maps of samples by name;
+            the names of these are their keys.
         uncertainty_key: key of the error.
         allow_missing_keys: ignore missing predictions.
 
@@ -47,7 +49,11 @@ class SplitUncertaintyd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(data):
             if isinstance(data[key], Mapping):
-                result[key], result[self.uncertainty_key] = data[key]["image"], data[key]["error"]
+                maps = dict(data[key])
+                result[key] = maps.pop("image")
+                if "error" in maps:
+                    result[self.uncertainty_key] = maps.pop("error")
+                result |= maps
         return result
 
 
@@ -65,7 +71,7 @@ class InvertSuperResolutiond(MapTransform):
         transform: the preprocessing of ``orig_key``; its invertible parts are inverted.
         orig_key: key of the network's input, a `MetaTensor` (1, X, Y, Z).
         difference_keys: the keys of differences of intensities, such as errors: scaled without an offset, and written
-            in float32.
+            in float32, as the maps of samples are.
         allow_missing_keys: ignore missing predictions.
     """
 
@@ -85,18 +91,19 @@ class InvertSuperResolutiond(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with the predictions in the units and the orientation of the input."""
         inverted = {
-            key: self._invert(data[key], data[self.orig_key], key in self.difference_keys)
+            key: self._invert(data[key], data[self.orig_key], str(key), key in self.difference_keys)
             for key in self.key_iterator(data)
         }
         return {**data, **inverted}
 
-    def _invert(self, prediction: Tensor, image: MetaTensor, is_difference: bool) -> MetaTensor:
+    def _invert(self, prediction: Tensor, image: MetaTensor, key: str, is_difference: bool) -> MetaTensor:
         placed: Any = resampled(image, prediction.detach().cpu())
         placed.applied_operations = deepcopy(image.applied_operations)
-        placed.meta[DESCRIPTION_KEY] = result_description(is_difference)
+        placed.meta[DESCRIPTION_KEY] = result_description(key)
+        if is_difference or key in SAMPLE_MAPS:
+            placed.meta[DTYPE_KEY] = "float32"
         if is_difference:
             ScaleIntensityWindow.remove_offset(placed)
-            placed.meta[DTYPE_KEY] = "float32"
         elif float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
             placed = placed.clamp(min=zero)
         with allow_missing_keys_mode(self.transform):

@@ -1,4 +1,4 @@
-"""A slice by several methods, side by side."""
+"""A slice by several methods, side by side, and its posterior samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from miar_monai.visualize.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["sharpest_square", "side_by_side"]
+__all__ = ["enlarged_panels", "sharpest_square", "side_by_side"]
 
 
 def sharpest_square(image: np.ndarray, side: int) -> tuple[int, int]:
@@ -107,6 +107,56 @@ def side_by_side(
         _color_bar(free, shown, f"intensity{in_units}", 0.75)
         if errors:
             _color_bar(free, difference, f"|error|{in_units}", 0.25)
+    return Path(path)
+
+
+def enlarged_panels(
+    images: Mapping[str, np.ndarray],
+    differences: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    columns: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    truth: str = "truth",
+    overwrite: bool = False,
+) -> Path:
+    """Draw the part of a slice with the strongest edges in many panels: images, then differences of intensities.
+
+    Gray values range from the minimum to the 99.8th percentile of the truth, differences from 0 to their largest 99.8th
+    percentile.
+
+    Args:
+        images: slices of RAS+ volumes by title, (X, Y), all of one size; one of them is the truth.
+        differences: differences of intensities, such as errors and standard deviations, of the same size.
+        path: the picture; its folder is created if needed.
+        columns: number of panels in a row.
+        spacing: of the voxels along X and Y, in millimeters.
+        truth: title of the truth among the images.
+        overwrite: replace an existing file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigurationError: if there is no image with the title of the truth.
+        OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
+    """
+    if truth not in images:
+        raise ConfigurationError(f"there is no panel {truth!r}, only {list(images)}: give the title of the truth.")
+    hr, panels = images[truth], {**images, **differences}
+    extent, zoom = (hr.shape[0] * spacing[0], hr.shape[1] * spacing[1]), _enlarged(hr, spacing)
+    worst = max((float(np.percentile(x, 99.8)) for x in differences.values()), default=1.0)
+    gray, hot = color_levels("gray", 64, hr.min(), np.percentile(hr, 99.8)), color_levels("magma", 24, 0, worst)
+    rows = -(-len(panels) // columns)
+    with page_figure(path, rows * (PAGE_WIDTH / columns + LINE_HEIGHT), overwrite) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for ax, (title, image) in zip(axes.flat, panels.items(), strict=False):
+            shown = draw_slice(ax, image, extent, hot if title in differences else gray)
+            ax.set(xlim=zoom[0], ylim=zoom[1], title=title)
+        if differences:  # their scale, in the last of them
+            bar = figure.colorbar(shown, cax=ax.inset_axes((0.05, 0.12, 0.6, 0.04)), orientation="horizontal")
+            bar.ax.tick_params(colors="white")
     return Path(path)
 
 

@@ -42,11 +42,16 @@ from miar_monai.inference.bundle import ALIASES, check_command_line, check_switc
 SCHEMA = Path(__file__).parent / "meta_schema_20240725.json"
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised inside PyTorch
 ALL = (*NAMES, TOKENS)
-WORKFLOWS = ("train", "train_stage1", "inference", "evaluate")
+WORKFLOWS = ("train", "train_stage1", "train_estimator", "inference", "evaluate")
 PEERS = BUNDLES.parent / "benchmarks" / "peers"
 CONFIGS: list[tuple[str, Path | None]] = [
     *((kind, None) for kind in WORKFLOWS),
-    *((name.removeprefix("multi_gpu_").removeprefix("paper_"), Path("configs", f"{name}.json")) for name in OVERLAYS),
+    *(
+        (name.removeprefix("multi_gpu_").removeprefix("paper_"), Path("configs", f"{name}.json"))
+        for name in OVERLAYS
+        if name != "train_posterior"
+    ),
+    ("train_estimator", Path("configs", "train_posterior.json")),
     *(("train", path) for path in sorted(PEERS.glob("*.json"))),
 ]
 
@@ -77,6 +82,14 @@ def test_references_and_overridden_ids_exist(kind: str, overlay: Path | None, na
         "validate#evaluator#prepare_batch",
         "datalist#contrasts",
     }  # of a guide
+    new |= {
+        "voxel_weight",
+        "patch_weight",
+        "feature_weight",
+        "num_filters",
+        "score",
+        "objective_def#score",
+    }  # of samples
     transforms = ("central_slices", "center_crop", "train#padding", "validate#central_slices")
     new |= {f"{transform}#allow_missing_keys" for transform in transforms}  # a guide can be missing
     parser.read_config(config(name, kind))

@@ -20,7 +20,9 @@ from helpers.bundle_runs import (
     TOKENS,
     arguments,
     command,
+    config,
     has_estimator,
+    parsed,
     quick_command,
     tiny_checkpoint,
     tiny_tokenizer_file,
@@ -33,6 +35,7 @@ from miar_monai.cli.main import main
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.inference.volume_inferer import VolumeInferer
+from miar_monai.networks.weights import load_weights
 from miar_monai.transforms import ScaleIntensityRobust
 
 
@@ -92,6 +95,24 @@ def test_train_both_stages_evaluate_and_infer(name: str, tmp_path: Path) -> None
     assert inferred.returncode == 0, inferred.stderr
     assert "Traceback" not in inferred.stderr
     assert [path.name for path in (out / "sr").iterdir()] == ["lr_sr.nii.gz"]
+
+
+def test_an_estimator_learns_to_sample(tmp_path: Path) -> None:
+    name, data = "miar_brats", write_dataset("miar_brats", tmp_path / "data")
+    files = str([config(name, kind) for kind in ("train_estimator", "train_posterior")])
+    plain = tiny_checkpoint(tmp_path, name)
+    done = quick_command(
+        *arguments(
+            name, "train_estimator", tmp_path, run_id="training", config_file=files, pretrained=plain, feature_weight=0,
+            dataset_dir=data, output_dir=tmp_path / "out",
+        ),
+        folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "spread_over_skill 0.0000" in done.stdout  # before the first step
+    sampling = parsed(name, "train_estimator", "network_def", noise_channels=2)
+    load_weights(sampling, tmp_path / "out" / "model.pt", "")
+    assert (sampling.unet.noise_layers[0].weight != 0).any()
 
 
 OBLIQUE = np.array([[0.1, 0.02, 2.4, -30], [-0.85, 0.1, 0.3, 40], [0.08, 0.9, 0.1, -7], [0, 0, 0, 1]])

@@ -70,6 +70,8 @@ def test_labels_of_a_series_are_a_file_beside_the_new_series(bundle: Path, tmp_p
     labels, result = read_labels("out/ct_sr_labels.nii.gz"), read_volume("out/ct_sr")
     assert labels.affine == pytest.approx(result.affine, abs=1e-3)
     assert labels.array.shape == result.array.shape
+    again = sr(bundle, folder, "--labels", "mask.nii.gz", "--out-format", "dicom", "-o", "out", "--overwrite")
+    assert again.exit_code == 0, again.output
 
 
 def test_an_earlier_label_map_is_no_case_and_is_not_replaced(bundle: Path, scan: Path, seg: Path) -> None:

@@ -1,23 +1,26 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.phantoms import head
 from torch import Tensor
 
 from miar_monai.degradation import Degradation
-from miar_monai.errors import ConfigurationError
+from miar_monai.errors import CheckpointError, ConfigurationError, SettingError
 from miar_monai.networks import Estimator
 from miar_monai.networks.estimator import UNBOUNDED, BoundedBlock
 from miar_monai.networks.results import Prediction
+from miar_monai.networks.weights import load_weights, save_weights
 
 
-def estimator(guide_channels: int = 0) -> Estimator:
-    """Return a network whose two maps differ, as after training."""
+def estimator(guide_channels: int = 0, noise_channels: int = 0) -> Estimator:
+    """Return a network whose maps differ, as after training."""
     torch.manual_seed(0)
-    network = Estimator(channels=(8, 16, 16), blocks=(1, 1, 1), guide_channels=guide_channels)
+    network = Estimator((8, 16, 16), (1, 1, 1), guide_channels=guide_channels, noise_channels=noise_channels)
     for name, parameter in network.named_parameters():
-        if "conv2" in name or "conv_out" in name:
+        if "conv2" in name or "conv_out" in name or "noise_layers" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     return network.eval()
 
@@ -158,3 +161,86 @@ def test_weights_without_bounds_load_and_are_unbounded() -> None:
             block.bound.fill_(0.0)
     loaded.load_state_dict(state)
     assert torch.equal(loaded.predict(x, condition).maps, before)
+
+
+def sampler() -> Estimator:
+    """Return a network whose sample depends on the noise, as after training."""
+    network = estimator(guide_channels=1, noise_channels=2)
+    torch.nn.init.normal_(network.unet.conv_in.weight[:, -8:], std=0.05)
+    return network
+
+
+def test_weights_without_noise_give_the_same_maps_and_the_perceptual_one_as_sample(tmp_path: Path) -> None:
+    plain, sampling = estimator(guide_channels=1), Estimator((8, 16, 16), (1, 1, 1), guide_channels=1, noise_channels=2)
+    for parameter in plain.unet.conv_in.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_weights(plain, tmp_path / "plain.pt", half=False)
+    load_weights(sampling, tmp_path / "plain.pt", "").eval()
+    images, condition = torch.rand(2, 2, 24, 32), torch.rand(2, 5, 1, 1)
+    expected = plain.predict(images, condition).maps
+    torch.testing.assert_close(sampling.predict(images, condition).maps, expected)
+    sample = sampling.sample(images, condition, torch.randn(2, 2, 24, 32))
+    torch.testing.assert_close(sample, expected[:, :1])
+    save_weights(sampling, tmp_path / "sampling.pt", half=False)
+    load_weights(sampling, tmp_path / "sampling.pt", "")
+    for network in (estimator(guide_channels=1), estimator(guide_channels=1, noise_channels=1)):
+        with pytest.raises(CheckpointError, match="belongs to another network"):
+            load_weights(network, tmp_path / "sampling.pt", "")
+
+
+def test_gradients_reach_the_weights_of_the_noise() -> None:
+    network = Estimator((8, 16), (1, 1), noise_channels=1)
+    torch.nn.init.normal_(network.unet.conv_out.weight, std=0.05)
+    maps = network.maps(torch.rand(2, 1, 16, 16), torch.zeros(2, 5, 1, 1), torch.randn(2, 1, 16, 16))
+    maps[:, 2].square().mean().backward()
+    for weight in (network.unet.conv_in.weight, network.unet.noise_layers[0].weight):
+        assert weight.grad is not None
+        assert (weight.grad[:, -4:] != 0).any()
+
+
+def test_estimates_do_not_depend_on_noise_that_is_zero() -> None:
+    network, images, condition = sampler(), torch.rand(1, 2, 16, 24), torch.zeros(1, 5, 1, 1)
+    silent = network.maps(images, condition)
+    assert silent.shape == (1, 3, 16, 24)
+    torch.testing.assert_close(network.maps(images, condition, torch.zeros(1, 2, 16, 24)), silent)
+    assert torch.equal(network.predict(images, condition).maps, silent[:, :2])
+    assert not torch.allclose(network.maps(images, condition, torch.randn(1, 2, 16, 24)), silent, atol=1e-3)
+
+
+def test_the_noise_of_coarser_levels_has_the_variance_of_the_noise() -> None:
+    network, seen = sampler(), []
+    for layer in network.unet.noise_layers:
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.sample(torch.rand(1, 2, 256, 256), torch.zeros(1, 5, 1, 1), torch.randn(1, 2, 256, 256))
+    assert [tuple(noise.shape) for noise in seen] == [(1, 8, 64, 64), (1, 8, 32, 32)]
+    assert [noise.std().item() for noise in seen] == pytest.approx([1.0, 1.0], abs=0.03)
+
+
+@pytest.mark.parametrize("degradation", GRIDS, ids=str)
+def test_samples_are_consistent_reproducible_and_independent(degradation: Degradation) -> None:
+    network, lr = sampler(), torch.from_numpy(head((23, 21, 2), seed=1)).float().movedim(-1, 0)[:, None]
+    operator = degradation.for_lr(lr)
+    lr = operator.A(operator.interpolate(lr))
+    noise = network.white_noise(operator, (2, 4), torch.Generator().manual_seed(5))
+    samples = network.posterior_samples(lr, noise, operator)
+    assert samples.shape == (2, 4, *operator.hr_shape)
+    assert (samples.std(dim=1).mean(dim=(1, 2)) > 1e-3).all()
+    observed = network.observe(lr, operator)
+    uncorrected = network.sample(observed.images, network.condition(observed), noise[:, 0])
+    before, after = ((operator.A(x) - lr).abs().mean() for x in (uncorrected, samples[:, :1]))
+    assert after < 0.5 * before  # not 0, as voxels are not darker than the darkest of their slice
+    corrected = network.correct(uncorrected, observed)
+    assert (operator.A(corrected) - lr).abs().mean() < 0.1 * before
+    again = network.white_noise(operator, (2, 4), torch.Generator().manual_seed(5))
+    assert torch.equal(network.posterior_samples(lr, again, operator), samples)
+    alone = network.posterior_samples(lr[1:], noise[1:, 2:3], operator)
+    torch.testing.assert_close(alone, samples[1:, 2:3], atol=1e-4, rtol=0)
+
+
+def test_networks_that_were_not_trained_to_sample_say_so() -> None:
+    network, lr = estimator(), torch.rand(1, 1, 8, 8)
+    sentence = r"^this Estimator was not trained to sample, but samples were requested; use an Estimator with"
+    with pytest.raises(SettingError, match=sentence):
+        network.white_noise(network.degradation.for_lr(lr), [1])
+    with pytest.raises(SettingError, match=sentence):
+        network.sample(torch.rand(1, 1, 8, 8), torch.zeros(1, 5, 1, 1), torch.zeros(1, 0, 8, 8))

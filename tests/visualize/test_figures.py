@@ -14,7 +14,7 @@ from torch import Tensor
 
 from miar_monai.errors import ConfigurationError, OutputError
 from miar_monai.visualize.drawing import displayed, scale_bar_mm
-from miar_monai.visualize.figures import sharpest_square, side_by_side
+from miar_monai.visualize.figures import enlarged_panels, sharpest_square, side_by_side
 
 pytest.importorskip("matplotlib")
 
@@ -66,6 +66,19 @@ def test_a_picture_is_not_replaced_unless_allowed(panels: dict[str, np.ndarray],
 
 def test_a_picture_without_errors_to_show_is_drawn_too(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
     assert side_by_side({"truth": panels["truth"]}, tmp_path / "one.png").is_file()
+
+
+def test_enlarged_panels_depend_on_every_image_and_difference(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
+    images = {title: image for title, image in panels.items() if title != "LR"}
+    differences = {"error": abs(images["nearest"] - images["truth"])}
+    pictures = [enlarged_panels(images, differences, tmp_path / "all.png", columns=2)]
+    changed = images | {"nearest": np.flip(images["nearest"], 0) * 0.5}
+    pictures.append(enlarged_panels(changed, differences, tmp_path / "image.png", columns=2))
+    flipped = {"error": np.flip(differences["error"], 0)}
+    pictures.append(enlarged_panels(images, flipped, tmp_path / "difference.png", columns=2))
+    assert len({path.read_bytes() for path in pictures}) == 3
+    with pytest.raises(ConfigurationError, match=r"there is no panel 'HR'"):
+        enlarged_panels(images, differences, tmp_path / "a.png", 2, truth="HR")
 
 
 def test_a_missing_truth_is_refused(panels: dict[str, np.ndarray], tmp_path: Path) -> None:
