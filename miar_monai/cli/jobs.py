@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ __all__ = ["ALWAYS_FILES", "Job", "Request", "auxiliary_outputs", "check_outputs
 Job = tuple[Case, Path]
 """A case and the file of its result, or for DICOM output the folder of its series."""
 
-ALWAYS_FILES = ("preview", "labels")
+ALWAYS_FILES = ("preview", "page", "labels")
 """Kinds of auxiliary outputs that are files, also with DICOM output."""
 
 _ENDINGS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mgz": ".mgz", "mha": ".mha", "dicom": ""}
@@ -58,6 +58,7 @@ class Request:
     slice_profile: str | None = None
     acquired_spacing: tuple[float, ...] | None = None
     with_preview: bool = False
+    with_page: bool = False
     uncertainty: bool = False
     samples: int | None = None
     seed: int | None = None
@@ -139,23 +140,30 @@ def _targets(request: Request, cases: Sequence[Case], single: bool) -> list[Path
     return [result_path(case.source, folder, name=case.name, ending=ending) for case in cases]
 
 
-def auxiliary_outputs(
-    target: Path, preview: bool, uncertainty: bool, labels: bool, samples: int = 0, save_samples: bool = False
-) -> dict[str, Path]:
+def auxiliary_outputs(request: Request, target: Path, settings: Mapping[str, Any]) -> dict[str, Path]:
     """Return the files that are written in addition to a result, by their kind.
 
+    Args:
+        request: the request.
+        target: the result.
+        settings: those of the inference, which may be the bundle's: ``uncertainty``, ``samples``, ``save_samples``.
+
     Example:
-        >>> auxiliary_outputs(Path("out/a_sr.nii.gz"), True, uncertainty=False, labels=False)["preview"].as_posix()
+        >>> request = Request(Path("a.nii.gz"), with_preview=True)
+        >>> auxiliary_outputs(request, Path("out/a_sr.nii.gz"), {})["preview"].as_posix()
         'out/a_sr.png'
     """
     paths, outputs = ResultPaths.of(target), {}
-    if preview:
+    if request.with_preview:
         outputs["preview"] = paths.preview
-    if uncertainty:
+    if request.with_page:
+        outputs["page"] = paths.page
+    if settings.get("uncertainty"):
         outputs["uncertainty"] = paths.uncertainty
-    if labels:
+    if request.labels is not None:
         outputs["labels"] = paths.labels
-    return outputs | {name: paths.sampled(name) for name in sample_maps(samples, save_samples)}
+    maps = sample_maps(settings.get("samples") or 0, bool(settings.get("save_samples")))
+    return outputs | {name: paths.sampled(name) for name in maps}
 
 
 def check_outputs(request: Request, targets: Sequence[Path]) -> None:
@@ -169,8 +177,7 @@ def check_outputs(request: Request, targets: Sequence[Path]) -> None:
         check_preview()
     for target in targets:
         check_output(target, request.overwrite, request.as_dicom)
-        settings = request.uncertainty, request.labels is not None, request.samples or 0, request.save_samples
-        for kind, path in auxiliary_outputs(target, request.with_preview, *settings).items():
+        for kind, path in auxiliary_outputs(request, target, request.settings).items():
             check_output(path, request.overwrite, request.as_dicom and kind not in ALWAYS_FILES)
     if request.report_file is not None:
         check_output(request.report_file, request.overwrite)

@@ -21,6 +21,7 @@ from miar_monai.cli.dataset_commands import evaluate, fit_uncertainty, training_
 from miar_monai.cli.degrade import degrade
 from miar_monai.cli.doctor import check_device, check_packages, check_weights, devices
 from miar_monai.cli.super_resolve import sr
+from miar_monai.cli.view import view
 from miar_monai.errors import MiarError, SettingError, find_miar_error, sentence_for_user
 from miar_monai.inference.bundle import find_bundle, locate_bundle, metadata, models, weights_path
 from miar_monai.inference.packages import installed_version
@@ -63,7 +64,7 @@ def main() -> None:
     """
 
 
-for _command in (sr, degrade, evaluate, fit_uncertainty, training_range):
+for _command in (sr, view, degrade, evaluate, fit_uncertainty, training_range):
     main.add_command(_command)
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "conditions_option",
     "debug",
     "device",
+    "html_file",
     "inference_settings",
     "json_file",
     "model",
@@ -100,6 +101,13 @@ def json_file(_: click.Context, __: click.Parameter, value: Path | None) -> Path
     """Accept only .json files, so that ``--overwrite`` cannot replace an image by the report."""
     if value is not None and value.suffix.lower() != ".json":
         raise click.BadParameter(f"{str(value)!r} must be a .json file.")
+    return value
+
+
+def html_file(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    """Accept only .html files, so that ``--overwrite`` cannot replace an image by a page."""
+    if value is not None and value.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{str(value)!r} must be an .html file.")
     return value
 
 

@@ -22,10 +22,19 @@ from miar_monai.data.io import Volume, parts_to_save, quantity_of, read_labels, 
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.processes import part_of, processes
-from miar_monai.inference.report import capture_warnings, case_message, case_report, derivation, run_report
+from miar_monai.inference.report import (
+    capture_warnings,
+    case_facts,
+    case_message,
+    case_report,
+    derivation,
+    model_report,
+    run_report,
+)
 from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms.acquired import to_acquired_spacing
 from miar_monai.transforms.labels import carry_labels, label_volumes
+from miar_monai.visualize.page import check_page, write_page
 from miar_monai.visualize.preview import preview
 
 if TYPE_CHECKING:
@@ -92,6 +101,11 @@ class CaseRunner:
         """The model, loaded at first use."""
         return SuperResolver(self.request.model, self.request.device, progress=self.progress, **self.request.settings)
 
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """The model as in the report; the hash of its weights is that of the whole file."""
+        return model_report(self.resolver)
+
     def load(self) -> None:
         """Load the model now."""
         _ = self.resolver
@@ -134,27 +148,22 @@ class CaseRunner:
         volume, headers = self._read(case)
         labels = None if request.labels is None else read_labels(request.labels)
         guide, described = self._read_guide()
-        settings = self.resolver.settings
-        maps = (
-            settings["uncertainty"],
-            labels is not None,
-            settings.get("samples", 0),
-            settings.get("save_samples", False),
-        )
-        auxiliary = auxiliary_outputs(target, request.with_preview, *maps)
+        auxiliary = auxiliary_outputs(request, target, self.resolver.settings)
         self._check(target, auxiliary, headers)
         start = time.perf_counter()
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume, guide)
+            result_grid = prepared.plan.grids(volume.grid)[-1]
+            if request.with_page:
+                check_page(result_grid.shape)
             for sentence in prepared.plan.sentences(_GRID_OPTIONS):
                 self.print(sentence)
-            carried = labels and carry_labels(labels, prepared.plan.grids(volume.grid)[-1])
+            carried = labels and carry_labels(labels, result_grid)
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
         if carried:  # in the same space as the image, and before it
             placed = carried._replace(affine=result.affine, space=result.space, qform=result.qform)
             write_volume(auxiliary["labels"], placed, self._replace_auxiliary)
-        self._write(volume, result, target, auxiliary, headers, described)
         report = case_report(
             str(case.source),
             target,
@@ -174,6 +183,10 @@ class CaseRunner:
                 "input": str(request.labels),
                 "volumes_mm3": {"before": label_volumes(labels), "after": label_volumes(carried)},
             }
+        if "page" in auxiliary:
+            facts, named = case_facts(report, self.model), result._replace(path=target)
+            write_page(auxiliary["page"], volume, named, facts, report["warnings"], self._replace_auxiliary)
+        self._write(volume, result, target, auxiliary, headers, described)
         self.print(case_message(report, prepared.warnings))
         if not request.quiet:
             click.echo(str(target))

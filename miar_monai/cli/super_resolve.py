@@ -19,6 +19,7 @@ Examples:
   miar sr scan.nii.gz --isotropic             all axes get the smallest voxel spacing
   miar sr scan.nii.gz --spacing 0.5,0.5,1     or --spacing 1, --factor 2, --factor 1,1,5
   miar sr dicom_series/ -o result.nii.gz --preview
+  miar sr scan.nii.gz --html --uncertainty    also a page to look at, scan_sr.html
   miar sr study.zip -o results --model chest_ct --report run.json
   miar sr patients/ -o results                every case in the folder
   miar sr patients/ -o results --skip-existing   only cases without a result, after an interruption
@@ -112,6 +113,12 @@ Examples:
     " <name>_sr_labels.nii.gz, with smooth borders and the same volumes.",
 )
 @click.option("--preview", "with_preview", is_flag=True, help="Also draw a picture of each result, <name>_sr.png.")
+@click.option(
+    "--html",
+    "with_page",
+    is_flag=True,
+    help="Also write a page that shows INPUT and result in a browser, without a network: <name>_sr.html.",
+)
 @click.option(
     "--uncertainty",
     is_flag=True,

@@ -36,12 +36,14 @@ class ResultPaths(NamedTuple):
         image: the super-resolved volume: a file or, for DICOM, the folder of its series.
         uncertainty: its expected error, in the same format.
         preview: a PNG.
+        page: an HTML file.
         labels: its label map; a file, .nii.gz for DICOM.
     """
 
     image: Path
     uncertainty: Path
     preview: Path
+    page: Path
     labels: Path
 
     @classmethod
@@ -49,15 +51,17 @@ class ResultPaths(NamedTuple):
         """Return the paths that go with a super-resolved volume.
 
         Example:
-            >>> [path.as_posix() for path in ResultPaths.of(Path("out/case_sr.nii.gz"))]
-            ['out/case_sr.nii.gz', 'out/case_sr_uncertainty.nii.gz', 'out/case_sr.png', 'out/case_sr_labels.nii.gz']
+            >>> for path in ResultPaths.of(Path("out/case_sr.nii.gz")): print(path.as_posix())
+            out/case_sr.nii.gz
+            out/case_sr_uncertainty.nii.gz
+            out/case_sr.png
+            out/case_sr.html
+            out/case_sr_labels.nii.gz
         """
         stem = volume_stem(image)
         ending = image.name[len(stem) :]
-        names = (
-            f"{stem}{part}" for part in (f"{UNCERTAINTY_POSTFIX}{ending}", ".png", f"_labels{ending or '.nii.gz'}")
-        )
-        return cls(image, *(image.with_name(name) for name in names))
+        parts = (f"{UNCERTAINTY_POSTFIX}{ending}", ".png", ".html", f"_labels{ending or '.nii.gz'}")
+        return cls(image, *(image.with_name(f"{stem}{part}") for part in parts))
 
     def sampled(self, name: str) -> Path:
         """Return the path of a map of posterior samples, by the names of `miar_monai.data.volume.sample_maps`.

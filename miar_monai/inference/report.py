@@ -24,10 +24,12 @@ from miar_monai.inference.resolver import SuperResolver
 
 __all__ = [
     "capture_warnings",
+    "case_facts",
     "case_message",
     "case_report",
     "data_consistency_rms",
     "derivation",
+    "model_report",
     "run_report",
     "summary",
 ]
@@ -164,21 +166,26 @@ def run_report(resolver: SuperResolver, cases: list[dict[str, Any]]) -> dict[str
         resolver: the resolver of the run.
         cases: from `case_report`; for a failed case, its input and the error.
     """
-    about = resolver.about
     return {
-        "model": {
-            "name": about.get("name"),
-            "version": about.get("version"),
-            "bundle": str(resolver.bundle),
-            "weights": str(resolver.weights),
-            "weights_sha256": weights_sha256(resolver.bundle),
-            "intended_use": about.get("intended_use"),
-            "trained_on": resolver.domain.as_dict(),
-        },
+        "model": model_report(resolver),
         "settings": {name: value for name, value in resolver.settings.items() if name != "progress"},
         "device": str(resolver.device),
         "versions": installed_versions(),
         "cases": cases,
+    }
+
+
+def model_report(resolver: SuperResolver) -> dict[str, Any]:
+    """Return the model of a run: bundle, version, weights and their SHA-256, use and training data."""
+    about = resolver.about
+    return {
+        "name": about.get("name"),
+        "version": about.get("version"),
+        "bundle": str(resolver.bundle),
+        "weights": str(resolver.weights),
+        "weights_sha256": weights_sha256(resolver.bundle),
+        "intended_use": about.get("intended_use"),
+        "trained_on": resolver.domain.as_dict(),
     }
 
 
@@ -194,7 +201,7 @@ def derivation(resolver: SuperResolver, guide: str = "") -> str:
     )
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: Mapping[str, Any]) -> str:
     """Return a case's report in one line.
 
     Example:
@@ -215,6 +222,21 @@ def summary(report: dict[str, Any]) -> str:
     unit = "HU" if report["modality"] == "CT" else "in units of the input"
     residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g} {unit}"
     return f"{before} -> {after} in {report['seconds']:.1f} s; {assumed}{residual}"
+
+
+def case_facts(report: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a page says of a case, by name: its report in one line, the model and its weights.
+
+    Args:
+        report: from `case_report`.
+        model: from `model_report`.
+    """
+    return {
+        "Result": summary(report),
+        "Model": f"{model['name']}, version {model['version']}",
+        "Weights (SHA-256)": str(model["weights_sha256"]),
+        "Intended use": str(model["intended_use"]),
+    }
 
 
 def case_message(report: dict[str, Any], warnings: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""Figures of slices, and the preview of a result."""
+"""Figures of slices, the preview of a result, and a page that shows it in a browser."""

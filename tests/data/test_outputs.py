@@ -46,6 +46,7 @@ def test_results_of_one_case_lie_in_one_folder() -> None:
         Path("out/study.1_sr.nii.gz"),
         Path("out/study.1_sr_uncertainty.nii.gz"),
         Path("out/study.1_sr.png"),
+        Path("out/study.1_sr.html"),
         Path("out/study.1_sr_labels.nii.gz"),
     )
     folder = ResultPaths.of(result_path("in/series.4", "out", name=Path("b/series.4"), ending=""))

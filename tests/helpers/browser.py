@@ -1,0 +1,137 @@
+"""A headless Chromium, driven through the pipe of its DevTools protocol; needs no other package."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Browser:
+    """A page in a browser, what it requested and what it reported.
+
+    Args:
+        to_browser: the end of the pipe for commands.
+        from_browser: the end of the pipe for answers.
+    """
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self.to_browser, self.from_browser = to_browser, from_browser
+        self.requests: list[str] = []
+        self.messages: list[str] = []
+        self.session: dict[str, str] = {}
+        self._number, self._rest = 0, b""
+
+    def open(self, page: Path) -> None:
+        """Load a page from disk and wait until it is ready, or says that it failed."""
+        target = self.command("Target.createTarget", url="about:blank")["targetId"]
+        session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = {"sessionId": session}
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.command(f"{domain}.enable")
+        size = {"width": 1200, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        self.command("Emulation.setDeviceMetricsOverride", **size)
+        self.command("Page.navigate", url=page.resolve().as_uri())
+        self.wait_for("document.body?.dataset.state && document.body.dataset.state !== 'loading'")
+
+    def command(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and return its result."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params} | self.session
+        os.write(self.to_browser, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._note(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            chunk = os.read(self.from_browser, 1 << 20)
+            assert chunk, "the browser has ended"
+            self._rest += chunk
+        answer, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(answer)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        params = event.get("params", {})
+        if event["method"] == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+        elif event["method"] == "Runtime.exceptionThrown":
+            self.messages.append(str(params["exceptionDetails"]))
+        elif event["method"] == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+            self.messages.append(str(params["args"]))
+        elif event["method"] == "Log.entryAdded" and params["entry"]["source"] != "rendering":
+            self.messages.append(params["entry"]["text"])
+
+    def value(self, expression: str) -> Any:
+        """Return the value of a JavaScript expression, which may be a promise."""
+        options = {"returnByValue": True, "awaitPromise": True}
+        return self.command("Runtime.evaluate", expression=expression, **options)["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression is true."""
+        end = time.monotonic() + 60
+        while not self.value(expression):
+            assert time.monotonic() < end, f"{expression}: {self.messages}"
+            time.sleep(0.1)
+
+    def press(self, key: str) -> None:
+        """Press and release a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.command("Input.dispatchKeyEvent", type=kind, key=key)
+
+    def picture(self) -> np.ndarray:
+        """Return the pixels of the canvas on the screen, (rows, columns, 3)."""
+        self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        place = self.value("(({x, y, width, height}) => ({x, y, width, height}))(canvas.getBoundingClientRect())")
+        shot = self.command("Page.captureScreenshot", format="png", clip=place | {"scale": 1})
+        image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+        return np.asarray(image, dtype=np.float32)
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    """Start a browser without a network and yield it; it ends with the block.
+
+    Args:
+        profile: folder of its files.
+    """
+    commands, to_browser = os.pipe()
+    from_browser, answers = os.pipe()
+    options = [
+        "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run",
+        "--hide-scrollbars", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--proxy-server=127.0.0.1:9", "--force-color-profile=srgb",
+    ]  # fmt: skip
+    options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses its sandbox to root
+    redirect = f'exec "$@" 3<&{commands} 4>&{answers}'  # the protocol takes the file descriptors 3 and 4
+    process = subprocess.Popen(
+        ["bash", "-c", redirect, "browser", str(CHROMIUM), *options],
+        pass_fds=(commands, answers),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(commands)
+    os.close(answers)
+    try:
+        yield Browser(to_browser, from_browser)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        os.close(to_browser)
+        os.close(from_browser)

@@ -1,0 +1,280 @@
+"""The page of a result: what it contains, and what a browser shows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nibabel.affines import apply_affine
+
+from miar_monai.data.io import Volume
+from miar_monai.errors import ExistsError, ImageError, SettingError
+from miar_monai.visualize.page import MAX_PAGE_VOXELS, _as_levels, check_page, write_page
+
+pytest.importorskip("PIL", reason="pictures of the browser are read by Pillow, of the extra demo")
+
+from helpers.browser import CHROMIUM, browser
+from helpers.html_page import Page
+
+if TYPE_CHECKING:
+    from helpers.browser import Browser
+
+TILTED = np.array([[-1.9, 0.3, 0, 70], [0.2, 2, 0.1, -50], [0, 0.4, 3, -20], [0, 0, 0, 1]])
+
+
+def pair(dtype: str = "int16", affine: np.ndarray = TILTED) -> tuple[Volume, Volume]:
+    """Return an input of 13 x 11 x 5 voxels, dark at its borders, and a result twice as fine in two axes."""
+    rng = np.random.default_rng(0)
+    array = np.zeros((13, 11, 5), np.float32)
+    array[3:10, 4:9, 1:] = rng.uniform(100, 900, (7, 5, 4))
+    if np.dtype(dtype).kind in "iu":
+        array = array.round()
+    lr = Volume(array, affine, np.dtype(dtype), Path("scan & co.nii.gz"))
+    fine = np.repeat(np.repeat(array, 2, axis=0), 2, axis=1)
+    finer = affine @ np.diag([0.5, 0.5, 1, 1])
+    finer[:3, 3] = apply_affine(affine, [-0.25, -0.25, 0])
+    return lr, Volume(fine, finer, np.dtype(dtype), Path("scan_sr.nii.gz"), uncertainty=fine / 10)
+
+
+def written(lr: Volume, sr: Volume, folder: Path, **more: object) -> tuple[str, Page]:
+    text = write_page(folder / "a.html", lr, sr, overwrite=True, **more).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
+def test_both_volumes_are_in_the_page_with_their_values_and_positions(dtype: str, tmp_path: Path) -> None:
+    lr, sr = pair(dtype)
+    _, page = written(lr, sr, tmp_path)
+    step = 0.0 if dtype.endswith("int16") else np.percentile(lr.array, 99.8) / 4096 / 2 * 1.001
+    for key, volume, tolerance in (("input", lr, step), ("result", sr, step), ("error-map", sr, 90 / 256 / 2)):
+        expected = volume.array if key != "error-map" else sr.uncertainty
+        image = page.volume(key)
+        assert image.get_data_dtype() == np.dtype("<i2")
+        found = np.asarray(image.get_fdata())
+        places = np.argwhere(np.ones(found.shape, bool))
+        indices = apply_affine(np.linalg.inv(volume.affine) @ image.affine, places)
+        assert abs(indices - indices.round()).max() < 1e-5
+        inside = tuple(indices.round().astype(int).T)
+        assert abs(found.ravel() - expected[inside]).max() <= tolerance + 1e-9
+        rest = expected.copy()
+        rest[inside] = 0
+        assert not rest.any()  # what is cropped has no content
+    assert page.volume("input").shape == (9, 7, 5)
+    assert page.volume("result").shape == (18, 14, 5)
+
+
+@given(
+    low=st.floats(-4000, 4000),
+    width=st.floats(1e-3, 1e6),
+    dtype=st.sampled_from(["int16", "uint16", "int32", "float32"]),
+)
+def test_values_are_kept_within_the_quantization(low: float, width: float, dtype: str) -> None:
+    array = np.linspace(low, low + width, 60).reshape(3, 4, 5)
+    array = array.round() if dtype != "float32" else array
+    levels, slope, inter = _as_levels(array, np.dtype(dtype), width / 4096)
+    assert levels.dtype == np.int16
+    exact = dtype != "float32" and array.max() - array.min() < 2**16
+    error = abs(levels * slope + inter - array).max()
+    assert error <= (1e-6 if exact else slope / 2 + 1e-6 * abs(array).max())
+    assert exact or slope <= max(width, 1) / 4095
+
+
+def test_the_page_asks_for_nothing_and_runs_only_its_own_scripts(tmp_path: Path) -> None:
+    text, page = written(*pair(), tmp_path)
+    loading = ("src", "href", "srcset", "action", "data", "poster", "formaction")
+    assert [(tag, found) for tag, found in page.elements if set(found) & set(loading)] == []
+    assert not {"link", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.elements}
+    (policy,) = [found["content"] for _, found in page.elements if found.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
+    assert rules["default-src"] == "'none'"
+    assert "unsafe" not in str(policy)
+    assert not re.search("https?:", str(policy))
+    assert rules["script-src"].count("sha256-") == 2
+    assert not re.search(r'\son\w+="', text[: text.index("<script")])
+
+
+def test_the_page_says_in_words_what_it_shows(tmp_path: Path) -> None:
+    lr, sr = pair()
+    warnings, facts = ["dark <b>and</b> noisy"], {"Model": "miar & co"}
+    text, page = written(lr, sr, tmp_path, facts=facts, warnings=warnings)
+    assert "<li>dark &lt;b&gt;and&lt;/b&gt; noisy</li>" in text
+    assert "<dt>Model</dt><dd>miar &amp; co</dd>" in text
+    assert "<title>scan_sr.nii.gz: super-resolved from scan &amp; co.nii.gz</title>" in text
+    assert '<th scope="row">Input</th><td>13 × 11 × 5</td>' in text
+    assert '<th scope="row">Result</th><td>26 × 22 × 5</td>' in text
+    assert f"<td>{lr.array.min():.5g} to {lr.array.max():.5g}</td>" in text
+    (canvas,) = [found for tag, found in page.elements if tag == "canvas"]
+    assert (canvas["role"], canvas["aria-describedby"]) == ("img", "volumes")
+    assert "BSD 2-Clause License" in text
+    plain, _ = written(lr, sr._replace(uncertainty=None), tmp_path)
+    assert "Warnings" not in plain
+    assert 'id="error-map"' not in plain
+    assert "Window (units of the input)" in text
+    assert "Window (HU)" in written(lr._replace(modality="CT"), sr, tmp_path)[0]
+
+
+def test_the_window_is_that_of_the_input(tmp_path: Path) -> None:
+    lr, sr = pair()
+    _, page = written(lr, sr, tmp_path)
+    settings = json.loads(page.texts["settings"])
+    windows = {volume["name"]: volume["window"] for volume in settings["volumes"]}
+    assert windows["input"] == windows["result"] == [0, pytest.approx(np.percentile(lr.array, 99.8))]
+    assert settings["oriented"] is True
+    assert json.loads(written(lr._replace(space=0), sr, tmp_path)[1].texts["settings"])["oriented"] is False
+    sparse = lr._replace(array=np.zeros_like(lr.array))
+    sparse.array[5, 5, 2] = 7
+    padded = sparse._replace(array=np.pad(sparse.array, [(0, 9)] * 3))
+    assert np.percentile(padded.array, 99.8) == 0
+    assert json.loads(written(padded, sr, tmp_path)[1].texts["settings"])["volumes"][0]["window"] == [0, 7]
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    lr, sr = pair()
+    far = sr._replace(affine=sr.affine + np.array([[0, 0, 0, 500]] + 3 * [[0, 0, 0, 0]]))
+    with pytest.raises(
+        ImageError, match=r"scan_sr.nii.gz and scan & co.nii.gz have no position in millimeters in common"
+    ):
+        write_page(tmp_path / "far.html", lr, far)
+    check_page((MAX_PAGE_VOXELS, 1, 1))
+    with pytest.raises(SettingError, match=f"the result has {MAX_PAGE_VOXELS}x2x1 voxels, but a page holds at most"):
+        check_page((MAX_PAGE_VOXELS, 2, 1))
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(ExistsError):
+        write_page(tmp_path / "mine.html", lr, sr)
+    assert os.listdir(tmp_path) == ["mine.html"]
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_brain_of_155_slices_is_a_page_of_15_megabytes_at_most(real_data: Path, tmp_path: Path) -> None:
+    from miar_monai.data.io import read_volume
+    from miar_monai.transforms.degrade import degrade_volume
+
+    hr = read_volume(real_data / "brain" / "BraTS2021_01484" / "BraTS2021_01484_t2.nii.gz")
+    assert hr.array.shape == (240, 240, 155)
+    lr = degrade_volume(hr, [4, 4, 1])
+    noise = np.random.default_rng(0).uniform(0, 5, hr.array.shape).astype(np.float32) * (hr.array > 0)
+    for dtype in (hr.dtype, np.dtype(np.float32)):  # noise in the last digits is what cannot be compressed
+        sr = hr._replace(array=hr.array + noise, dtype=dtype, uncertainty=hr.array / 20 + noise)
+        assert write_page(tmp_path / "a.html", lr, sr, overwrite=True).stat().st_size <= 15e6
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return a browser with the page of a phantom: bright on the patient's right, fine stripes in the result only."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; install it (apt install chromium)")
+    folder = tmp_path_factory.mktemp("page")
+    fine = np.zeros((64, 48, 20), np.float32)
+    fine[4:32, 4:44, 2:18] = 400
+    fine[32:60, 4:44, 2:18] = 800
+    fine[4:60:2, 4:44, 2:18] += 200
+    coarse = fine.reshape(16, 4, 12, 4, 20).mean(axis=(1, 3))
+    affine = np.diag([1.0, 1, 2, 1])
+    affine[:3, 3] = -31.5, -23.5, -19
+    coarser = affine @ np.diag([4.0, 4, 1, 1])
+    coarser[:3, 3] = apply_affine(affine, [1.5, 1.5, 0])
+    lr = Volume(coarse, coarser, np.dtype(np.int16), Path("scan.nii.gz"))
+    sr = Volume(fine, affine, np.dtype(np.int16), Path("scan_sr.nii.gz"), uncertainty=fine / 10)
+    page = write_page(folder / "scan_sr.html", lr, sr)
+    with browser(folder / "profile") as found:
+        found.open(page)
+        yield found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+class TestInABrowser:
+    """The page in headless Chromium."""
+
+    def test_it_is_drawn_without_a_request_or_a_message(self, shown: Browser) -> None:
+        assert shown.value("document.body.dataset.state") == "ready"
+        assert shown.messages == []
+        picture = shown.picture()
+        assert (picture.max(axis=2) > 100).mean() > 0.05
+        local = ("file:///", "data:", "about:", "blob:")
+        assert [url for url in shown.requests if not url.startswith(local)] == []
+        assert sum(url.startswith("file:") for url in shown.requests) == 1
+
+    def test_the_right_of_the_patient_is_on_the_left(self, shown: Browser) -> None:
+        shown.value("planes.value = '0'; planes.dispatchEvent(new Event('change')); 1")
+        picture = shown.picture()[..., 2]  # without the orange crosshair
+        middle = picture.shape[1] // 2
+        left, right = picture[:, :middle], picture[:, middle:]
+        assert np.median(left[left > 20]) > 1.5 * np.median(right[right > 20])
+        shown.value("planes.value = '3'; planes.dispatchEvent(new Event('change')); 1")
+
+    def test_the_slider_and_the_key_change_between_input_and_result(self, shown: Browser) -> None:
+        result = shown.picture()
+        pictures = {}
+        for share in (0, 50):
+            shown.value(f"share.value = {share}; share.dispatchEvent(new Event('input')); 1")
+            pictures[share] = shown.picture()
+        assert abs(pictures[0] - result).max() > 20
+        assert abs(pictures[50] - (pictures[0] + result) / 2).max() <= 4  # a linear blend, in 8 bits
+        shown.press("f")
+        assert shown.value("share.value") == "0"
+        assert abs(shown.picture() - pictures[0]).max() <= 1
+        shown.press("f")
+        assert shown.value("share.value") == "100"
+        assert abs(shown.picture() - result).max() <= 1
+        shown.press("[")
+        assert shown.value("share.value") == "90"
+        shown.press("]")
+
+    def test_the_expected_error_is_an_overlay_in_color(self, shown: Browser) -> None:
+        def colored() -> float:
+            picture = shown.picture()
+            return float((picture.max(axis=2) - picture.min(axis=2) > 30).mean())
+
+        before = colored()  # the crosshair
+        shown.press("e")
+        assert shown.value("overlay.checked") is True
+        assert colored() > before + 0.05
+        shown.value("opacity.value = 0; opacity.dispatchEvent(new Event('input')); overlay.checked")
+        shown.press("e")
+        assert shown.value("overlay.checked") is False
+        assert colored() == pytest.approx(before, abs=0.005)
+
+    def test_the_window_is_that_of_both_volumes(self, shown: Browser) -> None:
+        before = {}
+        for share in (100, 0):
+            shown.value(f"share.value = {share}; share.dispatchEvent(new Event('input')); 1")
+            before[share] = shown.picture()[..., 2].mean()
+        white = shown.value("white.valueAsNumber")
+        assert white == pytest.approx(900, abs=1)
+        for share in (0, 100):
+            shown.value(f"share.value = {share}; white.value = {2 * white}; white.dispatchEvent(new Event('input')); 1")
+            assert shown.picture()[..., 2].mean() < 0.7 * before[share]
+        shown.value(f"white.value = {white}; white.dispatchEvent(new Event('input')); 1")
+
+    def test_the_crosshair_moves_in_millimeters(self, shown: Browser) -> None:
+        def place() -> tuple[float, float, float]:
+            text = shown.value("position.textContent")
+            found = re.match(r"([\d.]+) mm (right|left), ([\d.]+) mm (anterior|posterior), ([\d.]+) mm (sup|inf)", text)
+            assert found, text
+            x, right, y, front, z, up = found.groups()
+            signs = (right == "right", front == "anterior", up == "sup")
+            left, back, down = (float(mm) * (1 if sign else -1) for mm, sign in zip((x, y, z), signs, strict=True))
+            return left, back, down
+
+        for key in ("ArrowLeft", "ArrowUp", "PageUp"):  # from the center, between voxels, to one
+            shown.press(key)
+        start, picture = place(), shown.picture()
+        steps = {"ArrowLeft": (1, 0, 0), "ArrowDown": (0, -1, 0), "PageUp": (0, 0, 2)}
+        expected = np.array(start)
+        for key, step in steps.items():
+            shown.press(key)
+            expected = expected + step
+            assert place() == pytest.approx(tuple(expected), abs=0.11)
+        assert abs(shown.picture() - picture).max() > 50
+        text = shown.value("position.textContent")
+        assert re.search(r": input \d+, result \d+, expected error \d+", text), text
