@@ -6,8 +6,8 @@
         [--zero_shot other/models/model.pt] [--section validation] [--device cuda:0] [--num_slices 2] ...
 
 The bundle's ``evaluate.json`` defines data, degradation, networks, metrics and inferer; each of its top-level keys is
-an option. Writes ``table.csv`` (a row for each patient, contrast, slice and method), ``table.md`` and ``plane.png``.
-Needs the extras metrics, demo and bench.
+an option. Writes ``table.csv`` (a row for each patient, contrast, slice and method), ``table.md``, ``plane.png`` and
+``table.html``: tables that can be sorted and pictures of each patient. Needs the extras metrics, demo and bench.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmarks.peers.off_the_shelf import load_off_the_shelf
 from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, read_config, with_contrasts
 from miar_monai.errors import DatasetError, report_errors_in_one_sentence
-from miar_monai.evaluation import Row, SuperResolutionEvaluation, by_contrast
+from miar_monai.evaluation import Row, SlicePictures, SuperResolutionEvaluation, by_contrast, write_results_page
 from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MIAR, MSVQVAE
@@ -44,7 +44,7 @@ from miar_monai.networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("table.csv", "table.md", "plane.png")
+RESULTS = ("table.csv", "table.md", "table.html", "plane.png")
 CONTROL = "estimator"
 """Title of the rows of the network without tokens."""
 PAPER = "paper"
@@ -98,7 +98,8 @@ def measure(
     guided: Mapping[str, Method] | None = None,
     guides: Sequence[Tensor] = (),
     consistent: bool = True,
-) -> None:
+    shown: Sequence[str] = (),
+) -> SlicePictures:
     """Add the rows of the baselines and of the trained methods.
 
     All methods get the same batches. The first batch is run twice, and only the second run is timed.
@@ -111,8 +112,12 @@ def measure(
         guided: trained methods with an argument ``guide``, by name.
         guides: slices of the guide of each volume, (N, 1, H, W); needed if there are guided methods.
         consistent: add rows of the trained methods with data consistency.
+        shown: methods with a picture of the middle slice of each volume.
+
+    Returns:
+        The pictures.
     """
-    warm = False
+    warm, pictures = False, SlicePictures()
     for i, volume in enumerate(tqdm(list(volumes), desc="measuring", unit="volume")):
         for slices, lr, hr in batches(volume, batch_size, evaluation.device):
             estimates, milliseconds = {}, {}
@@ -128,7 +133,13 @@ def measure(
                     estimates[corrected], more = timed(partial(evaluation.make_consistent, sr), lr)
                     milliseconds[corrected] = milliseconds[name] + more
             evaluation.add(estimates, hr, volume.subject, slices, volume.contrast, milliseconds)
+            middle = len(volume.hr) // 2
+            if middle in slices:
+                one = slice(middle - slices.start, middle - slices.start + 1)
+                drawn = {name: estimates[name][one] for name in shown}
+                pictures.add(volume.subject, volume.contrast, middle, lr[one], drawn, hr[one])
             warm = True
+    return pictures
 
 
 @torch.inference_mode()
@@ -255,7 +266,7 @@ def main(
     Args:
         dataset_dir: folder of the data, or several folders.
         bundle: folder of the bundle.
-        output_dir: folder of ``table.csv``, ``table.md`` and ``plane.png``.
+        output_dir: folder of ``table.csv``, ``table.md``, ``table.html`` and ``plane.png``.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         peers_dir: folder with ``swinir.pt``, ``rcan.pt``, ``mhca.pt``, ``ldm.pt`` and ``vae.pt``, and those of the
             guided peers, ``mmhca.pt``, ``disc_diff.pt`` and ``diffmsr.pt``; missing peers are listed and left out.
@@ -311,8 +322,18 @@ def main(
 
     volumes = load_slice_pairs(config)
     guide_slices = guides_of(bundle, given, volumes, ensure_tuple(guides)) if guided else []
+    ours = list(dict.fromkeys([sweep[0], default, sweep[-1]]))
+    papers = [f"{PAPER}, {DEFAULT}", consistent_title(f"{PAPER}, {DEFAULT}")] if paper is not None else []
+    shown = [
+        "bicubic",
+        *ours,
+        *peers,
+        *papers[:1],
+        *guided_peers,
+        *control_default,
+    ]  # the first of them, as many as fit
     with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=get("amp")):
-        measure(evaluation, volumes, trained, batch_size, guided, guide_slices)
+        pictures = measure(evaluation, volumes, trained, batch_size, guided, guide_slices, shown=shown)
     evaluation.write_rows(folder / "table.csv", overwrite)
     if {"PSNR", "LPIPS"} <= set(evaluation.scores):
         sweeps = [sweep, [consistent_title(name) for name in sweep]]
@@ -322,9 +343,7 @@ def main(
 
     notes = [*provenance(bundle, config, volumes, batch_size), f"- The bundle's default is {default}."]
     notes += [f"- {sentence}" for sentence in missing]
-    ours = list(dict.fromkeys([sweep[0], default, sweep[-1]]))
     text = ["# Comparison", "", *notes, "", evaluation.table(), "## Paired differences", ""]
-    papers = [f"{PAPER}, {DEFAULT}", consistent_title(f"{PAPER}, {DEFAULT}")] if paper is not None else []
     others = [*photographs, *control_default, *papers]
     text.append(paired_report(evaluation.rows, ours, list(peers), list(evaluation.scores), others))
     if ours_guided:
@@ -340,6 +359,15 @@ def main(
     if paper is not None:
         network, path = paper_tokenizer(bundle), Path(paper, "tokenizer.pt")
         text += ["## Tokenizer of the paper", "", _tokenizer_section(network, path, evaluation, volumes, batch_size)]
+    write_results_page(
+        folder / "table.html",
+        f"Comparison, {Path(bundle).name}",
+        evaluation.rows,
+        list(evaluation.scores),
+        pictures,
+        [note.removeprefix("- ") for note in [*notes, *evaluation.missing]],
+        overwrite,
+    )
     publish("\n".join(text), folder / "table.md", overwrite)
 
 

@@ -15,6 +15,7 @@ from monai.utils import CommonKeys, ImageMetaKey
 
 from miar_monai.data.io import volume_stem
 from miar_monai.data.outputs import refuse_to_overwrite
+from miar_monai.evaluation.page import SlicePictures, write_results_page
 from miar_monai.evaluation.slices import SuperResolutionEvaluation
 
 __all__ = ["EvaluationHandler"]
@@ -30,7 +31,7 @@ class EvaluationHandler:
 
     Args:
         evaluation: collects the rows.
-        output_dir: folder of ``metrics.csv`` and ``metrics.md``, written at the end.
+        output_dir: folder of ``metrics.csv``, ``metrics.md`` and ``metrics.html``, written at the end.
         overwrite: replace existing files; without it, existing files stop the run before it starts.
     """
 
@@ -40,6 +41,7 @@ class EvaluationHandler:
         self.evaluation = evaluation
         self.output_dir = Path(output_dir)
         self.overwrite = overwrite
+        self.pictures = SlicePictures()
         self._started = self._seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -56,9 +58,10 @@ class EvaluationHandler:
 
     def _start(self, engine: Engine) -> None:
         if not self.overwrite:
-            for name in ("metrics.csv", "metrics.md"):
+            for name in ("metrics.csv", "metrics.md", "metrics.html"):
                 refuse_to_overwrite(self.output_dir / name)
         self.evaluation.rows.clear()
+        self.pictures = SlicePictures()
         for sentence in self.evaluation.missing:
             logger.warning(sentence)
 
@@ -79,8 +82,22 @@ class EvaluationHandler:
             lr, hr, sr = (output[key].movedim(-1, 0) for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED))
             subject = batch.get("subject") or volume_stem(output[CommonKeys.LABEL].meta[ImageMetaKey.FILENAME_OR_OBJ])
             milliseconds = 1e3 * self._seconds / num_slices
-            self.evaluation(lr, sr, hr, subject, range(len(hr)), milliseconds, batch.get("contrast"))
+            contrast = batch.get("contrast")
+            self.evaluation(lr, sr, hr, subject, range(len(hr)), milliseconds, contrast)
+            middle = len(hr) // 2
+            one_lr, one_sr, one_hr = (slices[middle : middle + 1] for slices in (lr, sr, hr))
+            estimates = self.evaluation.estimates(one_lr, one_sr)
+            self.pictures.add(subject, contrast, middle, one_lr, estimates, one_hr)
 
     def _write(self, engine: Engine) -> None:
         rows, table = self.evaluation.write(self.output_dir, self.overwrite)
-        logger.info("%s\n%s\n%s", rows, table, table.read_text(encoding="utf-8"))
+        page = write_results_page(
+            self.output_dir / "metrics.html",
+            "Evaluation of MIAR",
+            self.evaluation.rows,
+            list(self.evaluation.scores),
+            self.pictures,
+            self.evaluation.missing,
+            self.overwrite,
+        )
+        logger.info("%s\n%s\n%s\n%s", rows, page, table, table.read_text(encoding="utf-8"))

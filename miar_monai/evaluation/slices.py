@@ -104,6 +104,17 @@ class SuperResolutionEvaluation:
         return self.degradation.for_lr(lr).prox(sr, lr, self.damping)
 
     @torch.no_grad()
+    def estimates(self, lr: Tensor, sr: Tensor) -> dict[str, Tensor]:
+        """Return the compared slices by method, (N, 1, H, W): the baselines, MIAR, and MIAR made data-consistent.
+
+        Args:
+            lr: LR slices, (N, 1, h, w), in network intensities.
+            sr: MIAR's slices, (N, 1, H, W).
+        """
+        lr, sr = (self._as_measured(x) for x in (lr, sr))
+        return {**self.baselines(lr), "MIAR": sr, "MIAR, data-consistent": self.make_consistent(sr, lr)}
+
+    @torch.no_grad()
     def __call__(
         self,
         lr: Tensor,
@@ -135,10 +146,8 @@ class SuperResolutionEvaluation:
                 f"{tuple(hr.shape)} are inconsistent at scale {self.degradation.scale}; "
                 "make the LR slices from the true ones by the degradation of the evaluation."
             )
-        lr, sr = (self._as_measured(x) for x in (lr, sr))
-        estimates = {**self.baselines(lr), "MIAR": sr, "MIAR, data-consistent": self.make_consistent(sr, lr)}
         times = {} if milliseconds is None else {"MIAR": milliseconds}
-        self.add(estimates, hr, subject, slices, contrast, times)
+        self.add(self.estimates(lr, sr), hr, subject, slices, contrast, times)
 
     @torch.no_grad()
     def add(

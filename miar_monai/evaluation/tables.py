@@ -10,7 +10,18 @@ import numpy as np
 
 from miar_monai.evaluation.metrics import METRICS
 
-__all__ = ["MILLISECONDS", "Row", "by_contrast", "markdown_table", "results_section", "results_table"]
+__all__ = [
+    "MILLISECONDS",
+    "Row",
+    "by_contrast",
+    "column_title",
+    "columns_of",
+    "finite_values",
+    "markdown_table",
+    "results_section",
+    "results_table",
+    "summary",
+]
 
 MILLISECONDS = "ms per slice"
 
@@ -82,36 +93,58 @@ def results_table(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[str, lis
     Returns:
         The table in Markdown, and a note for each cell with values that are not finite, which are left out.
     """
-    columns, notes, cells = list(metrics), [], []
-    if any(MILLISECONDS in row for row in rows):
-        columns.append(MILLISECONDS)
+    columns, notes, cells = columns_of(rows, metrics), [], []
     for method in dict.fromkeys(row["method"] for row in rows):
-        line = [method]
+        line, own = [method], [row for row in rows if row["method"] == method]
         for column in columns:
-            values = [row[column] for row in rows if row["method"] == method and column in row]
-            finite = np.array([value for value in values if np.isfinite(value)], dtype=np.float64)
-            line.append(_cell(finite, column))
-            if len(finite) < len(values):
-                notes.append(f"- {column} of {method}: mean over the {len(finite)} of {len(values)} finite values.")
+            finite, number = finite_values(own, column), sum(column in row for row in own)
+            line.append(summary(finite, column)[1])
+            if len(finite) < number:
+                notes.append(f"- {column} of {method}: mean over the {len(finite)} of {number} finite values.")
         cells.append(line)
-    return markdown_table(["method", *map(_title, columns)], cells), notes
+    return markdown_table(["method", *map(column_title, columns)], cells), notes
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def columns_of(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """Return the columns of a table: the metrics, and the time if a method was timed."""
+    return [*metrics, MILLISECONDS] if any(MILLISECONDS in row for row in rows) else list(metrics)
 
 
-def _title(column: str) -> str:
+def finite_values(rows: Iterable[Row], column: str) -> np.ndarray:
+    """Return the finite values of a column, in the order of the rows that have it."""
+    values = np.array([row[column] for row in rows if column in row], dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def summary(values: np.ndarray, column: str) -> tuple[float, str]:
+    """Return the mean of finite values, the median of times, and its text with the standard deviation.
+
+    Args:
+        values: the finite values of a column.
+        column: name of a metric, or `MILLISECONDS`.
+
+    Returns:
+        The number, NaN without values, and the text.
+
+    Example:
+        >>> summary(np.array([30.0, 32.0]), "PSNR")
+        (31.0, '31.00 ± 1.41')
+    """
+    if not len(values):
+        return float("nan"), "–"
+    if column == MILLISECONDS:  # the median, since the first batch and a few others are much slower
+        return float(np.median(values)), f"{np.median(values):.1f}"
+    decimals = METRICS[column].decimals
+    deviation = f" ± {values.std(ddof=1):.{decimals}f}" if len(values) > 1 else ""
+    return float(values.mean()), f"{values.mean():.{decimals}f}{deviation}"
+
+
+def column_title(column: str) -> str:
+    """Return the title of a column: the direction of improvement follows the name of a metric."""
     if column not in METRICS:
         return column
     return f"{column} {'↑' if METRICS[column].higher_is_better else '↓'}"
 
 
-def _cell(values: np.ndarray, column: str) -> str:
-    if not len(values):
-        return "–"
-    if column == MILLISECONDS:  # the median, since the first batch and a few others are much slower
-        return f"{np.median(values):.1f}"
-    decimals = METRICS[column].decimals
-    deviation = f" ± {values.std(ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{decimals}f}{deviation}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import Volume, uncertainty_of
 from miar_monai.errors import ImageError, SettingError
+from miar_monai.visualize.policy import content_policy
 
 __all__ = ["MAX_PAGE_VOXELS", "check_page", "write_page"]
 
@@ -237,13 +237,9 @@ def _page(
         f'<script type="application/octet-stream" id="{layer.key}">{base64.b64encode(_nifti(layer)).decode()}</script>'
         for layer in layers
     )
-    policy = (
-        f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     listed = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in warnings)
     return Template(part["template.html"]).substitute(
-        policy=policy,
+        policy=content_policy(style, library, script),
         title=escape(f"{sr.path.name}: super-resolved from {lr.path.name}"),
         style=style,
         label="Input and result in axial, coronal and sagittal planes; their sizes and intensities are in the table",
@@ -257,8 +253,3 @@ def _page(
         library=library,
         script=script,
     )
-
-
-def _hash(text: str) -> str:
-    """Return the source expression of an inline script or style for the policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"

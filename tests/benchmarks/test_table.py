@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.bundle_runs import EACH_NETWORK, TOKENS, parsed, tiny_tokenizer_file
+from helpers.html_page import Page
 from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
 from helpers.tiny_bundle import write_bundle_with_data, write_paper_runs
 from helpers.tiny_peers import shrink_peers
@@ -191,6 +192,17 @@ def test_every_method_is_measured_on_every_slice_and_timed() -> None:
     assert paired(pairs(evaluation.rows, "peer, data-consistent", "peer", "PSNR")).estimate > 3
 
 
+def test_the_middle_slice_of_each_volume_is_drawn_whatever_the_batches() -> None:
+    methods = {"ours": partial(shifted, shift=0), "peer": partial(shifted, shift=0.1)}
+    drawn = []
+    for batch_size in (1, 2, 3, 8):
+        evaluation = SuperResolutionEvaluation(Degradation(), ["PSNR"])
+        drawn.append(table.measure(evaluation, volumes(), methods, batch_size, shown=["bicubic", "peer"]).slices)
+    assert all(found == drawn[0] for found in drawn)
+    assert [(key, found.position) for key, found in drawn[0].items()] == [(("p0", "t2"), 2), (("p1", "t2"), 2)]
+    assert list(drawn[0]["p0", "t2"].pictures) == ["low resolution", "bicubic", "peer", "truth"]
+
+
 def test_the_tokenizer_report_counts_the_codes_in_use() -> None:
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer().eval()
@@ -245,6 +257,16 @@ def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog:
     assert "- The bundle's default is MIAR, fidelity 0.25." in text
     assert "Section test of the split by split.json: BraTS_00002, BraTS_00003." in text
     assert "| minus linear inverse |" in text
+    page = Page((bundle.parent / "out" / "table.html").read_text(encoding="utf-8"))
+    patients = [f"slice 1 of BraTS_0000{i}, t2" for i in (2, 3)]
+    assert [found["alt"] for tag, found in page.elements if tag == "img"] == [
+        f"{title}, {patient}"
+        for patient in patients
+        for title in ("low resolution", "bicubic", *FIDELITIES, "truth")
+    ]  # fmt: skip
+    assert {tuple(line[:3]) for line in page.tables[1][1:]} == {
+        (row["subject"], row["contrast"], row["method"]) for row in rows
+    }
     with pytest.raises(OutputError, match=r"table\.csv exists already"):
         make_table(bundle.parent)
 

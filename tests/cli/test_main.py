@@ -522,7 +522,7 @@ def test_evaluate_measures_the_test_patients(bundle: Path, tmp_path: Path) -> No
     options = ("-o", "out", "--model", tmp_path / "copy", "--device", "cpu")
     result = miar("evaluate", data, *options, "--lookahead-tokens", 0)
     assert result.exit_code == 0, result.output
-    assert files(Path("out")) == ["metrics.csv", "metrics.md"]
+    assert files(Path("out")) == ["metrics.csv", "metrics.html", "metrics.md"]
     assert result.stdout.splitlines()[0].startswith("2 slices of 1 patient")
     assert result.stdout.count("| MIAR |") == 1
     again = miar("evaluate", data, *options, "--quiet")

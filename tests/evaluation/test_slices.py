@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import csv
 import logging
 import math
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, OutputError
-from miar_monai.evaluation import EvaluationHandler, SuperResolutionEvaluation, by_contrast
+from miar_monai.evaluation import EvaluationHandler, SlicePictures, SuperResolutionEvaluation, by_contrast
 from miar_monai.evaluation.metrics import psnr
 
 METRICS = ["PSNR", "SSIM", "PSNR body"]
@@ -29,6 +31,7 @@ def hr(phantom: Tensor) -> Tensor:
 
 
 METHODS = ("nearest", "bicubic", "linear inverse", "MIAR", "MIAR, data-consistent")
+PICTURES = ("low resolution", *METHODS, "truth")
 
 
 def evaluation(metrics: list[str] = METRICS) -> SuperResolutionEvaluation:
@@ -162,11 +165,28 @@ def test_the_handler_keeps_the_contrasts_of_a_patient_apart(hr: Tensor, tmp_path
     assert len(set(keys)) == len(keys) == 2 * 7 * len(METHODS)
 
 
-def test_the_handler_stops_at_the_start_if_results_exist(hr: Tensor, tmp_path: Path) -> None:
-    (tmp_path / "metrics.md").write_text("mine")
-    with pytest.raises(OutputError, match=r"metrics\.md exists already"):
+def test_the_handler_writes_a_page_with_the_middle_slice_of_each_volume(hr: Tensor, tmp_path: Path) -> None:
+    both = [{"file": f"a_{contrast}.nii.gz", "subject": "a", "contrast": contrast} for contrast in ("t1", "t2")]
+    run(hr, tmp_path, both)
+    page = Page((tmp_path / "metrics.html").read_text(encoding="utf-8"))
+    titles = [f"{title}, slice 3 of a, {contrast}" for contrast in ("t1", "t2") for title in PICTURES]
+    assert [found["alt"] for tag, found in page.elements if tag == "img"] == titles
+    sources = [found["src"] for tag, found in page.elements if tag == "img"]
+    pictures = dict(zip(titles, sources, strict=True))
+    assert pictures["MIAR, slice 3 of a, t1"] == pictures["nearest, slice 3 of a, t1"]
+    assert pictures["MIAR, slice 3 of a, t1"] != pictures["truth, slice 3 of a, t1"]
+    wanted = SlicePictures()
+    wanted.add("a", None, 3, hr[3:4], {}, hr[3:4])
+    truth = base64.b64encode(wanted.slices["a", ""].pictures["truth"]).decode()
+    assert pictures["truth, slice 3 of a, t2"] == f"data:image/png;base64,{truth}"
+
+
+@pytest.mark.parametrize("name", ["metrics.md", "metrics.html"])
+def test_the_handler_stops_at_the_start_if_results_exist(name: str, hr: Tensor, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=f"{name} exists already"):
         run(hr, tmp_path, [{"file": "a.nii.gz"}])
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.md"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_data_consistency_brings_an_estimate_closer_to_the_truth(hr: Tensor) -> None:

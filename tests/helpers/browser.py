@@ -90,10 +90,10 @@ class Browser:
             assert time.monotonic() < end, f"{expression}: {self.messages}"
             time.sleep(0.1)
 
-    def press(self, key: str) -> None:
-        """Press and release a key."""
+    def press(self, key: str, text: str = "") -> None:
+        """Press and release a key that types a text."""
         for kind in ("keyDown", "keyUp"):
-            self.command("Input.dispatchKeyEvent", type=kind, key=key)
+            self.command("Input.dispatchKeyEvent", type=kind, key=key, text=text)
 
     def picture(self) -> np.ndarray:
         """Return the pixels of the canvas on the screen, (rows, columns, 3)."""
