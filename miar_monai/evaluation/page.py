@@ -143,7 +143,7 @@ def _page(
         file.name: file.read_text(encoding="utf-8") for file in (files("miar_monai.evaluation") / "template").iterdir()
     }
     columns = columns_of(rows, metrics)
-    titles = [*map(column_title, columns)]
+    titles = list(map(column_title, columns))
     found: dict[Key, list[Row]] = {}
     for row in rows:
         found.setdefault((row["subject"], row.get("contrast", "")), []).append(row)

@@ -87,6 +87,7 @@ def test_train_both_stages_evaluate_and_infer(name: str, tmp_path: Path) -> None
     assert {"nearest", "bicubic", "linear inverse", "MIAR"} <= {row["method"] for row in found}
     assert len({(row["subject"], row["slice"]) for row in found}) == 2  # one patient, two slices
     assert "| MIAR |" in (out / "metrics.md").read_text()
+    assert '<th scope="row">MIAR</th>' in (out / "metrics.html").read_text(encoding="utf-8")
 
     volume = write_nifti_phantom(tmp_path / "lr.nii.gz", (20, 17, 3))
     inferred = run(

@@ -165,7 +165,7 @@ def test_the_bundle_trains_and_evaluates_as_written() -> None:
     (estimator_block,) = [block for block in blocks("sh") if "train_estimator.json" in block]
     (miar_block,) = [block for block in blocks("sh", TEXTS["docs/bundles.md"]) if "train_stage1.json" in block]
     run_block(estimator_block + miar_block)
-    for made in ("brats/model.pt", "brats/metrics.csv", "brats/metrics.md", "miar/tokenizer.pt", "miar/model.pt"):
+    for made in ("brats/model.pt", "brats/metrics.csv", "brats/metrics.html", "miar/tokenizer.pt", "miar/model.pt"):
         assert Path("runs", made).is_file()
 
 
