@@ -16,11 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from miar_monai.data.atomic_write import atomic_file
 from miar_monai.evaluation.metrics import METRICS
 from miar_monai.evaluation.tables import Row, by_contrast, column_title, columns_of, finite_values, summary
 from miar_monai.visualize.drawing import displayed
-from miar_monai.visualize.policy import content_policy
+from miar_monai.visualize.standalone import page_head, write_html
 
 __all__ = ["MAX_METHODS", "SlicePictures", "write_results_page"]
 
@@ -129,10 +128,7 @@ def write_results_page(
     Raises:
         OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
     """
-    page = _page(title, rows, metrics, pictures, notes)
-    with atomic_file(path, overwrite) as part:
-        part.write_bytes(page.encode("utf-8"))  # the policy names the hash of its script, so not a byte may change
-    return Path(path)
+    return write_html(path, _page(title, rows, metrics, pictures, notes), overwrite)
 
 
 def _page(
@@ -172,11 +168,9 @@ def _page(
         for contrast, section in by_contrast(rows).items()
     ]
     options = [f'<option value="{escape(name)}">{escape(name)}</option>' for name in _by_method(rows)]
-    style, script = part["page.css"], part["page.js"]
+    script = part["page.js"]
     return Template(part["page.html"]).substitute(
-        policy=content_policy(style, script),
-        title=escape(title),
-        style=style,
+        head=page_head(title, part["page.css"], script),
         links="\n".join(links),
         notes="\n".join(f"<li>{escape(note)}</li>" for note in notes),
         means="\n".join(means),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,14 +79,10 @@ def side_by_side(
         ConfigurationError: if there is no panel with the title of the truth.
         OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
     """
-    if truth not in panels:
-        raise ConfigurationError(f"there is no panel {truth!r}, only {list(panels)}: give the title of the truth.")
-    hr = panels[truth]
-    extent = (hr.shape[0] * spacing[0], hr.shape[1] * spacing[1])
-    zoom = _enlarged(hr, spacing)
+    hr = _truth(panels, truth)
+    extent, zoom = (hr.shape[0] * spacing[0], hr.shape[1] * spacing[1]), _enlarged(hr, spacing)
     errors = {title: abs(image - hr) for title, image in panels.items() if image.shape == hr.shape and title != truth}
-    worst = max([np.percentile(error, 99.8) for error in errors.values()], default=1)
-    gray, hot = color_levels("gray", 64, hr.min(), np.percentile(hr, 99.8)), color_levels("magma", 24, 0, worst)
+    gray, hot = _scales(hr, errors.values())
     ratios = [extent[1] / extent[0], 1, extent[1] / extent[0]]
     lines = max(title.count("\n") for title in panels) + 1
 
@@ -140,12 +136,9 @@ def enlarged_panels(
         ConfigurationError: if there is no image with the title of the truth.
         OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
     """
-    if truth not in images:
-        raise ConfigurationError(f"there is no panel {truth!r}, only {list(images)}: give the title of the truth.")
-    hr, panels = images[truth], {**images, **differences}
+    hr, panels = _truth(images, truth), {**images, **differences}
     extent, zoom = (hr.shape[0] * spacing[0], hr.shape[1] * spacing[1]), _enlarged(hr, spacing)
-    worst = max((float(np.percentile(x, 99.8)) for x in differences.values()), default=1.0)
-    gray, hot = color_levels("gray", 64, hr.min(), np.percentile(hr, 99.8)), color_levels("magma", 24, 0, worst)
+    gray, hot = _scales(hr, differences.values())
     rows = -(-len(panels) // columns)
     with page_figure(path, rows * (PAGE_WIDTH / columns + LINE_HEIGHT), overwrite) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -158,6 +151,19 @@ def enlarged_panels(
             bar = figure.colorbar(shown, cax=ax.inset_axes((0.05, 0.12, 0.6, 0.04)), orientation="horizontal")
             bar.ax.tick_params(colors="white")
     return Path(path)
+
+
+def _truth(panels: Mapping[str, np.ndarray], title: str) -> np.ndarray:
+    """Return the panel of the truth."""
+    if title not in panels:
+        raise ConfigurationError(f"there is no panel {title!r}, only {list(panels)}: give the title of the truth.")
+    return panels[title]
+
+
+def _scales(hr: np.ndarray, differences: Iterable[np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the scales of gray values, to the 99.8th percentile of the truth, and of differences, to their largest."""
+    worst = max((float(np.percentile(x, 99.8)) for x in differences), default=1.0)
+    return color_levels("gray", 64, hr.min(), np.percentile(hr, 99.8)), color_levels("magma", 24, 0, worst)
 
 
 def _color_bar(ax: Axes, shown: Any, label: str, height: float) -> None:

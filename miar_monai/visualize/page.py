@@ -18,11 +18,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
-from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import Volume, uncertainty_of
 from miar_monai.errors import ImageError, SettingError
-from miar_monai.visualize.policy import content_policy
+from miar_monai.visualize.standalone import page_head, write_html
 
 __all__ = ["MAX_PAGE_VOXELS", "check_page", "write_page"]
 
@@ -130,10 +129,7 @@ def write_page(
         error_map = _crop(error, _covering(error, corners, lr))
         layers.append(_Layer("error-map", "expected error", error_map, "inferno", (0.0, highest), _ERROR_LEVELS))
         table.append(_row("Expected error", error))
-    page = _page(layers, table, lr, sr, facts or {}, warnings)
-    with atomic_file(path, overwrite) as part:
-        part.write_bytes(page.encode("utf-8"))  # the policy names hashes of its scripts, so not a byte may change
-    return Path(path)
+    return write_html(path, _page(layers, table, lr, sr, facts or {}, warnings), overwrite)
 
 
 def _content(array: np.ndarray) -> Box:
@@ -223,7 +219,7 @@ def _page(
     """Return the page with its volumes, rows of its table and texts."""
     folder = files("miar_monai.visualize") / "viewer"
     part = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
-    style, library, script = part["page.css"], part["niivue.umd.js"], part["page.js"]
+    library, script = part["niivue.umd.js"], part["page.js"]
     unit = "HU" if lr.modality == "CT" else "units of the input"
     settings: dict[str, Any] = {
         "oriented": bool(lr.space),
@@ -239,9 +235,7 @@ def _page(
     )
     listed = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in warnings)
     return Template(part["template.html"]).substitute(
-        policy=content_policy(style, library, script),
-        title=escape(f"{sr.path.name}: super-resolved from {lr.path.name}"),
-        style=style,
+        head=page_head(f"{sr.path.name}: super-resolved from {lr.path.name}", part["page.css"], library, script),
         label="Input and result in axial, coronal and sagittal planes; their sizes and intensities are in the table",
         unit=f" ({unit})",
         warnings=f'<section aria-label="Warnings"><ul class="warnings">\n{listed}</ul></section>' if warnings else "",

@@ -18,8 +18,9 @@ import click
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from helpers.bundle_runs import workflow
+from helpers.commands import miar, sr
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 
 from miar_monai.cli.main import main
@@ -40,16 +41,6 @@ SHAPE = (19, 13, 3)
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     return write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE)
-
-
-def miar(*parts: object) -> Result:
-    result = CliRunner().invoke(main, [str(part) for part in parts])
-    assert "Traceback" not in result.output
-    return result
-
-
-def sr(bundle: Path, *parts: object) -> Result:
-    return miar("sr", "--model", bundle, "--device", "cpu", *parts)
 
 
 def files(folder: Path) -> list[str]:

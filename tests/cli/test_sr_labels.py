@@ -9,13 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from helpers.bundle_runs import workflow
+from helpers.commands import sr
 from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 from monai.data import MetaTensor
 
 from miar_monai import SuperResolver
-from miar_monai.cli.main import main
 from miar_monai.data.io import read_labels, read_volume
 from miar_monai.errors import find_miar_error
 
@@ -35,12 +34,6 @@ def seg(scan: Path, tmp_path: Path) -> Path:
     numbers = np.array([0, 17, 53, 1035], np.int16)[np.digitize(head(SHAPE), [0.1, 0.45, 0.6])]
     nib.save(nib.Nifti1Image(numbers, nib.load(scan).affine), tmp_path / "seg.nii.gz")
     return tmp_path / "seg.nii.gz"
-
-
-def sr(bundle: Path, *parts: object) -> Result:
-    result = CliRunner().invoke(main, ["sr", "--model", str(bundle), "--device", "cpu", *map(str, parts)])
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".mgz", ".nrrd"])

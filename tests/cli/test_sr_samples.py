@@ -10,13 +10,12 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from helpers.bundle_runs import ESTIMATOR, workflow
+from helpers.commands import sr
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from helpers.tiny import started
 from helpers.tiny_bundle import write_tiny_bundle
 
-from miar_monai.cli.main import main
 from miar_monai.data.io import read_volume
 from miar_monai.data.volume import SAMPLE_MAPS, sample_maps
 from miar_monai.inference.resolver import SuperResolver, super_resolve
@@ -48,12 +47,6 @@ def sampling(tmp_path: Path) -> Path:
     network.unet.conv_out.weight.data.mul_(0.05)
     save_weights(network, folder / "models" / "model.pt")
     return folder
-
-
-def sr(bundle: Path, *parts: object) -> Result:
-    result = CliRunner().invoke(main, [str(part) for part in ("sr", "--model", bundle, "--device", "cpu", *parts)])
-    assert "Traceback" not in result.output
-    return result
 
 
 def voxels(path: str | Path) -> np.ndarray:

@@ -9,11 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from helpers.commands import miar, sr
 from helpers.html_page import Page
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 
-from miar_monai.cli.main import main
 from miar_monai.inference.bundle import weights_sha256
 from miar_monai.visualize import page as page_module
 
@@ -25,16 +24,6 @@ SHAPE = (19, 13, 3)
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     return write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", SHAPE)
-
-
-def miar(*parts: object) -> Result:
-    result = CliRunner().invoke(main, [str(part) for part in parts])
-    assert "Traceback" not in result.output
-    return result
-
-
-def sr(bundle: Path, *parts: object) -> Result:
-    return miar("sr", "--model", bundle, "--device", "cpu", *parts)
 
 
 def read(path: str) -> tuple[str, Page]:

@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from helpers.bundle_runs import EACH_NETWORK, TOKENS, workflow
+from helpers.commands import miar
 from helpers.phantoms import LPS_AFFINE, head, write_dicom_series, write_nifti_phantom
 from helpers.tiny import started, tiny_miar
 from helpers.tiny_bundle import write_tiny_bundle
@@ -20,7 +20,6 @@ from monai.data import MetaTensor
 from test_inferer import TILE, Nearest, inferer
 from torch import Tensor
 
-from miar_monai.cli.main import main
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import ConfigurationError, find_miar_error
 from miar_monai.inference.error_model import ErrorModel, error_predictors
@@ -264,12 +263,6 @@ def test_the_error_map_has_the_type_of_the_input(affine: np.ndarray, bundles: di
 
 
 # Command and bundle
-
-
-def miar(*parts: object) -> Result:
-    result = CliRunner().invoke(main, [str(part) for part in parts])
-    assert "Traceback" not in result.output
-    return result
 
 
 def test_command_and_bundle_write_the_same_map(bundles: dict[str, Path], tmp_path: Path) -> None:
