@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import torch
 from helpers.bundle_runs import ESTIMATOR, workflow
-from helpers.commands import sr
+from helpers.commands import miar, sr
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from helpers.tiny import started
 from helpers.tiny_bundle import write_tiny_bundle
@@ -147,9 +147,9 @@ def test_maps_are_dicom_series_of_their_own(sampling: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(volumes["_std"].affine, volumes[""].affine)
 
 
-def test_the_impossible_is_refused_in_one_sentence(bundle: Path, sampling: Path, scan: Path) -> None:
+def test_the_impossible_is_refused_in_one_sentence(tmp_path: Path, sampling: Path, scan: Path) -> None:
     for folder, options, sentence in (
-        (bundle, ("--samples", 4), "this Estimator was not trained to sample, but samples were requested"),
+        (write_tiny_bundle(tmp_path / "chest", "miar_lidc"), ("--samples", 4), "this Estimator was not trained to sample, but samples were requested"),
         (sampling, ("--samples", 1), "samples is 1, but at least 2 are needed for a spread"),
         (sampling, ("--save-samples",), "save_samples is on, but samples is 0"),
         (sampling, ("--samples", 2, "--seed", -1), "sampling_seed is -1"),
@@ -158,3 +158,16 @@ def test_the_impossible_is_refused_in_one_sentence(bundle: Path, sampling: Path,
         assert done.exit_code == 2, done.output
         assert sentence in done.stderr
     assert not list(Path().iterdir())
+
+
+def test_the_shipped_brain_model_samples_and_that_of_the_chest_refuses(tmp_path: Path) -> None:
+    scan = write_nifti_phantom(tmp_path / "in" / "scan.nii.gz", (24, 20, 1))
+    maps = super_resolve(scan, "brain_mri", "cpu", samples=4, factor=(4, 4, 1))
+    image, mean, std = (np.asarray(maps[name].dataobj) for name in ("image", "mean", "std"))
+    inside = image > 0.2 * image.max()
+    assert (std[inside] > 0).mean() > 0.99
+    assert std.mean() < 0.05 * image.max()
+    np.testing.assert_allclose(mean[inside].mean(), image[inside].mean(), rtol=0.01)
+    refused = miar("sr", "--model", "chest_ct", "--device", "cpu", scan, "--samples", 4)
+    assert refused.exit_code == 2
+    assert "was not trained to sample" in refused.stderr

@@ -124,7 +124,7 @@ MADE = {
     ],
     "docs/dicom.md": ["dicom_series_sr.nii.gz", "results/dicom_series_sr"],
     "docs/many_volumes.md": ["results/1_sr.nii.gz", "run.json", "reports/7.json"],
-    "docs/uncertainty.md": ["certain.nii.gz", "certain_uncertainty.nii.gz"],
+    "docs/uncertainty.md": ["certain.nii.gz", "certain_uncertainty.nii.gz", "drawn.nii.gz", "drawn_std.nii.gz"],
 }
 
 
