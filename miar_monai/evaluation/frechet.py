@@ -70,12 +70,17 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
         first: with clearly more vectors than features.
         second: the same.
 
+    Returns:
+        The distance; NaN if a set has fewer than 2 vectors.
+
     Example:
         >>> features = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
         >>> moments, moved = FeatureMoments.of(features), FeatureMoments.of(features + torch.tensor([3.0, 4.0, 0.0]))
         >>> round(frechet_distance(moments, moved), 3)
         25.0
     """
+    if min(first.count, second.count) < 2:
+        return float("nan")
     (mean, covariance), (other_mean, other_covariance) = first.normal(), second.normal()
     # monai.metrics.fid fails for singular covariances, of few vectors; those of a symmetric product are no problem
     values, vectors = torch.linalg.eigh(covariance)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_fewer_vectors_than_features_have_a_distance_too() -> None:
     few = FeatureMoments.of(drawn((5, 40), 0))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
     assert frechet_distance(few, FeatureMoments.of(drawn((5, 40), 1))) > 1
+    assert isnan(frechet_distance(few, FeatureMoments.of(drawn((1, 40), 1))))
 
 
 def test_a_patient_that_is_left_out_leaves_the_others() -> None:
