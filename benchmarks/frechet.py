@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -63,14 +63,14 @@ class FeatureSets:
         ]
         return frechet_distance(*totals), without
 
-    def table(self, methods: Sequence[str], ours: str) -> str:
+    def table(self, ours: str) -> str:
         """Return, in Markdown, the distance of each method, and how much it is above that of one of them.
 
         Args:
-            methods: rows.
             ours: the method whose distance is subtracted.
         """
         cells = []
+        methods = [name for name in dict.fromkeys(name for name, _ in self.moments) if name != TRUTH]
         for layer in next(iter(self.moments.values())):
             found = {method: self.distances(layer, method) for method in methods}
             estimate, without = found[ours]

@@ -60,6 +60,7 @@ RESULTS = ("hallucination.csv", "hallucination.md", "hallucination.png")
 def measure(
     volumes: Sequence[SlicePairs],
     methods: Mapping[str, Method],
+    peers: Mapping[str, Method],
     evaluation: SuperResolutionEvaluation,
     scans: Scans,
     sets: FeatureSets | None,
@@ -67,11 +68,12 @@ def measure(
     every: int = 1,
     amp: bool = False,
 ) -> None:
-    """Measure every n-th slice of volumes by all methods, and by the control `CEILING`.
+    """Measure every n-th slice of volumes by all methods, by the peers with data consistency, and by `CEILING`.
 
     Args:
         volumes: all slices.
         methods: methods by name.
+        peers: further methods, which also have a row with data consistency.
         evaluation: has the degradation and the device.
         scans: gets the slices.
         sets: gets their features, if it is given.
@@ -82,8 +84,9 @@ def measure(
     for volume in tqdm(every_nth(volumes, every), desc="measuring", unit="volume"):
         for slices, lr, hr in batches(volume, batch_size, evaluation.device):
             with torch.autocast(evaluation.device.type, torch.bfloat16, enabled=amp):
-                results = {name: method(lr) for name, method in methods.items()}
+                results = {name: method(lr) for name, method in {**methods, **peers}.items()}
             estimates = {name: sr.as_subclass(Tensor).float() for name, sr in results.items()}
+            estimates |= {consistent_title(name): evaluation.make_consistent(estimates[name], lr) for name in peers}
             estimates[CEILING] = evaluation.make_consistent(hr.flip(2), lr)
             body = body_mask(hr.clamp(0, 1), evaluation.body_threshold)
             numbers = [every // 2 + every * i for i in slices]  # as in other tables
@@ -98,27 +101,20 @@ def one_sample(network: SuperResolutionNetwork, generator: torch.Generator, lr: 
     return network.posterior_samples(lr, network.white_noise(operator, (len(lr), 1), generator), operator)
 
 
-def consistent(method: Method, evaluation: SuperResolutionEvaluation, lr: Tensor) -> Tensor:
-    """Return the results of a method for LR slices (N, 1, h, w), corrected to explain them: (N, 1, H, W)."""
-    return evaluation.make_consistent(method(lr).float(), lr)
-
-
 def methods_of(
     bundle: str,
     given: Mapping[str, Any],
     network: SuperResolutionNetwork,
-    peers: Mapping[str, Method],
     evaluation: SuperResolutionEvaluation,
     seed: int,
 ) -> tuple[dict[str, Method], str]:
-    """Return all methods, and the name of the one that is compared with the others: the sample, or else fidelity 0.
+    """Return the linear inverse and the methods of MIAR, and the one to be compared: the sample, or else fidelity 0.
 
     Args:
         bundle: folder of the bundle.
         given: values of keys of its ``evaluate.json``.
         network: the network.
-        peers: trained peers by name.
-        evaluation: has the linear inverse and data consistency.
+        evaluation: has the linear inverse.
         seed: seed of the sample.
     """
     inferers, sweep, _ = miar_inferers(bundle, given, isinstance(network, MIAR))
@@ -126,8 +122,6 @@ def methods_of(
     methods |= {name: partial(inferers[name], network=network) for name in sweep}
     if network.noise_channels:
         methods[SAMPLE] = partial(one_sample, network, torch.Generator().manual_seed(seed))
-    for name, peer in peers.items():
-        methods |= {name: peer, consistent_title(name): partial(consistent, peer, evaluation)}
     return methods, SAMPLE if network.noise_channels else sweep[0]
 
 
@@ -173,7 +167,7 @@ def main(
     network = load_weights(get("network"), get("checkpoint"), hint).eval()
     loaded, notes = load_peers(bundle, peers_dir)
     peers = {name: peer.to(evaluation.device).eval() for name, peer in loaded.items()}
-    methods, ours = methods_of(bundle, given, network, peers, evaluation, sample_seed)
+    methods, ours = methods_of(bundle, given, network, evaluation, sample_seed)
     sets = None
     try:
         sets = FeatureSets(alexnet_features(evaluation.device))
@@ -183,7 +177,7 @@ def main(
         logger.warning(sentence)
 
     volumes, scans = load_slice_pairs(config), Scans(limits, ours)
-    measure(volumes, methods, evaluation, scans, sets, get("sw_batch_size"), every, get("amp"))
+    measure(volumes, methods, peers, evaluation, scans, sets, get("sw_batch_size"), every, get("amp"))
     write_csv(scans.rows, folder / RESULTS[0], overwrite)
     scans.draw(folder / RESULTS[2], overwrite)
     by = f"Bundle {Path(bundle).name}, {Path(get('checkpoint')).name}, commit {commit()}, {machine(evaluation.device)}."
@@ -191,7 +185,7 @@ def main(
     lines = [f"- {sentence}" for sentence in (by, which, *notes)]
     text = ["# Hallucination", "", *lines, "", scans.report(1 / evaluation.degradation.scale)]
     if sets is not None:
-        text += ["## Fréchet distance", "", EXPLANATION, "", sets.table([*methods, CEILING], ours), ""]
+        text += ["## Fréchet distance", "", EXPLANATION, "", sets.table(ours), ""]
     publish("\n".join(text), folder / RESULTS[1], overwrite)
 
 

@@ -80,7 +80,8 @@ def test_the_controls_bracket_the_scan() -> None:
     evaluation, scans = SuperResolutionEvaluation(degradation, []), Scans(Limits(side=24), FLOOR)
     volume = SlicePairs("p", None, degradation(hr), hr)
     methods = {FLOOR: evaluation.baseline_methods[FLOOR], "truth": lambda lr: hr[: len(lr)]}
-    hallucination.measure([volume], methods, evaluation, scans, None, batch_size=2)
+    peers = {"dark": lambda lr: torch.zeros_like(hr[: len(lr)])}
+    hallucination.measure([volume], methods, peers, evaluation, scans, None, batch_size=2)
     assert "contrast" not in scans.rows[0]
     for method, labelled, invented in (
         (FLOOR, (90, 100), (0, 5)),
@@ -91,6 +92,12 @@ def test_the_controls_bracket_the_scan() -> None:
         assert len(rows) == 2
         for kind, wanted in (("labelled", labelled), ("invented", invented)):
             assert all(min(wanted) <= row[f"{kind} below 0.5 (%)"] <= max(wanted) for row in rows), (method, kind)
+    shares = {
+        name: [row[key] for row in scans.rows if row["method"] == name for key in row if "%" in key]
+        for name in ("dark", "dark, data-consistent", FLOOR)
+    }
+    assert shares["dark"] == [100, 0] * 8  # all detail is missing, at all frequencies
+    assert shares["dark, data-consistent"] == pytest.approx(shares[FLOOR], abs=5)  # the correction of nothing
 
 
 # Fréchet distances
@@ -121,14 +128,14 @@ def test_the_distance_does_not_depend_on_batches_and_has_the_interval_of_the_jac
     assert sets[0].distances("voxels", "darker")[1][0] == pytest.approx(
         alone.distances("voxels", "darker")[0], abs=1e-9
     )
-    table = sets[0].table(["same", "darker"], "same").splitlines()
+    table = sets[0].table("same").splitlines()
     assert [line.split(" | ")[4] for line in table[2:]] == ["", f"+{sets[0].distances('voxels', 'darker')[0]:.2f}"]
 
 
 def test_a_single_patient_has_a_distance_without_an_interval() -> None:
     sets, hr = FeatureSets(pixels), textured(2)
     sets.add({"darker": 0.5 * hr}, hr, hr > 0, "p")
-    assert sets.table(["darker"], "darker").splitlines()[2].split(" | ")[3] == "–"
+    assert sets.table("darker").splitlines()[2].split(" | ")[3] == "–"
 
 
 def test_the_jackknife_of_a_mean_is_the_t_interval(rng: np.random.Generator) -> None:
