@@ -36,10 +36,11 @@ correlation (FRC) of a patch with the truth is that under a Hann window, without
 intensities. **Labelled** are the patches whose correlation falls below {threshold:g} before {cutoff:g} of the Nyquist
 frequency (sFRC, Kc et al. 2026); the Nyquist frequency of the input is at {input:g}. The authors choose these limits by
 annotated hallucinations; there are none here, so the default limits are those of their 4× super-resolution of CT, and
-the controls show what they mean. sFRC does not tell missing detail from invented detail: blur alone is labelled, as in
-the row "{floor}", which invents nothing. **Invented** are the labelled patches in which the power of the result, at the
-frequency where the correlation is lost, is at least half that of the truth. The row "{ceiling}" has the detail of the
-truth turned over from left to right, corrected so that it explains the input: detail that is plausible and false."""
+two controls show what they mean. sFRC does not tell missing detail from invented detail: blur alone is labelled, as in
+the row "{floor}". **Invented** are the labelled patches in which the power of the result, at the frequency where the
+correlation is lost, is at least half that of the truth. The row "{floor}", which has no detail of its own, is the floor
+of this share: aliasing is taken for detail. So is noise, where a patch has no structure. The row "{ceiling}" has the
+detail of the truth turned over from left to right, corrected so that it explains the input: all of it is false."""
 
 
 class Limits(NamedTuple):
