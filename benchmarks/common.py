@@ -16,6 +16,7 @@ from torch import Tensor
 from miar_monai.cli.workflow import SlicePairs, patients_note, read_config, with_contrasts
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.outputs import check_output_folder, refuse_to_overwrite
+from miar_monai.errors import check_range
 from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.bundle import check_switches
 
@@ -91,6 +92,17 @@ def batches(volume: SlicePairs, size: int, device: torch.device) -> Iterator[tup
     for start in range(0, len(volume.hr), size):
         lr, hr = (images[start : start + size].to(device) for images in (volume.lr, volume.hr))
         yield range(start, start + len(hr)), lr, hr
+
+
+def every_nth(volumes: Sequence[SlicePairs], every: int) -> list[SlicePairs]:
+    """Return the volumes with every n-th slice of each, from the middle of the first n.
+
+    Raises:
+        SettingError: if ``every`` is less than 1.
+    """
+    check_range("every", every, 1, float("inf"))
+    part = slice(every // 2, None, every)
+    return [volume._replace(lr=volume.lr[part], hr=volume.hr[part]) for volume in volumes]
 
 
 def provenance(bundle: str, config: ConfigParser, volumes: Sequence[SlicePairs], batch_size: int) -> list[str]:

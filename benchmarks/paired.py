@@ -16,11 +16,26 @@ from miar_monai.evaluation import Row
 from miar_monai.evaluation.metrics import METRICS
 from miar_monai.evaluation.tables import markdown_table
 
-__all__ = ["EXPLANATION", "Paired", "difference", "differences_table", "headline_table", "log_ratio", "paired", "pairs"]
+__all__ = [
+    "EXPLANATION",
+    "INTERVALS",
+    "Paired",
+    "difference",
+    "differences_table",
+    "headline_table",
+    "jackknife",
+    "level",
+    "log_ratio",
+    "paired",
+    "pairs",
+    "result_cells",
+]
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
-_INTERVALS = ("paired t", "bootstrap", "patients")
+INTERVALS = ("paired t", "bootstrap", "patients")
+"""Titles of the columns that follow an estimate."""
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """From the means of two methods, (..., 2), to a comparison, (...)."""
 
@@ -50,6 +65,11 @@ class Paired(NamedTuple):
 def difference(means: np.ndarray) -> np.ndarray:
     """Return the means of the first method minus those of the second."""
     return means[..., 0] - means[..., 1]
+
+
+def level(means: np.ndarray) -> np.ndarray:
+    """Return the means of the first method alone."""
+    return means[..., 0]
 
 
 def log_ratio(means: np.ndarray) -> np.ndarray:
@@ -83,7 +103,7 @@ def paired(patients: Sequence[np.ndarray], statistic: Statistic = difference, se
 
     Args:
         patients: the values of both methods on the slices of each patient, (slices, 2).
-        statistic: `difference`, or `log_ratio`.
+        statistic: `difference`, `log_ratio` or `level`.
         seed: seed of the bootstrap.
 
     Example:
@@ -102,6 +122,29 @@ def paired(patients: Sequence[np.ndarray], statistic: Statistic = difference, se
     resampled = _resampled(patients, statistic, np.random.default_rng(seed))
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Paired(float(estimate), (float(estimate - half), float(estimate + half)), (float(low), float(high)), number)
+
+
+def jackknife(estimate: float, without: Sequence[float]) -> Paired:
+    """Return an estimate that is no mean over patients, with the interval of the jackknife, and no bootstrap.
+
+    Args:
+        estimate: from all patients.
+        without: the same from all patients but one, for each patient.
+
+    Reference:
+        Efron and Stein, The Jackknife Estimate of Variance, 1981.
+
+    Example:
+        >>> values = np.array([1.0, 2.0, 6.0])
+        >>> result = jackknife(values.mean(), [np.delete(values, i).mean() for i in range(3)])
+        >>> result.t_interval == paired(values[:, None, None], level).t_interval  # of a mean
+        True
+    """
+    number, undefined = len(without), (float("nan"), float("nan"))
+    if number < 2:
+        return Paired(estimate, undefined, undefined, number)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, number - 1) * (number - 1) * stats.sem(without)
+    return Paired(estimate, (float(estimate - half), float(estimate + half)), undefined, number)
 
 
 def _resampled(patients: Sequence[np.ndarray], statistic: Statistic, generator: np.random.Generator) -> np.ndarray:
@@ -125,11 +168,11 @@ def differences_table(rows: Sequence[Row], ours: Sequence[str], peer: str, metri
         metrics: columns.
     """
     cells = [
-        _cells(method, metric, paired(pairs(rows, method, peer, metric)), METRICS[metric].decimals)
+        result_cells(method, metric, paired(pairs(rows, method, peer, metric)), METRICS[metric].decimals)
         for method in ours
         for metric in metrics
     ]
-    return markdown_table((f"minus {peer}", "metric", "difference", *_INTERVALS), cells)
+    return markdown_table((f"minus {peer}", "metric", "difference", *INTERVALS), cells)
 
 
 def headline_table(rows: Sequence[Row], ours: Sequence[str], peer: str) -> str:
@@ -144,12 +187,22 @@ def headline_table(rows: Sequence[Row], ours: Sequence[str], peer: str) -> str:
     for method in ours:
         ratio = paired(pairs(rows, method, peer, "LPIPS"), log_ratio).exp()
         psnr = paired(pairs(rows, method, peer, "PSNR"))
-        cells.append(_cells(method, f"LPIPS, times that of {peer}", ratio, 2, sign=""))
-        cells.append(_cells(method, f"PSNR, minus that of {peer} (dB)", psnr, 2))
-    return markdown_table(("method", "quantity", "estimate", *_INTERVALS), cells)
+        cells.append(result_cells(method, f"LPIPS, times that of {peer}", ratio, 2, sign=""))
+        cells.append(result_cells(method, f"PSNR, minus that of {peer} (dB)", psnr, 2))
+    return markdown_table(("method", "quantity", "estimate", *INTERVALS), cells)
 
 
-def _cells(method: str, quantity: str, result: Paired, decimals: int, sign: str = "+") -> tuple[str, ...]:
+def result_cells(method: str, quantity: str, result: Paired, decimals: int, sign: str = "+") -> tuple[str, ...]:
+    """Return the cells of a comparison: method, quantity, estimate, both intervals, and number of patients.
+
+    Args:
+        method: first cell.
+        quantity: second cell.
+        result: the comparison.
+        decimals: of its numbers.
+        sign: format of their sign.
+    """
+
     def number(value: float) -> str:
         return "–" if np.isnan(value) else f"{value:{sign}.{decimals}f}"
 

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import batches, commit, machine, publish, write_csv
+from benchmarks.common import batches, commit, every_nth, machine, publish, write_csv
 from benchmarks.every_factor import degradation_of, open_slices
 from benchmarks.measuring import median_ms
 from benchmarks.paired import EXPLANATION, differences_table, log_ratio, paired
@@ -364,9 +364,7 @@ def main(
 
     def chosen(section: str) -> list[SlicePairs]:
         overlays = [Path(overlay)] if overlay else []
-        volumes = load_slice_pairs(read_config(bundle, {**given, "section": section}, *overlays))
-        part = slice(every // 2, None, every)
-        return [volume._replace(lr=volume.lr[part], hr=volume.hr[part]) for volume in volumes]
+        return every_nth(load_slice_pairs(read_config(bundle, {**given, "section": section}, *overlays)), every)
 
     fitted = measure(chosen("validation"), sampler, evaluation, get("sw_batch_size"))
     calibration = Calibration.of([one for slices in fitted.bodies.values() for one in slices])

@@ -16,10 +16,12 @@ os.environ.update(OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1", DO_
 import numpy as np
 import pytest
 import torch
+from helpers.weights import need
 from hypothesis import settings
 from monai.utils import set_determinism
 
 from miar_monai.degradation import SeparableOperator
+from miar_monai.evaluation.metrics import METRICS
 
 # the tests of the MONAI Label app need MONAI Label, and so an environment of their own: make test-label
 collect_ignore = [] if find_spec("monailabel") else ["label"]
@@ -76,6 +78,13 @@ def weights_home(monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the real ``TORCH_HOME`` (or ``../shared/weights``), which is in force during the test."""
     monkeypatch.setenv("TORCH_HOME", WEIGHTS_HOME)
     return Path(WEIGHTS_HOME)
+
+
+@pytest.fixture
+def lpips_weights(weights_home: Path) -> None:
+    """Let lpips find its weights, or skip the test."""
+    pytest.importorskip("lpips")
+    need(weights_home, *METRICS["LPIPS"].weights)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from miar_monai.errors import ConfigurationError, MissingWeightsError
 
-__all__ = ["METRICS", "Metric", "Score", "body_mask", "create_metrics", "psnr", "ssim"]
+__all__ = ["METRICS", "Metric", "Score", "body_mask", "create_metrics", "load_model", "psnr", "ssim"]
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``score(sr, hr, body)``: from slices, true slices and body masks, each (N, 1, H, W), to values, (N,)."""
@@ -211,16 +212,31 @@ _FIDELITY: dict[str, Score] = {
 }
 
 
-def _perceptual(metric: Metric, device: torch.device | str) -> Score:
-    """Return a metric of lpips or pyiqa; no-reference metrics ignore the second image."""
+def load_model(metric: Metric, device: torch.device | str = "cpu") -> Any:
+    """Load the network of a metric with weights: a module of lpips or pyiqa, in evaluation mode.
+
+    Args:
+        metric: a perceptual metric.
+        device: its device.
+
+    Raises:
+        MissingWeightsError: if the package or a file is missing, or a file is damaged.
+    """
     _check_weights(metric)
     try:
-        model = _lpips(device) if metric.package == "lpips" else _pyiqa(metric.name, device)
+        return _lpips(device) if metric.package == "lpips" else _pyiqa(metric.name, device)
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise MissingWeightsError(
             f"{metric.name} is left out: its weights in {torch.hub.get_dir()} cannot be loaded ({error}); "
             "get the files again."
         ) from error
+
+
+def _perceptual(metric: Metric, device: torch.device | str) -> Score:
+    """Return a metric of lpips or pyiqa, for images in [0, 1]; no-reference metrics ignore the second image."""
+    model = load_model(metric, device)
+    if metric.package == "lpips":
+        model = partial(model, normalize=True)
 
     @torch.no_grad()
     def score(sr: Tensor, hr: Tensor, body: Tensor) -> Tensor:
@@ -230,24 +246,21 @@ def _perceptual(metric: Metric, device: torch.device | str) -> Score:
     return score
 
 
-def _lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return LPIPS 0.1 with AlexNet, for images in [0, 1]."""
+def _lpips(device: torch.device | str) -> Any:
+    """Return LPIPS 0.1 with AlexNet."""
     import lpips
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it uses a deprecated argument of torchvision
-        return partial(lpips.LPIPS(net="alex", verbose=False).to(device).eval(), normalize=True)
+        return lpips.LPIPS(net="alex", verbose=False).to(device).eval()
 
 
-def _pyiqa(name: str, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+def _pyiqa(name: str, device: torch.device | str) -> Any:
     """Return a metric of pyiqa."""
     import pyiqa
 
     with contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints the paths of its weights
-        model: Callable[[Tensor, Tensor], Tensor] = pyiqa.create_metric(
-            name.lower().replace("-", ""), device=torch.device(device)
-        )
-    return model
+        return pyiqa.create_metric(name.lower().replace("-", ""), device=torch.device(device))
 
 
 _INSTALL = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from miar_monai.visualize.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["enlarged_panels", "sharpest_square", "side_by_side"]
+__all__ = ["enlarged_panels", "marked_panels", "sharpest_square", "side_by_side"]
 
 
 def sharpest_square(image: np.ndarray, side: int) -> tuple[int, int]:
@@ -139,18 +140,78 @@ def enlarged_panels(
     hr, panels = _truth(images, truth), {**images, **differences}
     extent, zoom = (hr.shape[0] * spacing[0], hr.shape[1] * spacing[1]), _enlarged(hr, spacing)
     gray, hot = _scales(hr, differences.values())
-    rows = -(-len(panels) // columns)
-    with page_figure(path, rows * (PAGE_WIDTH / columns + LINE_HEIGHT), overwrite) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for ax, (title, image) in zip(axes.flat, panels.items(), strict=False):
+    with _grid(path, len(panels), columns, 1, overwrite) as axes:
+        for ax, (title, image) in zip(axes, panels.items(), strict=False):
             shown = draw_slice(ax, image, extent, hot if title in differences else gray)
             ax.set(xlim=zoom[0], ylim=zoom[1], title=title)
         if differences:  # their scale, in the last of them
-            bar = figure.colorbar(shown, cax=ax.inset_axes((0.05, 0.12, 0.6, 0.04)), orientation="horizontal")
+            bar = ax.figure.colorbar(shown, cax=ax.inset_axes((0.05, 0.12, 0.6, 0.04)), orientation="horizontal")
             bar.ax.tick_params(colors="white")
     return Path(path)
+
+
+def marked_panels(
+    images: Mapping[str, np.ndarray],
+    squares: Mapping[str, Mapping[str, Sequence[tuple[int, int]]]],
+    side: int,
+    path: str | os.PathLike[str],
+    columns: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    truth: str = "truth",
+    overwrite: bool = False,
+) -> Path:
+    """Draw a slice in many panels, with squares of several colors in each.
+
+    Gray values range from the minimum to the 99.8th percentile of the truth.
+
+    Args:
+        images: slices of RAS+ volumes by title, (X, Y), all of one size; one of them is the truth.
+        squares: lower corners of the squares, first index along X and along Y, by title and color.
+        side: side of the squares in voxels.
+        path: the picture; its folder is created if needed.
+        columns: number of panels in a row.
+        spacing: of the voxels along X and Y, in millimeters.
+        truth: title of the truth among the images.
+        overwrite: replace an existing file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigurationError: if there is no image with the title of the truth.
+        OutputError: if the file exists and ``overwrite`` is False, or if it cannot be written.
+    """
+    hr = _truth(images, truth)
+    extent, gray = (hr.shape[0] * spacing[0], hr.shape[1] * spacing[1]), _scales(hr, ())[0]
+    with _grid(path, len(images), columns, extent[1] / extent[0], overwrite) as axes:
+        for ax, (title, image) in zip(axes, images.items(), strict=False):
+            draw_slice(ax, image, extent, gray)
+            ax.set_title(title)
+            for color, corners in squares.get(title, {}).items():
+                for x, y in corners:
+                    _frame(ax, *_square_limits(hr, (x, y), side, spacing), color)
+    return Path(path)
+
+
+@contextmanager
+def _grid(
+    path: str | os.PathLike[str], count: int, columns: int, ratio: float, overwrite: bool
+) -> Iterator[Iterable[Axes]]:
+    """Create a figure of panels in rows, and write it at the end of the block.
+
+    Args:
+        path: the picture.
+        count: number of panels.
+        columns: number of panels in a row.
+        ratio: height of a panel relative to its width.
+        overwrite: replace an existing file.
+    """
+    rows = -(-count // columns)
+    with page_figure(path, rows * (PAGE_WIDTH / columns * ratio + LINE_HEIGHT), overwrite) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        yield axes.flat
 
 
 def _truth(panels: Mapping[str, np.ndarray], title: str) -> np.ndarray:
@@ -175,15 +236,28 @@ def _color_bar(ax: Axes, shown: Any, label: str, height: float) -> None:
 def _enlarged(hr: np.ndarray, spacing: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the limits in millimeters, as displayed, of the enlarged square, a third of the field of view."""
     side = max(min(hr.shape) // 3, 1)
-    x, y = sharpest_square(hr, side)
+    return _square_limits(hr, sharpest_square(hr, side), side, spacing)
+
+
+def _square_limits(
+    hr: np.ndarray, corner: tuple[int, int], side: int, spacing: tuple[float, float]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the limits in millimeters, as displayed, of a square with a lower corner."""
+    x, y = corner
     right = (hr.shape[0] - x) * spacing[0]  # X is mirrored on display
     return (right - side * spacing[0], right), (y * spacing[1], (y + side) * spacing[1])
 
 
+def _frame(ax: Axes, horizontal: tuple[float, float], vertical: tuple[float, float], color: str) -> None:
+    """Draw the frame of a rectangle."""
+    (left, right), (bottom, top) = horizontal, vertical
+    ax.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], color=color, linewidth=1)
+
+
 def _mark(ax: Axes, extent: tuple[float, float], zoom: tuple[tuple[float, float], tuple[float, float]]) -> None:
     """Add the scale bar, the patient's right side, and the frame of the enlarged square."""
-    length, (left, right), (bottom, top) = scale_bar_mm(extent[0]), *zoom
+    length = scale_bar_mm(extent[0])
     ax.plot([0.05 * extent[0], 0.05 * extent[0] + length], [0.04 * extent[1]] * 2, color="white", linewidth=2)
     ax.text(0.05 * extent[0], 0.06 * extent[1], f"{length} mm", color="white", va="bottom")
     ax.text(0.02 * extent[0], 0.5 * extent[1], "R", color="white", va="center")
-    ax.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], color="orange", linewidth=1)
+    _frame(ax, *zoom, "orange")

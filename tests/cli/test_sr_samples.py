@@ -148,8 +148,9 @@ def test_maps_are_dicom_series_of_their_own(sampling: Path, tmp_path: Path) -> N
 
 
 def test_the_impossible_is_refused_in_one_sentence(tmp_path: Path, sampling: Path, scan: Path) -> None:
+    chest = write_tiny_bundle(tmp_path / "chest", "miar_lidc")
     for folder, options, sentence in (
-        (write_tiny_bundle(tmp_path / "chest", "miar_lidc"), ("--samples", 4), "this Estimator was not trained to sample, but samples were requested"),
+        (chest, ("--samples", 4), "this Estimator was not trained to sample, but samples were requested"),
         (sampling, ("--samples", 1), "samples is 1, but at least 2 are needed for a spread"),
         (sampling, ("--save-samples",), "save_samples is on, but samples is 0"),
         (sampling, ("--samples", 2, "--seed", -1), "sampling_seed is -1"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.weights import need
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.metrics import PSNRMetric, SSIMMetric
@@ -137,18 +138,6 @@ def test_each_slice_has_its_own_value(name: str, slices: Tensor) -> None:
 def large(slices: Tensor) -> Tensor:
     """Return two slices that are large enough for AlexNet."""
     return torch.nn.functional.interpolate(slices[:2], size=(93, 77), mode="bilinear", antialias=False)
-
-
-def need(weights_home: Path, *files: str) -> None:
-    absent = [file for file in files if not (weights_home / "hub" / file).is_file()]
-    if absent:
-        pytest.skip(f"{weights_home}/hub lacks {absent}; set TORCH_HOME to the folder whose subfolder hub has them")
-
-
-@pytest.fixture
-def lpips_weights(weights_home: Path) -> None:
-    pytest.importorskip("lpips")
-    need(weights_home, *METRICS["LPIPS"].weights)
 
 
 @pytest.mark.weights

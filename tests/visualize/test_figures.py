@@ -14,7 +14,7 @@ from torch import Tensor
 
 from miar_monai.errors import ConfigurationError, OutputError
 from miar_monai.visualize.drawing import displayed, scale_bar_mm
-from miar_monai.visualize.figures import enlarged_panels, sharpest_square, side_by_side
+from miar_monai.visualize.figures import enlarged_panels, marked_panels, sharpest_square, side_by_side
 
 pytest.importorskip("matplotlib")
 
@@ -130,3 +130,24 @@ def test_pictures_fit_a_web_page_even_if_they_are_noisy(suffix: str, rng: np.ran
     if suffix == ".png":
         assert imread(path).shape[1] == 1350
         assert path.stat().st_size < 300_000
+
+
+def test_marked_panels_have_squares_where_they_are(tmp_path: Path, drawn: list[Any]) -> None:
+    hr = np.zeros((40, 30))
+    squares = {"method": {"red": [(0, 0), (30, 20)], "blue": [(10, 5)]}}
+    images = {"truth": hr, "method": hr + 1, "other": hr}
+    path = marked_panels(images, squares, 10, tmp_path / "new" / "a.png", columns=2, spacing=(2.0, 1.0))
+    assert path.is_file()
+    (figure,) = drawn
+    assert [len(ax.lines) for ax in figure.axes[:3]] == [0, 3, 0]
+    lines = [(line.get_color(), line.get_xydata()) for line in figure.axes[1].lines]
+    assert [(color, *xy.min(axis=0), *xy.max(axis=0)) for color, xy in lines] == [
+        ("red", 60, 0, 80, 10),  # the far left of the patient: X is mirrored
+        ("red", 0, 20, 20, 30),
+        ("blue", 40, 5, 60, 15),
+    ]
+    assert [ax.get_xlim() for ax in figure.axes[:3]] == [(0, 80)] * 3
+    with pytest.raises(ConfigurationError, match=r"there is no panel 'HR'"):
+        marked_panels(images, squares, 10, tmp_path / "b.png", 2, truth="HR")
+    with pytest.raises(OutputError, match="exists already"):
+        marked_panels(images, squares, 10, path, 2)
