@@ -21,11 +21,12 @@ from miar_monai.visualize.page import MAX_PAGE_VOXELS, _as_levels, check_page, w
 
 pytest.importorskip("PIL", reason="pictures of the browser are read by Pillow, of the extra demo")
 
-from helpers.browser import CHROMIUM, browser
 from helpers.html_page import Page
 
+from benchmarks.browser import CHROMIUM, browser
+
 if TYPE_CHECKING:
-    from helpers.browser import Browser
+    from benchmarks.browser import Browser
 
 TILTED = np.array([[-1.9, 0.3, 0, 70], [0.2, 2, 0.1, -50], [0, 0.4, 3, -20], [0, 0, 0, 1]])
 
