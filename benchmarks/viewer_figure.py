@@ -4,7 +4,7 @@
         [--num_slices 60] [--overwrite True]
 
 The input is the ICBM152 brain of ``miar demo`` at a quarter of its resolution, the overlay its expected error. Needs
-the extra demo and Chromium; with the shipped network, two CPU cores take three minutes.
+the extra demo and Chromium; a CPU takes about a minute.
 """
 
 from __future__ import annotations

@@ -166,8 +166,9 @@ def _sizes(header: Any) -> np.ndarray:
 
 
 def _with_sizes(affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return an affine with other voxel sizes, where they are positive, and the same position of voxel 0."""
-    return affine @ np.diag([*np.where(sizes > 0, sizes / voxel_sizes(affine), 1), 1])
+    """Return an affine with other voxel sizes, where they are positive and finite, and the same position of voxel 0."""
+    is_size = (sizes > 0) & np.isfinite(sizes)
+    return affine @ np.diag([*np.where(is_size, sizes / voxel_sizes(affine), 1), 1])
 
 
 def _qform(header: Any) -> np.ndarray:
@@ -182,7 +183,8 @@ def _qform(header: Any) -> np.ndarray:
     qform, sizes = np.eye(4), np.asarray(header["pixdim"][:4], dtype=np.float64)
     steps = np.where(sizes[1:] > 0, sizes[1:], 1)
     steps[2] *= -1 if sizes[0] < 0 else 1
-    qform[:3, :3] = quat2mat([scalar, *vector]) * steps
+    with np.errstate(invalid="ignore"):  # an infinite size makes the qform unusable, which the caller finds out
+        qform[:3, :3] = quat2mat([scalar, *vector]) * steps
     qform[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return qform
 
