@@ -172,7 +172,7 @@ def _with_sizes(affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _qform(header: Any) -> np.ndarray:
-    """Return the qform, (4, 4), computed as in nifticlib and ITK.
+    """Return the qform, (4, 4), computed as in nifticlib and ITK; NaN if a voxel size is infinite.
 
     For rotations by 180 degrees, nibabel's result is off by up to 0.03 degrees due to rounding.
     """
@@ -183,8 +183,9 @@ def _qform(header: Any) -> np.ndarray:
     qform, sizes = np.eye(4), np.asarray(header["pixdim"][:4], dtype=np.float64)
     steps = np.where(sizes[1:] > 0, sizes[1:], 1)
     steps[2] *= -1 if sizes[0] < 0 else 1
-    with np.errstate(invalid="ignore"):  # an infinite size makes the qform unusable, which the caller finds out
-        qform[:3, :3] = quat2mat([scalar, *vector]) * steps
+    if not np.isfinite(steps).all():
+        return np.full((4, 4), np.nan)
+    qform[:3, :3] = quat2mat([scalar, *vector]) * steps
     qform[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return qform
 
