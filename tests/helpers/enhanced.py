@@ -104,7 +104,8 @@ def write_enhanced(
     image.SeriesNumber, image.InstanceNumber, image.ImageType = 1, 1, ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     parts = [parts[i] for i in sorted(range(len(parts)), key=order)]
     measures = item(PixelSpacing=[SPACING[1], SPACING[0]], SliceThickness=SPACING[2])
-    rescaling = item(RescaleSlope=slope, RescaleIntercept=-1024 if modality == "CT" else 0, RescaleType="US")
+    intercept, unit = (-1024, "HU") if modality == "CT" else (0, "US")
+    rescaling = item(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType=unit)
     shared = Dataset()
     if modality == "MR":
         shared.PixelMeasuresSequence, shared.PixelValueTransformationSequence = [measures], [rescaling]
