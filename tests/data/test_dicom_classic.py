@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from helpers.commands import sr
 from helpers.derived_series import assert_read_back, complaints, on_grid, upsampled
-from helpers.enhanced import ORIGIN, SHAPE, SPACING, frames, item, orientation, stored, write_enhanced
+from helpers.enhanced import (
+    ORIGIN,
+    SHAPE,
+    SPACING,
+    frames,
+    item,
+    of_ct,
+    of_mr,
+    orientation,
+    stored,
+    write_enhanced,
+)
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileDataset
 from pydicom.uid import (
@@ -29,42 +40,7 @@ from miar_monai.data.dicom_writer import write_series
 from miar_monai.data.io import Volume, read_volume
 from miar_monai.errors import ImageError
 
-HEAD = item(CodeValue="69536005", CodingSchemeDesignator="SCT", CodeMeaning="Head")
 GADOLINIUM = item(CodeValue="C-B03CA", CodingSchemeDesignator="SRT", CodeMeaning="Gadolinium")
-
-
-def of_mr(group: Dataset, volume: int, k: int) -> None:
-    """Add what scanners state of each frame of MR."""
-    number = volume * SHAPE[2] + k
-    frame_type = item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], ComplexImageComponent="MAGNITUDE")
-    group.MRImageFrameTypeSequence = [frame_type]
-    group.FrameAnatomySequence = [item(FrameLaterality="U", AnatomicRegionSequence=[HEAD])]
-    group.FrameVOILUTSequence = [item(WindowCenter=500.0 + k, WindowWidth=1000.0)]
-    group.FrameContentSequence[0].FrameAcquisitionDateTime = f"202001011200{number:02}"
-    group.MREchoSequence[0].EffectiveEchoTime = 100 / 3
-    group.MRModifierSequence = [
-        item(InversionRecovery="YES", InversionTimes=[120.0], FlowCompensation="NONE", Spoiling="RF",
-             PartialFourier="YES", PartialFourierDirection="PHASE", SpatialPresaturation="NONE")
-    ]  # fmt: skip
-    group.MRImagingModifierSequence = [
-        item(TransmitterFrequency=63.8625, MagnetizationTransfer="NONE", PixelBandwidth=130.0)
-    ]
-    group.MRTimingAndRelatedParametersSequence = [item(RepetitionTime=3000.0, FlipAngle=90.0, EchoTrainLength=5)]
-    group.MRAveragesSequence = [item(NumberOfAverages=2.0)]
-    group.MRFOVGeometrySequence = [
-        item(InPlanePhaseEncodingDirection="COLUMN", MRAcquisitionFrequencyEncodingSteps=13,
-             MRAcquisitionPhaseEncodingStepsInPlane=11)
-    ]  # fmt: skip
-
-
-def of_ct(group: Dataset, _: int, k: int) -> None:
-    """Add what scanners state of each frame of CT."""
-    group.CTImageFrameTypeSequence = [item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
-    group.FrameAnatomySequence = [item(FrameLaterality="U", AnatomicRegionSequence=[HEAD])]
-    group.CTExposureSequence = [item(ExposureTimeInms=500.4, XRayTubeCurrentInmA=200.6 + k, ExposureInmAs=100.0)]
-    group.CTXRayDetailsSequence = [item(KVP=120.0, FocalSpots=[1.2], FilterType="WEDGE")]
-    group.CTAcquisitionDetailsSequence = [item(RotationDirection="CW", RevolutionTime=0.5, GantryDetectorTilt=0.0)]
-    group.CTReconstructionSequence = [item(ConvolutionKernel="B30", ReconstructionDiameter=250.0)]
 
 
 def complete(image: FileDataset) -> None:
