@@ -104,7 +104,8 @@ label-server: $(LABEL_DIR)/studies/icbm152.nii.gz
 
 test-label: export OMP_NUM_THREADS = 1
 test-label: $(LABEL_INSTALLED)
-	$(LABEL_BIN)/python -m pytest -q tests/label tests/data/test_dicom_writer.py tests/data/test_dicom_slices.py
+	$(LABEL_BIN)/python -m pytest -q tests/label tests/data/test_dicom_writer.py tests/data/test_dicom_slices.py \
+		tests/data/test_dicom_classic.py
 
 clean:
 	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output docs/_build docs/reference/generated .pytest_cache .mypy_cache \
