@@ -21,7 +21,7 @@ SHARE = (cd $(VENV)/lib && test -e ../../$(INSTALLED) && cp -al --parents \
 PORT ?= 8000
 STUDIES ?= $(LABEL_DIR)/studies
 
-.PHONY: help install demo test docs bundles dist table figures label-server test-label clean
+.PHONY: help install demo test docs bundles dist table figures viewer-figure label-server test-label clean
 
 help:
 	@echo "make demo     super-resolve a real brain volume: NIfTI, picture and table in demo_output/"
@@ -36,6 +36,7 @@ help:
 	@echo "              default] [ARGS='<more options of benchmarks/table.py, such as --contrasts t1,t2>']"
 	@echo "make figures  draw the pictures of the documents in docs/images/: DATA, SPLIT, BUNDLE, PEERS as for make table,"
 	@echo "              [ARGS='<more options of benchmarks/figures.py, such as --slice 20>']"
+	@echo "make viewer-figure  draw the page of miar view, docs/images/viewer.png; needs Chromium"
 	@echo "make label-server  start a MONAI Label server with both models on http://127.0.0.1:$(PORT) and a brain to try it"
 	@echo "              with [PORT=<number>] [STUDIES=<folder or URL of a DICOMweb server>]"
 	@echo "make test-label  test the MONAI Label app against real servers; .ci/run does make test and this"
@@ -81,6 +82,9 @@ figures: $(INSTALLED)
 	@$(BIN)/python -m benchmarks.figures all --bundle bundles/miar_$(BUNDLE) --dataset_dir "$(DATA)" \
 		--split_file "$(SPLIT)" --overwrite True $(if $(PEERS),--peers_dir "$(PEERS)") $(ARGS)
 
+viewer-figure: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.viewer_figure --overwrite True
+
 $(LABEL_INSTALLED): setup.cfg pyproject.toml constraints-label.txt
 	@echo "Installing MONAI Label into $(LABEL_VENV): up to five minutes and 8 GB (2 GB in addition to $(VENV)), only this once."
 	@test -x $(LABEL_BIN)/python || { $(PYTHON) -m venv $(LABEL_VENV) && $(SHARE); }
@@ -100,7 +104,8 @@ label-server: $(LABEL_DIR)/studies/icbm152.nii.gz
 
 test-label: export OMP_NUM_THREADS = 1
 test-label: $(LABEL_INSTALLED)
-	$(LABEL_BIN)/python -m pytest -q tests/label tests/data/test_dicom_writer.py tests/data/test_dicom_slices.py
+	$(LABEL_BIN)/python -m pytest -q tests/label tests/data/test_dicom_writer.py tests/data/test_dicom_slices.py \
+		tests/data/test_dicom_classic.py
 
 clean:
 	rm -rf $(VENV) $(LABEL_VENV) build dist demo_output docs/_build docs/reference/generated .pytest_cache .mypy_cache \

@@ -77,7 +77,8 @@ def evaluate(
 def training_range(dataset: Path, model: str, split_file: Path | None, contrasts: str | None) -> None:
     """Measure the training patients of DATASET and print the training_range for the bundle's metadata.json.
 
-    Inputs are compared with it at inference. All volumes of the section are read whole.
+    Inputs are compared with it at inference. Factors and spacings are those of all degradations that the network was
+    trained with. All volumes of the section are read whole.
     """
     from miar_monai.cli.training_range import training_range
 

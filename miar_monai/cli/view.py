@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,10 @@ Examples:
 )
 @click.option(
     "--map",
-    "error_map",
+    "map_files",
     type=click.Path(path_type=Path),
-    help="Expected error of SR, or another map on its voxels, as an overlay: <name>_sr_uncertainty.nii.gz.",
+    multiple=True,
+    help="Map on the voxels of SR, as an overlay: <name>_sr_uncertainty.nii.gz, <name>_sr_std.nii.gz. Can be repeated.",
 )
 @click.option(
     "--report",
@@ -48,7 +50,7 @@ Examples:
 @options.overwrite
 @options.debug
 def view(
-    lr: Path, sr: Path, output: Path | None, error_map: Path | None, report_file: Path | None, overwrite: bool
+    lr: Path, sr: Path, output: Path | None, map_files: tuple[Path, ...], report_file: Path | None, overwrite: bool
 ) -> None:
     """Write a page that shows the input LR and the result SR in a browser, in three planes, with a slider between them.
 
@@ -64,22 +66,26 @@ def view(
     check_output(output, overwrite)
     facts, warnings = _reported(report_file, sr) if report_file else ({}, [])
     volume, result = read_case(lr), read_case(sr)
-    if error_map:
-        result = _with_map(result, read_case(error_map))
-    click.echo(write_page(output, volume, result, facts, warnings, overwrite))
+    maps = _maps([read_case(file) for file in map_files], result)
+    click.echo(write_page(output, volume, result, facts, warnings, overwrite, maps))
 
 
-def _with_map(sr: Volume, error: Volume) -> Volume:
-    """Return a result with its expected error."""
+def _maps(volumes: Sequence[Volume], sr: Volume) -> dict[str, Volume]:
+    """Return maps on the voxels of a result by what they show; a second one of a kind by the name of its file."""
     from miar_monai.data.geometry import corner_distance
+    from miar_monai.data.volume import quantity_in
     from miar_monai.errors import GeometryError
 
-    if error.array.shape != sr.array.shape or corner_distance(error.affine, sr.affine, sr.array.shape) > 0.01:
-        raise GeometryError(
-            f"{error.path} has other voxels than {sr.path}: a map on the voxels of the result is needed; give that of"
-            " this result."
-        )
-    return sr._replace(uncertainty=error.array)
+    maps: dict[str, Volume] = {}
+    for volume in volumes:
+        if volume.array.shape != sr.array.shape or corner_distance(volume.affine, sr.affine, sr.array.shape) > 0.01:
+            raise GeometryError(
+                f"{volume.path} has other voxels than {sr.path}: a map on the voxels of the result is needed; give that"
+                " of this result."
+            )
+        quantity = quantity_in(volume)
+        maps[volume.path.name if quantity in maps else quantity] = volume
+    return maps
 
 
 def _reported(file: Path, sr: Path) -> tuple[dict[str, str], list[str]]:

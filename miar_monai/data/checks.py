@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from miar_monai.data.geometry import is_singular
 from miar_monai.data.labels import RESAMPLING_ADVICE, label_evidence, label_map_error
@@ -23,6 +24,7 @@ MAX_SIDE = 2048
 """Maximum side of an axial slice, or of a single slice, in voxels. The linear estimate needs a singular value
 decomposition for each side, whose time is cubic in it: half a minute for 2048 voxels, half an hour for 8192."""
 
+_MIN_SIZE, _MAX_SIZE = 1e-6, 1e6  # of voxels in millimeters
 _MAX_INTENSITY = 1e18  # its square fits into single precision
 
 
@@ -49,7 +51,7 @@ def check_volume(volume: Volume, can_be_labels: bool = True) -> Volume:
     Raises:
         ImageError: if voxels are not finite, all equal, or too large for single precision; if a slice is larger
             than `MAX_SIDE`; if the volume is a label map.
-        GeometryError: if the affine is singular, or the volume is a line across the axial plane.
+        GeometryError: if the affine is unusable (see `check_affine`), or the volume is a line across the axial plane.
     """
     _check_intensities(volume)
     check_affine(volume)
@@ -58,16 +60,22 @@ def check_volume(volume: Volume, can_be_labels: bool = True) -> Volume:
 
 
 def check_affine(volume: Volume) -> None:
-    """Check that the affine of a volume gives its voxels a position.
+    """Check that the affine of a volume gives its voxels a position and a size that can be meant.
 
     Raises:
-        GeometryError: if it is singular.
+        GeometryError: if it is singular, or a voxel is smaller than a nanometer or larger than a kilometer.
     """
     if is_singular(volume.affine):
         raise GeometryError(
             f"{volume.path}: the affine {np.round(volume.affine, 4).tolist()} is singular, so voxels have no position "
             "in millimeters; an invertible affine, from a valid sform or qform, is needed: convert the file again from "
             "its source, or correct the affine."
+        )
+    sizes = voxel_sizes(volume.affine)
+    if not (sizes.min() >= _MIN_SIZE and sizes.max() <= _MAX_SIZE):
+        raise GeometryError(
+            f"{volume.path}: its voxels have {' x '.join(f'{mm:.3g}' for mm in sizes)} mm, but sizes from {_MIN_SIZE:g}"
+            f" to {_MAX_SIZE:g} mm are supported: check the file for damage, or correct the affine."
         )
 
 

@@ -37,6 +37,10 @@ _NAMES = {
 """Elements of functional groups, and those with the same meaning in images of one slice."""
 
 
+_OF_FRAMES = ("AnatomicRegionSequence",)
+"""Sequences of functional groups that images of one slice have too."""
+
+
 def is_enhanced(header: Dataset) -> bool:
     """Return whether an image has functional groups, as enhanced MR and CT images do."""
     return any(name in header for name in FUNCTIONAL_GROUPS)
@@ -111,6 +115,8 @@ def _copy_elements(frame: Dataset, item: Dataset) -> None:
             frame[element.tag] = element
             if element.keyword in _NAMES:
                 _set(frame, _NAMES[element.keyword], element.value)
+        elif element.keyword in _OF_FRAMES:
+            frame[element.tag] = element
         elif element.keyword == "DiffusionGradientDirectionSequence":
             for direction in element.value[:1]:
                 _copy_elements(frame, direction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from nibabel.affines import apply_affine
 
-from miar_monai.data.dicom_frames import FRAME_NUMBER
-from miar_monai.data.dicom_headers import lenient_pydicom, read_header, text
+from miar_monai.data.dicom_classic import classic_header, classic_sop_class
+from miar_monai.data.dicom_frames import FRAME_NUMBER, frame_headers
+from miar_monai.data.dicom_headers import is_enhanced_file, lenient_pydicom, read_header, text
 from miar_monai.data.dicom_reader import series_headers
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
@@ -56,17 +58,18 @@ def source_headers(volume: Volume) -> list[Dataset]:
     """Read the headers of the series that a result is derived from, and check that a derived series can be written.
 
     Args:
-        volume: the source, as read from the folder of its series.
+        volume: the source, as read from the folder of its series, or from the file of an enhanced image.
 
     Returns:
-        The headers without pixels, in the order of the volume's slices, its third axis.
+        The headers without pixels, of frames as `frame_headers` has them, in the order of the volume's slices, its
+        third axis.
 
     Raises:
         ImageError: if the volume is not a DICOM series, or the series is neither CT nor MR, lacks elements that a
             derived image must repeat, or has a damaged header.
     """
     folder = volume.path
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_enhanced_file(folder):
         raise ImageError(
             f"{folder} is not a DICOM series, but a derived series needs the patient and the study of its source: "
             "give a folder with a DICOM series, or write NIfTI (--out-format nifti)."
@@ -74,16 +77,28 @@ def source_headers(volume: Volume) -> list[Dataset]:
     advice = "export the series again, or write NIfTI (--out-format nifti)."
     with in_one_sentence(ImageError, f"{folder} has a header that a derived image cannot repeat", advice):
         found = series_headers(folder, volume.series, volume.select)
-        if any(FRAME_NUMBER in header for header in found):
-            raise ImageError(
-                f"{folder} contains an enhanced (multi-frame) image, but a series can be derived from images of one "
-                "slice only: write another format (--out-format nifti)."
-            )
-        headers = [read_header(str(header.filename)) for header in found]
+        headers = _complete(found)
         for header in headers:
             _check_header(header)
             repeated(header).save_as(BytesIO())  # as write_series will
         return _in_order(headers)
+
+
+def _complete(found: Sequence[Dataset]) -> list[Dataset]:
+    """Return the headers of slices and frames with all their elements, given those needed for a volume."""
+    files: dict[str, list[Dataset]] = {}
+    complete = []
+    for header in found:
+        file = str(header.filename)
+        if FRAME_NUMBER not in header:
+            complete.append(read_header(file))
+            continue
+        if file not in files:
+            files[file] = frame_headers(read_header(file))
+        frame = files[file][int(header[FRAME_NUMBER].value) - 1]
+        frame.pop("InstanceNumber", None)  # that of the file, whereas slices are numbered by their position
+        complete.append(frame)
+    return complete
 
 
 class Guide(NamedTuple):
@@ -136,7 +151,8 @@ def _check_header(header: Dataset) -> None:
             "export the series again, or write NIfTI (--out-format nifti)."
         )
     kind, coding = UID(text(header, "SOPClassUID")), text(header, "PhotometricInterpretation")
-    if kind not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
+    derived = classic_sop_class(header) if FRAME_NUMBER in header else kind
+    if derived not in (CTImageStorage, MRImageStorage) or coding != "MONOCHROME2":
         raise ImageError(
             f"{header.filename} contains {kind.name} in {coding}, but a series can be "
             "derived from CT or MR Image Storage in MONOCHROME2 only: write NIfTI (--out-format nifti)."
@@ -144,12 +160,12 @@ def _check_header(header: Dataset) -> None:
 
 
 def repeated(header: Dataset) -> Dataset:
-    """Return the elements of a source's header that are valid for a derived image."""
+    """Return the elements of a source's header that are valid for a derived image, which has one slice."""
     from pydicom.dataset import FileDataset
 
     # the encoding is set here, as the arguments of save_as differ between pydicom 2 and 3
     repeated = FileDataset("", {}, preamble=bytes(128), is_implicit_VR=False, is_little_endian=True)
-    for element in header:
+    for element in classic_header(header) if FRAME_NUMBER in header else header:
         curve_or_overlay = element.tag.group & 0xFF00 in (0x5000, 0x6000)
         in_file_meta = element.tag.group < 8  # only damaged files have it in the data set
         if not (

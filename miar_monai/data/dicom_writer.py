@@ -72,7 +72,8 @@ def write_series(
     refers to the source slice at its position, or to the two that it lies between. Derived elements follow DICOM PS3.3,
     C.7.6.1 (General Image: image type, derivation, source image), C.7.5.2 (Contributing Equipment) and C.7.6.2 (Image
     Plane); the thickness of new slices is their distance. Private elements, overlays, curves, icons and signatures are
-    omitted.
+    omitted. A frame of an enhanced source counts as a slice, and its image is a classic one (see
+    `miar_monai.data.dicom_classic.classic_header`).
 
     Args:
         folder: the folder to write: ``0001.dcm`` and so on, in the order of the slices. Parent folders are created.

@@ -166,12 +166,13 @@ def _sizes(header: Any) -> np.ndarray:
 
 
 def _with_sizes(affine: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return an affine with other voxel sizes, where they are positive, and the same position of voxel 0."""
-    return affine @ np.diag([*np.where(sizes > 0, sizes / voxel_sizes(affine), 1), 1])
+    """Return an affine with other voxel sizes, where they are positive and finite, and the same position of voxel 0."""
+    is_size = (sizes > 0) & np.isfinite(sizes)
+    return affine @ np.diag([*np.where(is_size, sizes / voxel_sizes(affine), 1), 1])
 
 
 def _qform(header: Any) -> np.ndarray:
-    """Return the qform, (4, 4), computed as in nifticlib and ITK.
+    """Return the qform, (4, 4), computed as in nifticlib and ITK; NaN if a voxel size is infinite.
 
     For rotations by 180 degrees, nibabel's result is off by up to 0.03 degrees due to rounding.
     """
@@ -182,6 +183,8 @@ def _qform(header: Any) -> np.ndarray:
     qform, sizes = np.eye(4), np.asarray(header["pixdim"][:4], dtype=np.float64)
     steps = np.where(sizes[1:] > 0, sizes[1:], 1)
     steps[2] *= -1 if sizes[0] < 0 else 1
+    if not np.isfinite(steps).all():
+        return np.full((4, 4), np.nan)
     qform[:3, :3] = quat2mat([scalar, *vector]) * steps
     qform[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return qform

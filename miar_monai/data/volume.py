@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from miar_monai._version import __version__
+from miar_monai.data.formats import volume_stem
 from miar_monai.data.grid import Grid
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "as_stored",
     "dtype_among",
     "parts_to_save",
+    "quantity_in",
     "quantity_of",
     "result_description",
     "sample_maps",
     "sampled_volumes",
+    "shown_maps",
     "uncertainty_of",
 ]
 
@@ -34,7 +37,7 @@ SAMPLE_MAPS = ("mean", "std", "p05", "p95")
 _QUANTITIES = {
     "uncertainty": "expected error",
     "mean": "mean of samples",
-    "std": "deviation of samples",
+    "std": "standard deviation of samples",
     "p05": "5th percentile of samples",
     "p95": "95th percentile of samples",
 }
@@ -169,6 +172,14 @@ def parts_to_save(sr: Volume) -> list[tuple[Volume, str]]:
     return [*((volume, kind) for kind, volume in (maps | sampled_volumes(sr)).items()), (sr, "")]
 
 
+def shown_maps(sr: Volume) -> dict[str, Volume]:
+    """Return the maps of a result that tell how certain it is, in float32, by what they show.
+
+    They are the expected error and the standard deviation of the samples, or those of both that the result has.
+    """
+    return {quantity_of(kind): volume for volume, kind in parts_to_save(sr) if kind in ("uncertainty", "std")}
+
+
 def quantity_of(kind: str) -> str:
     """Return the short name of the values of a map for `write_series`, given its kind; empty for an image.
 
@@ -177,6 +188,25 @@ def quantity_of(kind: str) -> str:
         ['', '95th percentile of samples', 'sample 02']
     """
     return _QUANTITIES.get(kind, kind.replace("_", " "))
+
+
+def quantity_in(volume: Volume) -> str:
+    """Return what a map shows, as `quantity_of` names it: by its description, or by the end of its name.
+
+    Returns:
+        The name of the file or the folder if neither tells, as for a map of other software.
+
+    Example:
+        >>> from pathlib import Path
+        >>> other = Volume(np.zeros((1, 1, 1)), np.eye(4), np.dtype("float32"), Path("a.nii"))
+        >>> quantity_in(other._replace(description=result_description("std"))), quantity_in(other)
+        ('standard deviation of samples', 'a.nii')
+    """
+    stem = volume_stem(volume.path)
+    for kind, quantity in _QUANTITIES.items():
+        if f": {_DESCRIPTIONS[kind]}" in volume.description or volume.description.startswith(f"{quantity} of "):
+            return quantity
+    return next((quantity for kind, quantity in _QUANTITIES.items() if stem.endswith(f"_{kind}")), volume.path.name)
 
 
 def as_float(volume: Volume) -> Volume:

@@ -87,6 +87,7 @@ class EvaluationHandler:
             middle = len(hr) // 2
             one_lr, one_sr, one_hr = (slices[middle : middle + 1] for slices in (lr, sr, hr))
             estimates = self.evaluation.estimates(one_lr, one_sr)
+            del estimates["nearest"]  # browsers enlarge the LR slice in this way: it would be there twice
             self.pictures.add(subject, contrast, middle, one_lr, estimates, one_hr)
 
     def _write(self, engine: Engine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,7 @@ class TrainingDomain:
         """
         try:
             modality = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("modality")
-            bounds = {}
-            for name, interval in metadata.get("training_range", {}).items():
-                low, high = map(float, interval)
-                bounds[name] = (low, high)
+            bounds = {name: _interval(name, x) for name, x in metadata.get("training_range", {}).items()}
             return cls(None if modality is None else str(modality), **bounds)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ConfigurationError(
@@ -119,6 +116,19 @@ class TrainingDomain:
                     " doubtful; fidelity 1 adds the least."
                 )
         return sentences
+
+
+_INTERVALS = tuple(field.name for field in fields(TrainingDomain) if field.name != "modality")
+
+
+def _interval(name: str, bounds: Any) -> Interval:
+    """Return the lowest and the highest value of a part of ``training_range``."""
+    if name not in _INTERVALS:
+        raise ValueError(f"training_range has {name!r}, which is none of {', '.join(_INTERVALS)}")
+    low, high = map(float, bounds)
+    if not low <= high:
+        raise ValueError(f"{name} is from {low:g} to {high:g}")
+    return low, high
 
 
 def _ct_units(array: np.ndarray) -> str:

@@ -167,13 +167,14 @@ class SuperResolver:
             check_switches(**{name: self.settings[name] for name in _SWITCHES if name in self.settings})
             self.inferer: BeamSearchInferer = parser.get_parsed_content("inferer")
             self.volume_inferer: VolumeInferer = parser.get_parsed_content("volume_inferer")
-            for name, kind in (("inferer", BeamSearchInferer), ("volume_inferer", VolumeInferer)):
-                if not isinstance(found := getattr(self, name), kind):
-                    raise TypeError(f"its {name} is a {type(found).__name__}, not a {kind.__name__}")
+            _check_type("inferer", self.inferer, BeamSearchInferer)
+            _check_type("volume_inferer", self.volume_inferer, VolumeInferer)
+            _check_type("volume_inferer#inferer", self.volume_inferer.inferer, BeamSearchInferer)
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             if with_network:
                 self.network = parser.get_parsed_content("network_def")
+                _check_type("network_def#degradation", getattr(self.network, "degradation", None), Degradation)
         if self.volume_inferer.samples:
             self.network.check_samples()
 
@@ -299,6 +300,12 @@ class SuperResolver:
 
 
 _SWITCHES = ("amp", "uncertainty", "isotropic", "save_samples")
+
+
+def _check_type(name: str, found: object, kind: type) -> None:
+    """Check the class of a component of a bundle, which its config may replace by anything."""
+    if not isinstance(found, kind):
+        raise TypeError(f"its {name} is a {type(found).__name__}, not a {kind.__name__}")
 
 
 def _read_image(image: Image) -> Volume:

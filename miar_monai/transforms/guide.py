@@ -73,7 +73,8 @@ def resample_guide(guide: MetaTensor, grid: Grid) -> MetaTensor:
     sizes = np.linalg.norm(transform[:3, :3], axis=1)
     low, high = float(array.min()), float(array.max())
     # SpatialResample of MONAI would hold the coordinates of all voxels, six times the memory of the result
-    smooth = gaussian_filter(array, np.maximum(sizes - 1, 0) / 2, mode="mirror") if (sizes > 1).any() else array
+    sigma = np.minimum(np.maximum(sizes - 1, 0) / 2, array.shape)  # beyond its size, a volume is its mean
+    smooth = gaussian_filter(array, sigma, mode="mirror") if sigma.any() else array
     coefficients = spline_filter(smooth, order=3, output=np.float32, mode="mirror")
     result = affine_transform(
         coefficients, transform[:3, :3], transform[:3, 3], output_shape=grid.shape, mode="mirror", prefilter=False

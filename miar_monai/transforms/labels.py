@@ -164,7 +164,8 @@ def _two_best(ranks: np.ndarray, spacing: np.ndarray, transform: np.ndarray, til
         tile: indices of the new grid.
     """
     # where voxels of the label map are smaller than those of the grid, half the difference prevents aliasing
-    sigma = _SIGMA * spacing.min() / spacing + np.maximum(np.linalg.norm(transform[:3, :3], axis=1) - 1, 0) / 2
+    coarser = np.minimum(np.maximum(np.linalg.norm(transform[:3, :3], axis=1) - 1, 0) / 2, ranks.shape)
+    sigma = _SIGMA * spacing.min() / spacing + coarser
     margin = np.ceil(3 * sigma).astype(int) + 2
     shape = tuple(part.stop - part.start for part in tile)
     block = _mapped(transform, tile, margin, ranks.shape)

@@ -19,7 +19,7 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
 from miar_monai.data.geometry import fov_corners
-from miar_monai.data.io import Volume, uncertainty_of
+from miar_monai.data.volume import Volume, shown_maps
 from miar_monai.errors import ImageError, SettingError
 from miar_monai.visualize.standalone import page_head, write_html
 
@@ -28,7 +28,7 @@ __all__ = ["MAX_PAGE_VOXELS", "check_page", "write_page"]
 MAX_PAGE_VOXELS = 2**27
 """Voxels of the largest result that a page can hold: browsers cannot load much larger texts."""
 
-_LEVELS, _ERROR_LEVELS = 4096, 256  # of the windows, for floats; a screen shows 256
+_LEVELS, _MAP_LEVELS = 4096, 256  # of the windows, for floats; a screen shows 256
 
 Box = tuple[slice, slice, slice]
 
@@ -83,16 +83,17 @@ def write_page(
     facts: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
     overwrite: bool = False,
+    maps: Mapping[str, Volume] | None = None,
 ) -> Path:
     """Write a page that shows the input and the result in three planes, with a slider between them.
 
-    Both have the same window: from the minimum to the 99.8th percentile of LR. The expected error of SR, if it has one,
-    is an overlay. The page contains all that it needs, also the viewer NiiVue, and its Content-Security-Policy forbids
-    requests to other places.
+    Both have the same window: from the minimum to the 99.8th percentile of LR. Maps of SR, such as its expected error,
+    are overlays, one at a time. The page contains all that it needs, also the viewer NiiVue, and its
+    Content-Security-Policy forbids requests to other places.
 
     The volumes are cropped to the voxels of LR that differ from its minimum, with a margin of one voxel, and stored
     as 16-bit integers: exactly if they are integers of 16 bits, otherwise rounded to 1/4096 of the window (more
-    coarsely if the range exceeds 16 windows), the expected error to 1/256 of its color map. Positions in millimeters
+    coarsely if the range exceeds 16 windows), maps to 1/256 of their color bars. Positions in millimeters
     are those of the files.
 
     Args:
@@ -102,6 +103,8 @@ def write_page(
         facts: what else the page says, such as the model, by its name.
         warnings: sentences on the input and the result.
         overwrite: replace an existing file.
+        maps: volumes on any grid that overlaps, in the units of the input, by what they show; those of
+            `miar_monai.data.volume.shown_maps` by default.
 
     Returns:
         ``path``.
@@ -123,13 +126,18 @@ def write_page(
         _Layer("input", "input", cropped, "opaque gray", window),
     ]
     table = [_row("Input", lr), _row("Result", sr)]
-    if sr.uncertainty is not None:
-        error = uncertainty_of(sr)
-        highest = float(np.percentile(error.array, 99.8)) or float(error.array.max()) or 1.0
-        error_map = _crop(error, _covering(error, corners, lr))
-        layers.append(_Layer("error-map", "expected error", error_map, "inferno", (0.0, highest), _ERROR_LEVELS))
-        table.append(_row("Expected error", error))
+    for number, (name, volume) in enumerate((shown_maps(sr) if maps is None else maps).items(), 1):
+        layers.append(_map_layer(f"map-{number}", name, _crop(volume, _covering(volume, corners, lr))))
+        table.append(_row(escape(name[:1].upper() + name[1:]), volume))
     return write_html(path, _page(layers, table, lr, sr, facts or {}, warnings), overwrite)
+
+
+def _map_layer(key: str, name: str, volume: Volume) -> _Layer:
+    """Return a map with a window from 0, or from its minimum if that is lower, to its 99.8th percentile."""
+    low = min(float(volume.array.min()), 0.0)
+    high = float(np.percentile(volume.array, 99.8))
+    window = (low, high) if high > low else (low, float(volume.array.max()))
+    return _Layer(key, name, volume, "inferno", window if window[1] > low else (low, low + 1), _MAP_LEVELS)
 
 
 def _content(array: np.ndarray) -> Box:
@@ -220,6 +228,7 @@ def _page(
     folder = files("miar_monai.visualize") / "viewer"
     part = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
     library, script = part["niivue.umd.js"], part["page.js"]
+    options = (f'<option value="{n}">{escape(layer.name)}</option>' for n, layer in enumerate(layers) if n > 1)
     unit = "HU" if lr.modality == "CT" else "units of the input"
     settings: dict[str, Any] = {
         "oriented": bool(lr.space),
@@ -242,7 +251,8 @@ def _page(
         facts="\n".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()),
         table="<tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr>\n" + "\n".join(rows),
         licenses=escape(part["LICENSES.txt"]),
-        settings=json.dumps(settings),
+        maps="\n".join(options),
+        settings=json.dumps(settings).replace("<", "\\u003c"),  # a name of a file must not end the element
         volumes="\n".join(data),
         library=library,
         script=script,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.bundle_runs import ESTIMATOR, workflow
 from helpers.commands import miar, sr
+from helpers.html_page import Page
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from helpers.tiny import started
 from helpers.tiny_bundle import write_tiny_bundle
@@ -109,6 +110,47 @@ def test_results_are_no_inputs_of_a_later_run(sampling: Path, scan: Path) -> Non
     output = {"dataset_dir": str(folder), "output_dir": str(folder), "overwrite": True, "factor": 2}
     run = workflow("miar_brats", "inference", checkpoint=str(sampling / "models" / "model.pt"), **output)
     assert [Path(item["image"]).name for item in run.parser.get_parsed_content("datalist")] == ["scan.nii.gz"]
+
+
+def test_the_page_offers_the_maps_that_tell_how_certain_the_result_is(sampling: Path, scan: Path) -> None:
+    assert sr(sampling, scan, "--samples", 3, "--uncertainty", "--html").exit_code == 0
+    maps = ["--map", "scan_sr_uncertainty.nii.gz", "--map", "scan_sr_std.nii.gz"]
+    assert miar("view", scan, "scan_sr.nii.gz", *maps, "-o", "again.html").exit_code == 0
+    pages = [Page(Path(name).read_text()) for name in ("scan_sr.html", "again.html")]
+    assert pages[0].texts["settings"] == pages[1].texts["settings"]
+    for page in pages:
+        assert shown_in(page) == ["expected error", "standard deviation of samples"]
+        spread = page.volume("map-2").get_fdata()
+        assert spread == pytest.approx(voxels("scan_sr_std.nii.gz"), abs=spread.max() / 256)
+
+
+def shown_in(page: Page) -> list[str]:
+    return [volume["name"] for volume in json.loads(page.texts["settings"])["volumes"][2:]]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".mgz", ""])
+def test_view_names_a_map_by_what_it_shows(ending: str, sampling: Path, tmp_path: Path) -> None:
+    source, options = write_dicom_series(tmp_path / "scan", (9, 8, 3)), ["--samples", 2, "--uncertainty"]
+    given = ["--out-format", "dicom"] if not ending else ["-o", f"scan_sr{ending}"]
+    assert sr(sampling, source, *options, *given).exit_code == 0
+    names = {
+        "uncertainty": "expected error",
+        "std": "standard deviation of samples",
+        "mean": "mean of samples",
+        "p95": "95th percentile of samples",
+    }
+    maps = [word for name in names for word in ("--map", f"scan_sr_{name}{ending}")]
+    done = miar("view", source, f"scan_sr{ending}", *maps, "-o", "named.html")
+    assert done.exit_code == 0, done.output
+    assert shown_in(Page(Path("named.html").read_text())) == list(names.values())
+    if ending == ".mgz":  # this format has no field for a description
+        return
+    Path(f"scan_sr_std{ending}").rename(f"mine{ending}")
+    assert miar("view", source, f"scan_sr{ending}", "--map", f"mine{ending}", "-o", "mine.html").exit_code == 0
+    assert shown_in(Page(Path("mine.html").read_text())) == [names["std"]]
+    other = ["--map", f"scan_sr{ending}", "--map", f"mine{ending}", "--map", f"mine{ending}"]
+    assert miar("view", source, f"scan_sr{ending}", *other, "-o", "other.html").exit_code == 0
+    assert shown_in(Page(Path("other.html").read_text())) == [f"scan_sr{ending}", names["std"], f"mine{ending}"]
 
 
 def test_existing_maps_are_not_replaced(sampling: Path, scan: Path) -> None:

@@ -55,7 +55,7 @@ def test_sr_writes_a_page_with_the_report_the_model_and_the_warnings(bundle: Pat
     assert same(page.volume("result"), written)
     assert same(page.volume("input"), nib.load(noisy))
     error = nib.load("noisy_sr_uncertainty.nii.gz").get_fdata()
-    assert page.volume("error-map").get_fdata() == pytest.approx(error, abs=error.max() / 256)
+    assert page.volume("map-1").get_fdata() == pytest.approx(error, abs=error.max() / 256)
 
 
 def test_view_shows_files_as_sr_does(bundle: Path, scan: Path) -> None:
@@ -73,7 +73,7 @@ def test_view_shows_files_as_sr_does(bundle: Path, scan: Path) -> None:
     )
     assert (made.exit_code, made.output) == (0, "out/a.html\n")
     (text, page), (_, expected) = read("out/a.html"), read("scan_sr.html")
-    for key in ("input", "result", "error-map"):
+    for key in ("input", "result", "map-1"):
         assert same(page.volume(key), expected.volume(key))
     assert page.texts["settings"] == expected.texts["settings"]
     assert weights_sha256(bundle) in text

@@ -18,7 +18,7 @@ from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from miar_monai.cli.main import main
-from miar_monai.data.dicom_source import Guide, source_headers
+from miar_monai.data.dicom_source import Guide
 from miar_monai.data.geometry import corner_distance
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, ImageError, MiarError, SettingError
@@ -286,12 +286,6 @@ def test_classic_and_enhanced_series_in_one_folder_are_listed(tmp_path: Path) ->
     message = sentence(tmp_path / "a")
     assert "(no description, 6 frames)" in message
     assert "(no description, 6 files)" in message
-
-
-def test_a_derived_series_needs_a_source_of_single_slices(tmp_path: Path) -> None:
-    write_enhanced(tmp_path / "mr" / "a.dcm", frames())
-    with pytest.raises(ImageError, match=r"mr contains an enhanced \(multi-frame\) image, but a series can be derived"):
-        source_headers(read_volume(tmp_path / "mr"))
 
 
 def test_an_enhanced_guide_is_referred_to_by_its_frames(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Damaged and hostile files: the command prints one sentence or writes a complete result.
 
-``MIAR_FUZZ_CASES`` is the number of files, 48 by default. Case ``n`` is the same in each run, so failures can be
+``MIAR_FUZZ_CASES`` is the number of files, 90 by default. Case ``n`` is the same in each run, so failures can be
 reproduced by number.
 """
 
@@ -25,17 +25,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.enhanced import frames, of_mr, orientation, write_enhanced
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 
 from miar_monai.cli.main import main
+from miar_monai.data.io import read_volume, write_volume
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries, about damaged files
     pytest.mark.timeout(3600),
 ]
 
-CASES = int(os.environ.get("MIAR_FUZZ_CASES", "48"))
+CASES = int(os.environ.get("MIAR_FUZZ_CASES", "90"))
 SECONDS, BYTES = 60, 3 * 2**30  # limits of a case, in addition to the memory of the process
 SHAPE = (9, 7, 3)
 HOSTILE = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\xc0\x7f", b"../")
@@ -109,6 +111,18 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_nifti_phantom(root / "nii" / "scan.nii", SHAPE)
     write_nifti_phantom(root / "gz" / "scan.nii.gz", SHAPE, dtype=np.float32)
     write_dicom_series(root / "dicom" / "scan", SHAPE)
+    write_enhanced(root / "enhanced" / "scan.dcm", frames(1, orientation(20), edit=of_mr))
+    for ending in ("nrrd", "mha", "mgz"):
+        (root / ending).mkdir()
+        write_volume(root / ending / f"scan.{ending}", read_volume(root / "nii" / "scan.nii"))
+    write_nifti_phantom(root / "guide" / "guide.nii", SHAPE, seed=1)
+    write_nifti_phantom(root / "labels" / "labels.nii", SHAPE, dtype=np.uint8, high=3)
+    written = [root / "view" / f"scan{part}.nii" for part in ("", "_sr", "_sr_uncertainty")]
+    for path in written:
+        write_nifti_phantom(path, SHAPE)
+    made = ["--model", str(root / "bundle"), "--device", "cpu", "--report", str(root / "view" / "run.json")]
+    options = [*made, "--uncertainty", "--overwrite", "--quiet", "-o", str(written[1])]
+    assert CliRunner().invoke(main, ["sr", str(written[0]), *options]).exit_code == 0
     (root / "zip").mkdir()
     with zipfile.ZipFile(root / "zip" / "scan.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(root / "nii" / "scan.nii", "study/scan.nii")
@@ -126,10 +140,34 @@ def command_on_scan(folder: Path, originals: Path, kind: str, rng: Rng) -> list[
     files = sorted(path for path in (folder / "in").rglob("*") if path.is_file())
     damage(files[rng.integers(len(files))], rng)
     (source,) = (folder / "in").iterdir()
-    options = ["--out-format", "dicom"] if kind == "dicom" and rng.random() < 0.5 else []
+    options = ["--out-format", "dicom"] if kind in ("dicom", "enhanced") and rng.random() < 0.5 else []
     if rng.random() < 0.3:
         options.append("--uncertainty")
-    return ["sr", str(source), "--model", str(originals / "bundle"), *options]
+    return ["sr", str(source), "--model", str(originals / "bundle"), *options, *run_options(folder)]
+
+
+def run_options(folder: Path) -> list[str]:
+    return ["--device", "cpu", "-o", str(folder / "out"), "--quiet"]
+
+
+def command_on_companion(folder: Path, originals: Path, kind: str, rng: Rng) -> list[str]:
+    """Do the same with a guide or a label map of a valid scan."""
+    shutil.copytree(originals / "nii", folder / "in")
+    (companion,) = (originals / kind).iterdir()
+    path = Path(shutil.copy(companion, folder / companion.name))
+    damage(path, rng)
+    given = ["--model", str(originals / "bundle"), f"--{kind}", str(path)]
+    return ["sr", str(folder / "in" / "scan.nii"), *given, *run_options(folder)]
+
+
+def command_on_view(folder: Path, originals: Path, kind: str, rng: Rng) -> list[str]:
+    """Do the same with one of the files of a page."""
+    shutil.copytree(originals / kind, folder / "in")
+    names = ("scan.nii", "scan_sr.nii", "scan_sr_uncertainty.nii", "run.json")
+    scan, result, error, report = paths = [folder / "in" / name for name in names]
+    damage(paths[rng.integers(len(paths))], rng)
+    given = ["--map", str(error), "--report", str(report), "-o", str(folder / "out" / "page.html")]
+    return ["view", str(scan), str(result), *given]
 
 
 def command_on_bundle(folder: Path, originals: Path, kind: str, rng: Rng) -> list[str]:
@@ -138,7 +176,8 @@ def command_on_bundle(folder: Path, originals: Path, kind: str, rng: Rng) -> lis
     shutil.copytree(originals / "bundle", folder / "bundle")
     damage(folder / "bundle" / "configs" / f"{kind}.json", rng)
     report = str(folder / "out" / "run.json")
-    return ["sr", str(folder / "in" / "scan.nii"), "--model", str(folder / "bundle"), "--report", report]
+    given = ["--model", str(folder / "bundle"), "--report", report]
+    return ["sr", str(folder / "in" / "scan.nii"), *given, *run_options(folder)]
 
 
 def command_on_split(folder: Path, originals: Path, kind: str, rng: Rng) -> list[str]:
@@ -146,15 +185,23 @@ def command_on_split(folder: Path, originals: Path, kind: str, rng: Rng) -> list
     shutil.copytree(originals / "evaluate", folder / "in")
     damage(folder / "in" / "split.json", rng)
     files = {"--split-file": folder / "in" / "split.json", "--model": originals / "bundle"}
-    return ["evaluate", str(folder / "in" / "data"), *(str(x) for pair in files.items() for x in pair)]
+    given = [str(x) for pair in files.items() for x in pair]
+    return ["evaluate", str(folder / "in" / "data"), *given, *run_options(folder)]
 
 
 KINDS: dict[str, Callable[[Path, Path, str, Rng], list[str]]] = {
     "nii": command_on_scan,
     "gz": command_on_scan,
+    "nrrd": command_on_scan,
+    "mha": command_on_scan,
+    "mgz": command_on_scan,
     "dicom": command_on_scan,
+    "enhanced": command_on_scan,
     "zip": command_on_scan,
     "series": command_on_scan,
+    "guide": command_on_companion,
+    "labels": command_on_companion,
+    "view": command_on_view,
     "inference": command_on_bundle,
     "metadata": command_on_bundle,
     "split": command_on_split,
@@ -189,7 +236,7 @@ def check_case(folder: Path, parts: list[str]) -> int:
     """Run a command in a folder for its results only; return its exit code."""
     before = contents(folder)
     with limits():
-        result = CliRunner().invoke(main, [*parts, "--device", "cpu", "-o", str(folder / "out"), "--quiet"])
+        result = CliRunner().invoke(main, parts)
     left = {name: content for name, content in contents(folder).items() if not name.startswith("out/")}
     assert left == before, "something else than the output was written"
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)

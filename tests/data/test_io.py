@@ -161,6 +161,17 @@ def test_constant_volume(tmp_path: Path) -> None:
         read_volume(refused(tmp_path, np.full((4, 5, 6), 3, np.float32)))
 
 
+@pytest.mark.parametrize("size", [2e-7, 5e6])
+def test_a_voxel_of_an_impossible_size_is_refused(size: float, tmp_path: Path) -> None:
+    array = (100 * head(SHAPE)).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, np.diag([1, size, 1, 1])), tmp_path / "odd.nii")
+    with pytest.raises(
+        GeometryError,
+        match=rf"odd\.nii: its voxels have 1 x {re.escape(f'{size:.3g}')} x 1 mm, but sizes from 1e-06 to",
+    ):
+        read_volume(tmp_path / "odd.nii")
+
+
 def test_singular_affine(tmp_path: Path) -> None:
     image = nib.Nifti1Image(head(SHAPE).astype(np.float32), np.eye(4))
     image.header.set_sform(np.diag([1.0, 1, 0, 1]), 1)

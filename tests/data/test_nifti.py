@@ -227,6 +227,19 @@ def test_one_slice_is_a_volume(shape: tuple[int, ...], tmp_path: Path) -> None:
     assert volume.remarks == ()
 
 
+@pytest.mark.parametrize("size", [np.inf, np.nan])
+def test_an_impossible_size_in_pixdim_is_not_written(size: float, tmp_path: Path) -> None:
+    sform = placed()
+    nib.save(nib.Nifti1Image(VOXELS, sform), tmp_path / "in.nii")
+    content = bytearray((tmp_path / "in.nii").read_bytes())
+    content[80:84] = np.float32(size).tobytes()  # pixdim[1]
+    (tmp_path / "in.nii").write_bytes(content)
+    write_volume(tmp_path / "out.nii", read_volume(tmp_path / "in.nii"))
+    header = nib.load(tmp_path / "out.nii").header
+    np.testing.assert_allclose(header.get_sform(), sform, atol=1e-4)
+    np.testing.assert_allclose(header.get_zooms(), np.linalg.norm(sform[:3, :3], axis=0), rtol=1e-5)
+
+
 def test_one_slice_without_a_thickness_is_1_mm_thick(tmp_path: Path) -> None:
     image = nib.Nifti1Image(VOXELS[..., 2], np.eye(4))
     image.set_qform(placed((15, 0, 0)), 1)

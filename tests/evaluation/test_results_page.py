@@ -23,12 +23,13 @@ from miar_monai.evaluation.page import MAX_METHODS
 
 pytest.importorskip("PIL", reason="pictures are read by Pillow, of the extra demo")
 
-from helpers.browser import CHROMIUM, browser
 from helpers.html_page import Page
 from PIL import Image
 
+from benchmarks.browser import CHROMIUM, browser
+
 if TYPE_CHECKING:
-    from helpers.browser import Browser
+    from benchmarks.browser import Browser
 
 METHODS = ["nearest", "bicubic", "linear inverse", "MIAR", "MIAR, data-consistent"]
 PATIENTS = ("b & co", "a<1>", "patient 10")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import logging
 import math
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("PIL", reason="pictures are read by Pillow, of the extra demo")
+
 from helpers.html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
+from PIL import Image
 from torch import Tensor, nn
 
 from miar_monai.degradation import Degradation
@@ -31,7 +36,8 @@ def hr(phantom: Tensor) -> Tensor:
 
 
 METHODS = ("nearest", "bicubic", "linear inverse", "MIAR", "MIAR, data-consistent")
-PICTURES = ("low resolution", *METHODS, "truth")
+PICTURES = ("low resolution", *METHODS[1:], "truth")
+"""Low resolution, enlarged by a browser, is the nearest voxel."""
 
 
 def evaluation(metrics: list[str] = METRICS) -> SuperResolutionEvaluation:
@@ -173,12 +179,18 @@ def test_the_handler_writes_a_page_with_the_middle_slice_of_each_volume(hr: Tens
     assert [found["alt"] for tag, found in page.elements if tag == "img"] == titles
     sources = [found["src"] for tag, found in page.elements if tag == "img"]
     pictures = dict(zip(titles, sources, strict=True))
-    assert pictures["MIAR, slice 3 of a, t1"] == pictures["nearest, slice 3 of a, t1"]
+    low, repeated = (pixels_of(pictures[f"{title}, slice 3 of a, t1"]) for title in ("low resolution", "MIAR"))
+    np.testing.assert_array_equal(low.repeat(4, 0).repeat(4, 1), repeated)  # of `_Nearest`
+    assert len(set(sources[: len(PICTURES)])) == len(PICTURES)
     assert pictures["MIAR, slice 3 of a, t1"] != pictures["truth, slice 3 of a, t1"]
     wanted = SlicePictures()
     wanted.add("a", None, 3, hr[3:4], {}, hr[3:4])
     truth = base64.b64encode(wanted.slices["a", ""].pictures["truth"]).decode()
     assert pictures["truth, slice 3 of a, t2"] == f"data:image/png;base64,{truth}"
+
+
+def pixels_of(source: str | None) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode((source or "").partition(",")[2]))))
 
 
 @pytest.mark.parametrize("name", ["metrics.md", "metrics.html"])

@@ -104,7 +104,8 @@ def write_enhanced(
     image.SeriesNumber, image.InstanceNumber, image.ImageType = 1, 1, ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     parts = [parts[i] for i in sorted(range(len(parts)), key=order)]
     measures = item(PixelSpacing=[SPACING[1], SPACING[0]], SliceThickness=SPACING[2])
-    rescaling = item(RescaleSlope=slope, RescaleIntercept=-1024 if modality == "CT" else 0, RescaleType="US")
+    intercept, unit = (-1024, "HU") if modality == "CT" else (0, "US")
+    rescaling = item(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType=unit)
     shared = Dataset()
     if modality == "MR":
         shared.PixelMeasuresSequence, shared.PixelValueTransformationSequence = [measures], [rescaling]
@@ -122,3 +123,40 @@ def write_enhanced(
     image.PixelData = b"".join(pixels.tobytes() for _, pixels in parts)
     image.save_as(path)
     return image
+
+
+HEAD = item(CodeValue="69536005", CodingSchemeDesignator="SCT", CodeMeaning="Head")
+
+
+def of_mr(group: Dataset, volume: int, k: int) -> None:
+    """Add what scanners state of each frame of MR."""
+    number = volume * SHAPE[2] + k
+    frame_type = item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], ComplexImageComponent="MAGNITUDE")
+    group.MRImageFrameTypeSequence = [frame_type]
+    group.FrameAnatomySequence = [item(FrameLaterality="U", AnatomicRegionSequence=[HEAD])]
+    group.FrameVOILUTSequence = [item(WindowCenter=500.0 + k, WindowWidth=1000.0)]
+    group.FrameContentSequence[0].FrameAcquisitionDateTime = f"202001011200{number:02}"
+    group.MREchoSequence[0].EffectiveEchoTime = 100 / 3
+    group.MRModifierSequence = [
+        item(InversionRecovery="YES", InversionTimes=[120.0], FlowCompensation="NONE", Spoiling="RF",
+             PartialFourier="YES", PartialFourierDirection="PHASE", SpatialPresaturation="NONE")
+    ]  # fmt: skip
+    group.MRImagingModifierSequence = [
+        item(TransmitterFrequency=63.8625, MagnetizationTransfer="NONE", PixelBandwidth=130.0)
+    ]
+    group.MRTimingAndRelatedParametersSequence = [item(RepetitionTime=3000.0, FlipAngle=90.0, EchoTrainLength=5)]
+    group.MRAveragesSequence = [item(NumberOfAverages=2.0)]
+    group.MRFOVGeometrySequence = [
+        item(InPlanePhaseEncodingDirection="COLUMN", MRAcquisitionFrequencyEncodingSteps=13,
+             MRAcquisitionPhaseEncodingStepsInPlane=11)
+    ]  # fmt: skip
+
+
+def of_ct(group: Dataset, _: int, k: int) -> None:
+    """Add what scanners state of each frame of CT."""
+    group.CTImageFrameTypeSequence = [item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])]
+    group.FrameAnatomySequence = [item(FrameLaterality="U", AnatomicRegionSequence=[HEAD])]
+    group.CTExposureSequence = [item(ExposureTimeInms=500.4, XRayTubeCurrentInmA=200.6 + k, ExposureInmAs=100.0)]
+    group.CTXRayDetailsSequence = [item(KVP=120.0, FocalSpots=[1.2], FilterType="WEDGE")]
+    group.CTAcquisitionDetailsSequence = [item(RotationDirection="CW", RevolutionTime=0.5, GantryDetectorTilt=0.0)]
+    group.CTReconstructionSequence = [item(ConvolutionKernel="B30", ReconstructionDiameter=250.0)]

@@ -141,13 +141,20 @@ def test_only_described_properties_are_compared() -> None:
         {"training_range": 3},
         {"training_range": {"minimum": [1]}},
         {"training_range": {"maximum": ["low", "high"]}},
-        {"training_range": {"median": [1, 2]}},
+        {"training_range": {"minimum": [2, 1]}},
+        {"training_range": {"minimum": [float("nan"), 1]}},
         {"network_data_format": []},
     ],
 )
 def test_malformed_metadata_are_reported(content: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"^the metadata\.json of the bundle cannot be used \("):
         TrainingDomain.of(content)
+
+
+def test_an_unknown_part_of_the_training_range_is_named() -> None:
+    problem = r"\(training_range has 'median', which is none of in_plane_spacing_mm,"
+    with pytest.raises(ConfigurationError, match=problem):
+        TrainingDomain.of({"training_range": {"median": [1, 2]}})
 
 
 def sr(bundle: Path, *parts: object) -> Result:

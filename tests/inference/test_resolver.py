@@ -238,12 +238,22 @@ def test_a_prepared_volume_can_be_used_again(bundle: Path) -> None:
     assert prepared.image.shape == (1, 21, 17, 2)
 
 
-def test_an_inferer_of_another_class_is_refused(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("component", "key", "value", "found"),
+    [
+        ("inferer", "_target_", "builtins.dict", "its inferer is a dict, not a BeamSearchInferer"),
+        ("volume_inferer", "inferer", True, "its volume_inferer#inferer is a bool, not a BeamSearchInferer"),
+        ("network_def", "degradation", 1e308, "its network_def#degradation is a float, not a Degradation"),
+    ],
+)
+def test_a_component_of_another_class_is_refused(
+    component: str, key: str, value: object, found: str, bundle: Path, tmp_path: Path
+) -> None:
     config = shutil.copytree(bundle, tmp_path / "copy") / "configs" / "inference.json"
     content = json.loads(config.read_text())
-    content["inferer"]["_target_"] = "builtins.dict"
+    content[component][key] = value
     config.write_text(json.dumps(content))
-    with pytest.raises(ConfigurationError, match=r"inference\.json cannot be used .*its inferer is a dict, not a Beam"):
+    with pytest.raises(ConfigurationError, match=rf"inference\.json cannot be used .*{found}"):
         SuperResolver(tmp_path / "copy", "cpu")
 
 

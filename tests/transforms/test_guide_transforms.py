@@ -144,3 +144,11 @@ def test_guides_of_a_dictionary() -> None:
     torch.testing.assert_close(result["guide"].affine, reference.affine)
     assert result["image"] is reference
     assert resample({"image": reference}).keys() == {"image"}
+
+
+def test_a_guide_within_one_voxel_has_its_mean_there() -> None:
+    array = np.random.default_rng(0).uniform(1, 3, (9, 8, 7))
+    tiny = image(array, centered((9, 8, 7), np.eye(3) * 1e-5).affine)
+    found = resample_guide(tiny, centered((5, 5, 5), np.eye(3)))[0].numpy()
+    assert found[2, 2, 2] == pytest.approx(array.mean(), rel=0.05)
+    assert np.count_nonzero(found) == 1

@@ -187,6 +187,11 @@ def test_of_a_larger_label_map_the_volume_in_the_field_of_view_counts(slices: in
     assert label_volumes(after) == pytest.approx(label_volumes(expected), rel=0.03)
 
 
+def test_a_label_map_within_one_voxel_needs_no_more_memory_than_others() -> None:
+    tiny = Volume(MAPS["sphere"], np.diag([1e-5, 1e-5, 1, 1]), np.dtype("u1"), Path("tiny.nii"))
+    assert carry_labels(tiny, Grid((9, 7, 5), np.eye(4))).array.shape == (9, 7, 5)
+
+
 def test_the_same_grid_changes_nothing_and_a_coarser_one_is_possible() -> None:
     labels = as_volume(MAPS["tissue"])
     rounded = labels.grid._replace(affine=labels.affine + 1e-6 * np.eye(4, k=2))

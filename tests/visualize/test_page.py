@@ -21,11 +21,12 @@ from miar_monai.visualize.page import MAX_PAGE_VOXELS, _as_levels, check_page, w
 
 pytest.importorskip("PIL", reason="pictures of the browser are read by Pillow, of the extra demo")
 
-from helpers.browser import CHROMIUM, browser
 from helpers.html_page import Page
 
+from benchmarks.browser import CHROMIUM, browser
+
 if TYPE_CHECKING:
-    from helpers.browser import Browser
+    from benchmarks.browser import Browser
 
 TILTED = np.array([[-1.9, 0.3, 0, 70], [0.2, 2, 0.1, -50], [0, 0.4, 3, -20], [0, 0, 0, 1]])
 
@@ -54,8 +55,8 @@ def test_both_volumes_are_in_the_page_with_their_values_and_positions(dtype: str
     lr, sr = pair(dtype)
     _, page = written(lr, sr, tmp_path)
     step = 0.0 if dtype.endswith("int16") else np.percentile(lr.array, 99.8) / 4096 / 2 * 1.001
-    for key, volume, tolerance in (("input", lr, step), ("result", sr, step), ("error-map", sr, 90 / 256 / 2)):
-        expected = volume.array if key != "error-map" else sr.uncertainty
+    for key, volume, tolerance in (("input", lr, step), ("result", sr, step), ("map-1", sr, 90 / 256 / 2)):
+        expected = volume.array if key != "map-1" else sr.uncertainty
         image = page.volume(key)
         assert image.get_data_dtype() == np.dtype("<i2")
         found = np.asarray(image.get_fdata())
@@ -109,9 +110,29 @@ def test_the_page_says_in_words_what_it_shows(tmp_path: Path) -> None:
     assert "BSD 2-Clause License" in text
     plain, _ = written(lr, sr._replace(uncertainty=None), tmp_path)
     assert "Warnings" not in plain
-    assert 'id="error-map"' not in plain
+    assert 'id="map-1"' not in plain
     assert "Window (units of the input)" in text
     assert "Window (HU)" in written(lr._replace(modality="CT"), sr, tmp_path)[0]
+
+
+def test_maps_are_named_with_their_units_and_values(tmp_path: Path) -> None:
+    lr, sr = pair()
+    sampled = {"mean": sr.array, "std": sr.array / 20, "p05": sr.array, "p95": sr.array}
+    text, page = written(lr._replace(modality="CT"), sr._replace(sampled=sampled), tmp_path)
+    names = ["expected error", "standard deviation of samples"]
+    assert [layer["name"] for layer in json.loads(page.texts["settings"])["volumes"]] == ["result", "input", *names]
+    assert re.findall(r'<option value="\d">([a-z ]{9,})</option>', text) == names
+    assert "<legend>Overlay (HU)</legend>" in text
+    (rows,) = page.tables
+    assert [row[0] for row in rows] == ["Volume", "Input", "Result", "Expected error", "Standard deviation of samples"]
+    assert page.volume("map-2").get_fdata().max() == pytest.approx(sr.array.max() / 20, rel=1e-2)
+    other = sr._replace(array=sr.array - 500, path=Path("</script>.nii"))
+    text, page = written(lr, sr, tmp_path, maps={"</script>.nii": other})
+    (layer,) = json.loads(page.texts["settings"])["volumes"][2:]
+    assert layer["name"] == "</script>.nii"
+    assert layer["window"][0] == -500 < layer["window"][1]
+    assert '<option value="2">&lt;/script&gt;.nii</option>' in text
+    assert 'id="map-1"' not in written(lr, sr, tmp_path, maps={})[0]
 
 
 def test_the_window_is_that_of_the_input(tmp_path: Path) -> None:
@@ -177,6 +198,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     coarser[:3, 3] = apply_affine(affine, [1.5, 1.5, 0])
     lr = Volume(coarse, coarser, np.dtype(np.int16), Path("scan.nii.gz"))
     sr = Volume(fine, affine, np.dtype(np.int16), Path("scan_sr.nii.gz"), uncertainty=fine / 10)
+    sr = sr._replace(sampled={"std": 50 + fine[::-1] / 20, "mean": fine})
     page = write_page(folder / "scan_sr.html", lr, sr)
     with browser(folder / "profile") as found:
         found.open(page)
@@ -223,18 +245,26 @@ class TestInABrowser:
         assert shown.value("share.value") == "90"
         shown.press("]")
 
-    def test_the_expected_error_is_an_overlay_in_color(self, shown: Browser) -> None:
+    def test_the_maps_are_overlays_in_color_one_at_a_time(self, shown: Browser) -> None:
+        chosen = "overlay.selectedOptions[0].textContent"
+
         def colored() -> float:
             picture = shown.picture()
             return float((picture.max(axis=2) - picture.min(axis=2) > 30).mean())
 
         before = colored()  # the crosshair
         shown.press("e")
-        assert shown.value("overlay.checked") is True
+        assert shown.value(chosen) == "expected error"
         assert colored() > before + 0.05
-        shown.value("opacity.value = 0; opacity.dispatchEvent(new Event('input')); overlay.checked")
+        shown.value("opacity.value = 0; opacity.dispatchEvent(new Event('input')); 1")
+        assert colored() == pytest.approx(before, abs=0.005)
+        shown.value("opacity.value = 60; opacity.dispatchEvent(new Event('input')); 1")
+        error = shown.picture()
         shown.press("e")
-        assert shown.value("overlay.checked") is False
+        assert shown.value(chosen) == "standard deviation of samples"
+        assert abs(shown.picture() - error).max() > 50
+        shown.press("e")
+        assert shown.value(chosen) == "none"
         assert colored() == pytest.approx(before, abs=0.005)
 
     def test_the_window_is_that_of_both_volumes(self, shown: Browser) -> None:
@@ -270,4 +300,4 @@ class TestInABrowser:
             assert place() == pytest.approx(tuple(expected), abs=0.11)
         assert abs(shown.picture() - picture).max() > 50
         text = shown.value("position.textContent")
-        assert re.search(r": input \d+, result \d+, expected error \d+", text), text
+        assert re.search(r": input \d+, result \d+, expected error \d+, standard deviation of samples \d+", text), text

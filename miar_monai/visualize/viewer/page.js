@@ -3,7 +3,7 @@
   const byId = (id) => document.getElementById(id);
   const settings = JSON.parse(byId("settings").textContent);
   const [share, black, white, overlay, opacity] = ["share", "black", "white", "overlay", "opacity"].map(byId);
-  const [RESULT, INPUT, ERROR] = [0, 1, 2]; // the result comes first: the first volume is the grid of the display
+  const [RESULT, INPUT, MAPS] = [0, 1, 2]; // indices, of the maps the lowest; the result comes first: the first volume is the grid of the display
 
   const viewer = new niivue.Niivue({
     isRadiologicalConvention: true,
@@ -21,7 +21,7 @@
   // NiiVue's own gray makes black voxels of overlays transparent
   viewer.addColormap("opaque gray", { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] });
   const rounded = (value) => Number(value.toPrecision(5));
-  const hasError = () => viewer.volumes.length > ERROR;
+  const maps = () => viewer.volumes.slice(MAPS);
 
   function draw() {
     const [low, high] = [black.valueAsNumber, white.valueAsNumber];
@@ -29,7 +29,12 @@
       if (low < high) Object.assign(viewer.volumes[index], { cal_min: low, cal_max: high });
     }
     viewer.volumes[INPUT].opacity = 1 - share.valueAsNumber / 100;
-    if (hasError()) viewer.volumes[ERROR].opacity = overlay.checked ? opacity.valueAsNumber / 100 : 0;
+    maps().forEach((map, index) => {
+      const chosen = index === overlay.selectedIndex - 1;
+      map.opacity = chosen ? opacity.valueAsNumber / 100 : 0;
+      // without a choice the first one: the pictures would move when the bar comes and goes
+      map.colorbarVisible = chosen || (overlay.selectedIndex === 0 && index === 0);
+    });
     viewer.updateGLVolume();
   }
 
@@ -40,8 +45,8 @@
 
   const flicker = () => blend(share.valueAsNumber >= 50 ? 0 : 100);
 
-  function toggleError() {
-    overlay.checked = hasError() && !overlay.checked;
+  function nextMap() {
+    overlay.selectedIndex = (overlay.selectedIndex + 1) % (maps().length + 1);
     draw();
   }
 
@@ -51,7 +56,7 @@
       ? [[x, "right", "left"], [y, "anterior", "posterior"], [z, "superior", "inferior"]]
           .map(([mm, positive, negative]) => `${Math.abs(mm).toFixed(1)} mm ${mm < 0 ? negative : positive}`)
       : [x, y, z].map((mm) => `${mm.toFixed(1)} mm`);
-    const values = [INPUT, RESULT, ERROR].filter((index) => location.values[index])
+    const values = [INPUT, RESULT, ...maps().map((_, index) => index + MAPS)].filter((index) => location.values[index])
       .map((index) => `${location.values[index].name} ${rounded(location.values[index].value)}`);
     byId("position").textContent = `${place.join(", ")}: ${values.join(", ")}`;
   }
@@ -63,7 +68,7 @@
   };
   const commands = {
     f: flicker,
-    e: toggleError,
+    e: nextMap,
     r: () => viewer.setPan2Dxyzmm([0, 0, 0, 1]),
     "[": () => blend(share.valueAsNumber - 10),
     "]": () => blend(share.valueAsNumber + 10),
@@ -88,7 +93,7 @@
       const volume = await niivue.NVImage.loadFromBase64({ ...options, cal_min: window[0], cal_max: window[1] });
       element.remove(); // its text would stay in memory
       volume.name = name;
-      volume.colorbarVisible = id === "error-map";
+      volume.colorbarVisible = false;
       viewer.addVolume(volume);
     }
   } catch (error) {
@@ -99,8 +104,8 @@
   }
 
   [black.value, white.value] = settings.volumes[RESULT].window.map(rounded);
-  byId("error").hidden = !hasError();
-  viewer.opts.isColorbar = hasError(); // also without the overlay: the pictures would move when the bar comes and goes
+  byId("maps").hidden = maps().length === 0;
+  viewer.opts.isColorbar = maps().length > 0;
   viewer.onLocationChange = showPosition;
   for (const control of [share, black, white, overlay, opacity]) control.addEventListener("input", draw);
   byId("planes").addEventListener("change", (event) => viewer.setSliceType(Number(event.target.value)));

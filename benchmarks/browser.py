@@ -97,11 +97,20 @@ class Browser:
 
     def picture(self) -> np.ndarray:
         """Return the pixels of the canvas on the screen, (rows, columns, 3)."""
-        self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         place = self.value("(({x, y, width, height}) => ({x, y, width, height}))(canvas.getBoundingClientRect())")
-        shot = self.command("Page.captureScreenshot", format="png", clip=place | {"scale": 1})
-        image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+        image = Image.open(io.BytesIO(self._captured(place))).convert("RGB")
         return np.asarray(image, dtype=np.float32)
+
+    def whole_page(self) -> bytes:
+        """Return a PNG of the whole page, also of what is below the screen."""
+        return self._captured(self.command("Page.getLayoutMetrics")["cssContentSize"])
+
+    def _captured(self, place: dict[str, float]) -> bytes:
+        """Return a PNG of a rectangle of the page, once what was asked for is drawn."""
+        self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        clip = place | {"scale": 1}
+        shot = self.command("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        return base64.b64decode(shot["data"])
 
 
 @contextmanager
