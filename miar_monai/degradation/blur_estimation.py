@@ -51,12 +51,12 @@ def estimate_blur(lr: Tensor, scale: int = 4) -> float | None:
     height, width = (min(size, MAX_PATCH) for size in lr.shape[-2:])
     if min(height, width) < MIN_PATCH:
         return None
-    tiles = lr.detach().cpu().double().unfold(-2, height, height).unfold(-2, width, width)
-    patches = tiles.reshape(-1, height, width).numpy()
-    patches = patches[np.ptp(patches, axis=(1, 2)) > 0]
-    if not len(patches):
+    tiles = lr.detach().cpu().unfold(-2, height, height).unfold(-2, width, width)  # a view, (N, 1, ..., height, width)
+    varied = (tiles.amax(dim=(-2, -1)) > tiles.amin(dim=(-2, -1))).nonzero()
+    if not len(varied):
         return None
-    patches = patches[np.linspace(0, len(patches) - 1, min(len(patches), MAX_PATCHES)).round().astype(int)]
+    chosen = varied[np.linspace(0, len(varied) - 1, min(len(varied), MAX_PATCHES)).round().astype(int)]
+    patches = tiles[tuple(chosen.T)].double().numpy()
     window = _window(height, width)
     mean = (patches * window).sum(axis=(1, 2), keepdims=True) / window.sum()
     power = (np.abs(np.fft.fft2((patches - mean) * window)) ** 2).mean(axis=0)
@@ -115,10 +115,10 @@ def without_overshoot(
         >>> without_overshoot(edges, Degradation(), restore).sigma
         0.5
     """
-    lr = lr[lr.amax(dim=(1, 2, 3)) > lr.amin(dim=(1, 2, 3))]
-    if not len(lr):
+    varied = (lr.amax(dim=(1, 2, 3)) > lr.amin(dim=(1, 2, 3))).nonzero().flatten()
+    if not len(varied):
         return assumed
-    lr = lr[torch.linspace(0, len(lr) - 1, min(len(lr), _MAX_SLICES)).round().long()]
+    lr = lr[varied[torch.linspace(0, len(varied) - 1, min(len(varied), _MAX_SLICES)).round().long()]]
     low, high = lr.amin(dim=(1, 2, 3)), lr.amax(dim=(1, 2, 3))
     candidates = (replace(assumed, sigma=sigma, blur_on="lr") for sigma in (0.5, 0.0) if sigma < assumed.lr_sigma)
     for degradation in (assumed, *candidates):

@@ -29,7 +29,7 @@ class ScaleIntensityWindow(InvertibleTransform):
         """Return the scaled image, float32, of the same shape."""
         image = convert_to_tensor(image, track_meta=True)
         low, high = self.window(image)
-        scaled = (image.float() - low) / (high - low)
+        scaled = (image.float() - low).div_(high - low)
         return self.push_transform(scaled, extra_info={"low": low, "high": high})
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
@@ -129,7 +129,7 @@ class ScaleIntensityRobust(ScaleIntensityWindow):
                 f"{image_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is "
                 "needed to scale its intensities: omit this volume."
             )
-        return low, float(np.percentile(above, self.percentile))
+        return low, float(np.percentile(above, self.percentile, overwrite_input=True))
 
 
 class ScaleIntensityHU(ScaleIntensityWindow):
