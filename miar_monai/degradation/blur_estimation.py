@@ -24,6 +24,7 @@ SPECTRAL_SLOPES = np.arange(1.5, 4.51, 0.25)  # the power of images is about 1 /
 NOISE_FLOORS = np.exp(np.arange(-30, -1.9, 0.5))  # white noise, relative to the lowest frequencies
 NOISELESS = 1e-4  # of the intensity range: below the noise of rounding to 11 bits
 _MAX_OVERSHOOT = 2.0  # of the intensity range of a slice
+_BATCH = 16  # slices whose noise is measured at once
 _MAX_SLICES = 4  # in which overshoot is measured
 
 
@@ -87,8 +88,10 @@ def infer_degradation(lr: Tensor, training_degradation: Degradation) -> Degradat
     # estimates of real slices are 0.02 to 0.05 too high, of single slices up to 0.15, and of noisy ones arbitrary
     if measured is None or -0.03 < measured - training_sigma < 0.13:
         return training_degradation
-    if measured > training_sigma and training_degradation.for_lr(lr).noise_level(lr).median() > NOISELESS:
-        return training_degradation
+    if measured > training_sigma:
+        operator = training_degradation.for_lr(lr)
+        if torch.cat([operator.noise_level(part) for part in lr.split(_BATCH)]).median() > NOISELESS:
+            return training_degradation
     return replace(training_degradation, sigma=0.0 if measured < 0.65 else min(measured - 0.04, MAX_BLUR), blur_on="lr")
 
 
