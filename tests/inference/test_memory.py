@@ -130,15 +130,15 @@ for shape in [shapes[0], *shapes]:  # the first one is a warm-up
     del scan, guide, image, other, prepared, result, part
 """
 
-AXIAL, THROUGH = [(48, 48, 2), (48, 48, 400)], [(96, 96, 8), (400, 400, 8)]
+AXIAL, THROUGH = [(48, 48, 2), (48, 48, 200)], [(96, 96, 8), (320, 320, 8)]
 JOBS: dict[str, tuple[dict[str, Any], bool, list[tuple[int, ...]], float]] = {
     "axial": ({}, False, AXIAL, 1),
     "uncertainty": ({"uncertainty": True}, False, AXIAL, 2),
     "guide": ({}, True, AXIAL, 2),
     "through-plane": ({"factor": [1, 1, 4]}, False, THROUGH, 1),
-    "samples": ({"samples": 3, "save_samples": True}, False, [(48, 48, 2), (48, 48, 160)], 8),
+    "samples": ({"samples": 3, "save_samples": True}, False, [(48, 48, 2), (48, 48, 80)], 8),
     "samples of two planes": ({"samples": 3, "factor": [1, 1, 4]}, False, THROUGH, 8),
-    "two stages": ({"uncertainty": True, "factor": [2, 2, 1.5]}, False, [(48, 48, 4), (48, 48, 240)], 3.5),
+    "two stages": ({"uncertainty": True, "factor": [2, 2, 1.5]}, False, [(48, 48, 4), (48, 48, 160)], 3.5),
 }
 
 
