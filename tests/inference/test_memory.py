@@ -130,7 +130,7 @@ for shape in [shapes[0], *shapes]:  # the first one is a warm-up
     del scan, guide, image, other, prepared, result, part
 """
 
-AXIAL, THROUGH = [(48, 48, 2), (48, 48, 200)], [(96, 96, 8), (320, 320, 8)]
+AXIAL, THROUGH = [(48, 48, 2), (48, 48, 200)], [(96, 96, 8), (512, 512, 8)]
 JOBS: dict[str, tuple[dict[str, Any], bool, list[tuple[int, ...]], float]] = {
     "axial": ({}, False, AXIAL, 1),
     "uncertainty": ({"uncertainty": True}, False, AXIAL, 2),
