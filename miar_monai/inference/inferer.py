@@ -237,7 +237,7 @@ class BeamSearchInferer(Inferer):
             result = finer_batch(inputs, result, scales)
         if sampling:
             return result, None
-        return result, torch.cat(super_resolve.network_weights) if isinstance(super_resolve, SliceSteps) else None
+        return result, super_resolve.network_weights if isinstance(super_resolve, SliceSteps) else None
 
     def num_tiles(
         self, height: int, width: int, network: Callable[..., Tensor], assumed: Degradation | None = None
