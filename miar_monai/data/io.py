@@ -24,7 +24,7 @@ from miar_monai.data.formats import (
     volume_stem,
 )
 from miar_monai.data.itk_images import read_with_itk, write_with_itk
-from miar_monai.data.nifti import read_nifti, volume_to_mgh, volume_to_nifti, write_nifti
+from miar_monai.data.nifti import nifti_to_save, read_nifti, volume_to_mgh, write_nifti
 from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.volume import (
     SOFTWARE,
@@ -218,5 +218,5 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool =
         if kind in ("NRRD", "MetaImage"):
             write_with_itk(part, volume, compress)
         else:
-            nib.save(volume_to_mgh(volume) if kind == "MGH" else volume_to_nifti(volume), part)
+            nib.save(volume_to_mgh(volume) if kind == "MGH" else nifti_to_save(volume), part)
     return Path(path)

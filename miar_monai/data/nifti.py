@@ -23,7 +23,15 @@ from miar_monai.data.labels import label_map_error
 from miar_monai.data.volume import Volume, as_stored, dtype_among
 from miar_monai.errors import ImageError, in_one_sentence
 
-__all__ = ["check_layout", "nifti_to_volume", "read_nifti", "volume_to_mgh", "volume_to_nifti", "write_nifti"]
+__all__ = [
+    "check_layout",
+    "nifti_to_save",
+    "nifti_to_volume",
+    "read_nifti",
+    "volume_to_mgh",
+    "volume_to_nifti",
+    "write_nifti",
+]
 
 _LABEL_INTENTS = (1002, 1003)  # LABEL and NEURONAME
 _CLASSES: dict[str, Any] = {
@@ -266,13 +274,32 @@ def write_nifti(
     """
     volume = Volume(array, affine, np.dtype(dtype), Path(path), space=space, description=description, qform=qform)
     with atomic_file(path, overwrite) as part:
-        nib.save(volume_to_nifti(volume), part)
+        nib.save(nifti_to_save(volume), part)
     return volume.path
 
 
 def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
     """Return a volume as a nibabel image; see `write_nifti`."""
-    image = nib.Nifti1Image(as_stored(volume.array, volume.dtype), volume.affine, dtype=volume.dtype)
+    return _nifti_image(volume, as_stored(volume.array, volume.dtype))
+
+
+def nifti_to_save(volume: Volume) -> nib.Nifti1Image:
+    """Return a volume as a nibabel image whose voxels are rounded when it is saved, slice by slice, and not copied."""
+    image = _nifti_image(volume, _to_save(volume.array, volume.dtype))
+    image.header.set_slope_inter(1, 0)
+    return image
+
+
+def _to_save(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return voxels that nibabel saves in a dtype as `as_stored` returns them.
+
+    It rounds and saturates floats, but as integers of more than 16 bits at the nearest float below the limit.
+    """
+    return array if array.dtype == np.float32 and dtype.itemsize <= 2 else as_stored(array, dtype)
+
+
+def _nifti_image(volume: Volume, array: np.ndarray) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(array, volume.affine, dtype=volume.dtype)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = volume.description.encode("latin-1", "replace")[:79]
     to_qform, code = volume.qform or (np.eye(4), volume.space)
@@ -282,8 +309,11 @@ def volume_to_nifti(volume: Volume) -> nib.Nifti1Image:
 
 
 def volume_to_mgh(volume: Volume) -> nib.MGHImage:
-    """Return a volume as a nibabel image of MGH, which has no field for a description, the space or a qform.
+    """Return a volume as a nibabel image of MGH to be saved, which has no field for a description, space or qform.
 
     MGH has no integers of 64 bits, and no unsigned ones of 16 or 32 bits: see `miar_monai.data.volume.dtype_among`.
     """
-    return nib.MGHImage(as_stored(volume.array, dtype_among(volume, _MGH_DTYPES)), volume.affine)
+    dtype = dtype_among(volume, _MGH_DTYPES)
+    image = nib.MGHImage(_to_save(volume.array, dtype), volume.affine)
+    image.header.set_data_dtype(dtype)
+    return image

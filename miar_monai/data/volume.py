@@ -215,17 +215,19 @@ def as_float(volume: Volume) -> Volume:
 
 
 def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return intensities as stored in a dtype: for integers, rounded and saturated.
+    """Return intensities as stored in a dtype: for integers, rounded and saturated, in the order of NIfTI.
 
     Example:
         >>> as_stored(np.array([-0.6, 1.4, 300]), np.dtype(np.uint8))
         array([  0,   1, 255], dtype=uint8)
     """
-    if dtype.kind in "iu" and array.dtype != dtype:
-        limits = np.iinfo(dtype)
-        array = np.rint(np.asarray(array, np.result_type(array, dtype)))  # a float that represents the limits exactly
-        array = np.clip(array, limits.min, limits.max, out=array)
-    return array.astype(dtype, copy=False)
+    if dtype.kind not in "iu" or array.dtype == dtype:
+        return array.astype(dtype, copy=False)
+    limits, stored = np.iinfo(dtype), np.empty(array.shape, dtype, order="F")
+    exact = np.result_type(array, dtype)  # a float that represents the limits
+    for k in range(array.shape[-1]):  # not at once, which would take the memory of two more floats
+        stored[..., k] = np.rint(array[..., k].astype(exact)).clip(limits.min, limits.max)
+    return stored
 
 
 def dtype_among(volume: Volume, names: Sequence[str]) -> np.dtype:

@@ -24,6 +24,7 @@ SPECTRAL_SLOPES = np.arange(1.5, 4.51, 0.25)  # the power of images is about 1 /
 NOISE_FLOORS = np.exp(np.arange(-30, -1.9, 0.5))  # white noise, relative to the lowest frequencies
 NOISELESS = 1e-4  # of the intensity range: below the noise of rounding to 11 bits
 _MAX_OVERSHOOT = 2.0  # of the intensity range of a slice
+_BATCH = 16  # slices whose noise is measured at once
 _MAX_SLICES = 4  # in which overshoot is measured
 
 
@@ -51,12 +52,12 @@ def estimate_blur(lr: Tensor, scale: int = 4) -> float | None:
     height, width = (min(size, MAX_PATCH) for size in lr.shape[-2:])
     if min(height, width) < MIN_PATCH:
         return None
-    tiles = lr.detach().cpu().double().unfold(-2, height, height).unfold(-2, width, width)
-    patches = tiles.reshape(-1, height, width).numpy()
-    patches = patches[np.ptp(patches, axis=(1, 2)) > 0]
-    if not len(patches):
+    tiles = lr.detach().cpu().unfold(-2, height, height).unfold(-2, width, width)  # a view, (N, 1, ..., height, width)
+    varied = (tiles.amax(dim=(-2, -1)) > tiles.amin(dim=(-2, -1))).nonzero()
+    if not len(varied):
         return None
-    patches = patches[np.linspace(0, len(patches) - 1, min(len(patches), MAX_PATCHES)).round().astype(int)]
+    chosen = varied[np.linspace(0, len(varied) - 1, min(len(varied), MAX_PATCHES)).round().astype(int)]
+    patches = tiles[tuple(chosen.T)].double().numpy()
     window = _window(height, width)
     mean = (patches * window).sum(axis=(1, 2), keepdims=True) / window.sum()
     power = (np.abs(np.fft.fft2((patches - mean) * window)) ** 2).mean(axis=0)
@@ -87,8 +88,10 @@ def infer_degradation(lr: Tensor, training_degradation: Degradation) -> Degradat
     # estimates of real slices are 0.02 to 0.05 too high, of single slices up to 0.15, and of noisy ones arbitrary
     if measured is None or -0.03 < measured - training_sigma < 0.13:
         return training_degradation
-    if measured > training_sigma and training_degradation.for_lr(lr).noise_level(lr).median() > NOISELESS:
-        return training_degradation
+    if measured > training_sigma:
+        operator = training_degradation.for_lr(lr)
+        if torch.cat([operator.noise_level(part) for part in lr.split(_BATCH)]).median() > NOISELESS:
+            return training_degradation
     return replace(training_degradation, sigma=0.0 if measured < 0.65 else min(measured - 0.04, MAX_BLUR), blur_on="lr")
 
 
@@ -115,10 +118,10 @@ def without_overshoot(
         >>> without_overshoot(edges, Degradation(), restore).sigma
         0.5
     """
-    lr = lr[lr.amax(dim=(1, 2, 3)) > lr.amin(dim=(1, 2, 3))]
-    if not len(lr):
+    varied = (lr.amax(dim=(1, 2, 3)) > lr.amin(dim=(1, 2, 3))).nonzero().flatten()
+    if not len(varied):
         return assumed
-    lr = lr[torch.linspace(0, len(lr) - 1, min(len(lr), _MAX_SLICES)).round().long()]
+    lr = lr[varied[torch.linspace(0, len(varied) - 1, min(len(varied), _MAX_SLICES)).round().long()]]
     low, high = lr.amin(dim=(1, 2, 3)), lr.amax(dim=(1, 2, 3))
     candidates = (replace(assumed, sigma=sigma, blur_on="lr") for sigma in (0.5, 0.0) if sigma < assumed.lr_sigma)
     for degradation in (assumed, *candidates):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from miar_monai.errors import ImageError
 
-__all__ = ["concatenate", "in_batches", "plain_tensor", "slices_of"]
+__all__ = ["average", "concatenate", "in_batches", "plain_tensor", "slices_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,24 @@ def concatenate(parts: Iterator[Tensor], length: int, device: torch.device) -> T
         start, end = end, end + len(part)
         result[start:end] = part
     return result
+
+
+def average(rows: Tensor, parts: Iterator[Tensor], *_: Any) -> Tensor:
+    """Return the mean of rows and the concatenation of tensors, like `concatenate`, in the memory of the rows.
+
+    Args:
+        rows: as many as the tensors have together.
+        parts: the tensors, one after the other.
+
+    Example:
+        >>> average(torch.zeros(3, 2), iter([torch.ones(1, 2), torch.zeros(2, 2)])).tolist()
+        [[0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
+    """
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part)
+        rows[start:end].lerp_(part.to(rows.device), 0.5)
+    return rows
 
 
 def plain_tensor(images: Tensor) -> Tensor:

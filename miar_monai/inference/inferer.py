@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -189,7 +189,7 @@ class BeamSearchInferer(Inferer):
         """
         result, weight = self.super_resolve(inputs, network, *args, assumed=assumed, guide=guide, **kwargs)
         warn_of_linear_estimates([] if weight is None else [weight])
-        return result
+        return {"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result
 
     def super_resolve(
         self,
@@ -199,12 +199,14 @@ class BeamSearchInferer(Inferer):
         assumed: Degradation | None = None,
         guide: Tensor | None = None,
         sampling: Sampling | None = None,
+        collect: Callable[[Iterator[Tensor], int, torch.device], Tensor] = concatenate,
         **kwargs: Any,
-    ) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the result of a call and, for a `SuperResolutionNetwork`, its weight in each slice, (B · D,).
 
-        The arguments are those of a call. Unlike a call, it does not warn of noise. With ``sampling``, the result are
-        posterior samples or their maps, as its channels: (B, C, H, W) or (B, C, H, W, D), without weights.
+        The arguments are those of a call, which also warns of noise. The result is (B, C, H, W) or (B, C, H, W, D): its
+        channels are the image and, with uncertainty, the error; with ``sampling`` they are posterior samples or their
+        maps, without weights. ``collect`` turns its slices, (n, C, H, W) at a time, into (B · D, C, H, W).
         """
         if inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or inputs.numel() == 0:
             raise ConfigurationError(
@@ -227,7 +229,7 @@ class BeamSearchInferer(Inferer):
                 set_progress=lambda finished: bar.update(finished * tiles - bar.n),
                 free_memory=self._clear_graphs,
             )
-            result = concatenate(parts, len(slices), plain.device)  # (B * D, C, H, W)
+            result = collect(parts, len(slices), plain.device)  # (B * D, C, H, W)
         if plain.ndim == 5:
             result = result.unflatten(0, (len(plain), -1)).movedim(1, -1)  # (B, C, H, W, D)
         if isinstance(inputs, MetaTensor):
@@ -235,8 +237,7 @@ class BeamSearchInferer(Inferer):
             result = finer_batch(inputs, result, scales)
         if sampling:
             return result, None
-        weight = torch.cat(super_resolve.network_weights) if isinstance(super_resolve, SliceSteps) else None
-        return ({"image": result[:, :1], "error": result[:, 1:]} if self.uncertainty else result), weight
+        return result, super_resolve.network_weights if isinstance(super_resolve, SliceSteps) else None
 
     def num_tiles(
         self, height: int, width: int, network: Callable[..., Tensor], assumed: Degradation | None = None

@@ -6,30 +6,75 @@ import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
+from miar_monai.data.volume import SAMPLE_MAPS
 from miar_monai.errors import ImageError
 
-__all__ = ["available_memory", "check_memory", "needed_memory"]
+__all__ = ["MemoryForecast", "available_memory"]
 
-_RESULTS, _WITH_UNCERTAINTY = 5.0, 6.0  # sizes of the result in float32 that are held at once; a test measures them
+_BYTES = 4  # of a voxel of a result, in float32
 _GIB = 2**30
 
 
-def needed_memory(shape: Sequence[int], uncertainty: bool = False) -> int:
-    """Return the bytes that a super-resolved volume needs at the peak, from the network to the written file.
+class MemoryForecast(NamedTuple):
+    """The memory of a super-resolved volume: how often its voxels are held at once, from the network to the file.
 
-    It is in addition to what the process holds already: libraries, network and input. The slices that the network
-    processes at once are not included, since they do not depend on the number of slices.
-
-    Args:
-        shape: voxels of the result along each axis.
-        uncertainty: whether the expected error is computed too.
+    It is in addition to what the process holds already: libraries, network and input. The slices that are processed or
+    written at once are not included, since they do not depend on the number of slices. A test measures it.
 
     Example:
-        >>> needed_memory((512, 512, 600)) / 2**30
-        2.9296875
+        >>> MemoryForecast([(512, 512, 600)]).needed / 2**30
+        0.5859375
+        >>> MemoryForecast([(512, 512, 600)], uncertainty=True, samples=10).needed / 2**30
+        3.515625
     """
-    return int(prod(shape) * 4 * (_WITH_UNCERTAINTY if uncertainty else _RESULTS))
+
+    shapes: Sequence[Sequence[int]]
+    """Voxels along each axis of the result of each stage of the passes; the last one is the volume."""
+    passes: int = 1
+    """Number of passes of all stages."""
+    uncertainty: bool = False
+    """Whether the expected error is computed too."""
+    samples: int = 0
+    """Number of posterior samples."""
+    keep_samples: bool = False
+    """Whether they are kept."""
+    guide: bool = False
+    """Whether a guide is brought to the grids."""
+
+    @property
+    def needed(self) -> int:
+        """The bytes at the peak."""
+        sizes = [prod(shape) for shape in self.shapes]
+        *earlier, last = [0, *sizes]
+        before, channels = earlier[-1], 1 + self.uncertainty
+        peak = channels * (last + before) + (last if self.uncertainty and before else 0)  # whose error is interpolated
+        if self.samples:
+            maps = len(SAMPLE_MAPS) * last
+            if self.passes == 1:  # which are summarized slice by slice
+                sampled = maps + self.keep_samples * self.samples * last
+            else:
+                sampled = self.samples * last + max(maps, self.samples * before)
+            peak = max(peak, channels * last + sampled)
+        return _BYTES * (peak + self.guide * sum(sizes))
+
+    def check(self) -> None:
+        """Check before the work that the memory of the machine suffices.
+
+        Raises:
+            ImageError: if it does not.
+        """
+        needed, free = self.needed, available_memory()
+        if free is None or needed <= free:
+            return
+        options = {"the uncertainty": self.uncertainty, "the samples": self.samples, "the guide": self.guide}
+        given = " or ".join(name for name, is_on in options.items() if is_on)
+        raise ImageError(
+            f"the result of {' x '.join(map(str, self.shapes[-1]))} voxels needs {needed / _GIB:.1f} GiB of memory, but"
+            f" {free / _GIB:.1f} GiB are available: ask for a coarser grid{given and f', leave {given} out'}, crop the"
+            " image, or use a machine with more memory."
+        )
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int | None:
@@ -68,23 +113,3 @@ def _lines(path: Path) -> list[str]:
 def _prefixes(parts: Sequence[str]) -> list[Sequence[str]]:
     """Return the beginnings of a path, from the first folder to the whole path."""
     return [parts[:end] for end in range(1, len(parts) + 1)]
-
-
-def check_memory(shape: Sequence[int], uncertainty: bool = False) -> None:
-    """Check before the work that the memory of the machine suffices for a result.
-
-    Args:
-        shape: voxels of the result along each axis.
-        uncertainty: whether the expected error is computed too.
-
-    Raises:
-        ImageError: if it does not.
-    """
-    needed, free = needed_memory(shape, uncertainty), available_memory()
-    if free is not None and needed > free:
-        size = " x ".join(str(n) for n in shape)
-        without = ", leave the uncertainty out" if uncertainty else ""
-        raise ImageError(
-            f"the result of {size} voxels needs {needed / _GIB:.1f} GiB of memory, but {free / _GIB:.1f} GiB are "
-            f"available: ask for a coarser grid{without}, crop the image, or use a machine with more memory."
-        )

@@ -48,7 +48,12 @@ class SliceSteps:
     device: torch.device
     overlap: float
     count_tiles: Callable[[TileFunction], TileFunction]
-    network_weights: list[Tensor] = field(default_factory=list, init=False)
+    network_weights: Tensor = field(init=False)
+    """Weights of the network in the slices so far. They are one tensor, since many small ones, spread over the heap,
+    would keep the memory of the batches between them from being used again."""
+
+    def __post_init__(self) -> None:
+        self.network_weights = torch.empty(0, device=self.device)
 
     def __call__(self, slices: Tensor, batch_size: int, guide: Tensor | None = None) -> Tensor:
         """Super-resolve LR slices (N, 1, h, w), in batches of tiles: (N, 1, H, W), or (N, 2, H, W) with the error."""
@@ -62,7 +67,7 @@ class SliceSteps:
         else:
             predict = partial(self._predict_parts, batch_size)
             estimate = self.settings.super_resolve(self.network, lr, operator, predict, *guides)
-        self.network_weights.append(estimate.network_weight.flatten())
+        self.network_weights = torch.cat([self.network_weights, estimate.network_weight.flatten()])
         images = [estimate.image] if estimate.error is None else [estimate.image, estimate.error]
         return Padding.crop(torch.cat(images, dim=1), rows, columns)
 

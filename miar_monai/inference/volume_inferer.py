@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
-from miar_monai.data.io import sample_maps
+from miar_monai.data.volume import SAMPLE_MAPS, sample_maps
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, SettingError, check_choice, check_range, check_whole
 from miar_monai.inference.acquisition import SLICE_PROFILES, Acquisition
-from miar_monai.inference.batches import plain_tensor
+from miar_monai.inference.batches import average, concatenate, plain_tensor, slices_of
 from miar_monai.inference.devices import unwrapped
 from miar_monai.inference.inferer import BeamSearchInferer
-from miar_monai.inference.memory import check_memory
+from miar_monai.inference.memory import MemoryForecast
 from miar_monai.inference.passes import Pass, Plan, plan_passes
 from miar_monai.inference.samples import Sampling, summarized
 from miar_monai.inference.slice_steps import warn_of_linear_estimates
@@ -135,6 +135,23 @@ class VolumeInferer(Inferer):
         plan = plan_passes(factors, grid.patient_spacing, in_plane, acquisition)
         return plan._replace(request=self.request)
 
+    def forecast(self, plan: Plan, grids: Sequence[Grid], has_guide: bool = False) -> MemoryForecast:
+        """Return the memory that a volume needs.
+
+        Args:
+            plan: from `plan`.
+            grids: of the input and of the results of all stages, from `Plan.grids`.
+            has_guide: whether there is a guide.
+        """
+        return MemoryForecast(
+            [grid.shape for grid in grids[1:]],
+            sum(map(len, plan.stages)),
+            self.inferer.uncertainty,
+            self.samples,
+            self.keep_samples,
+            has_guide,
+        )
+
     def __call__(
         self,
         inputs: Tensor,
@@ -176,24 +193,25 @@ class VolumeInferer(Inferer):
         on_grid = partial(_on_grid, guide[0]) if isinstance(guide, Tensor) else guide
         plan = plan or self.plan(inputs[0], getattr(network, "module", network))  # type: ignore[arg-type]
         grids = plan.grids(grid_of(inputs[0]))
-        check_memory(grids[-1].shape, self.inferer.uncertainty)
+        self.forecast(plan, grids, guide is not None).check()
         guides = [None if on_grid is None else on_grid(grid)[None] for grid in grids[1:]]
-        volume, weights = {"image": plain_tensor(inputs)}, []
+        result, weights = plain_tensor(inputs), []
         for stage, grid, other in zip(plan.stages, grids[1:], guides, strict=True):
-            results = []
+            earlier, first = result, None
             for one in stage:
-                result, weight = self._slices(volume["image"], other, one, grid, network)
-                results.append(result)
+                result, weight = self._slices(earlier[:, :1], other, one, grid, network, first=first)
                 weights.append(weight)
-            volume = _later(volume, _mean(results))
+                first = result
+            _add_error(result, earlier)
         warn_of_linear_estimates([weight for weight in weights if weight is not None])
+        names = ["image", "error"] if self.inferer.uncertainty else ["image"]
+        volumes = dict(zip(names, result.split(1, dim=1), strict=True))
         if self.samples:
-            maps = self._sampled(plain_tensor(inputs), guides, plan, grids, network)
-            volume |= dict(zip(sample_maps(self.samples, self.keep_samples), maps.split(1, dim=1), strict=True))
+            volumes |= self._sampled(plain_tensor(inputs), guides, plan, grids, network)
         if isinstance(inputs, MetaTensor):
             affine = grids[-1].affine.reshape(tuple(inputs.affine.shape))
-            volume = {name: with_affine(inputs, x, affine) for name, x in volume.items()}
-        return volume if self.inferer.uncertainty or self.samples else volume["image"]
+            volumes = {name: with_affine(inputs, x, affine) for name, x in volumes.items()}
+        return volumes if self.inferer.uncertainty or self.samples else volumes["image"]
 
     def _sampled(
         self,
@@ -202,12 +220,14 @@ class VolumeInferer(Inferer):
         plan: Plan,
         grids: list[Grid],
         network: Callable[..., Tensor],
-    ) -> Tensor:
-        """Return the maps of the samples of a volume (1, 1, X, Y, Z): (1, C, X', Y', Z')."""
+    ) -> dict[str, Tensor]:
+        """Return the maps of the samples of a volume (1, 1, X, Y, Z) by name, and the samples if they are kept."""
+        names = sample_maps(self.samples, self.keep_samples)
         first = Sampling(self.seed, (), factor=self.interval_factor, keep=self.keep_samples)
         if sum(map(len, plan.stages)) == 1:
             sampling = first._replace(numbers=tuple(range(self.samples)), summarize=True)
-            return self._slices(image, guides[0], plan.stages[0][0], grids[1], network, sampling)[0]["image"]
+            maps, _ = self._slices(image, guides[0], plan.stages[0][0], grids[1], network, sampling)
+            return dict(zip(names, maps.split(1, dim=1), strict=True))
         volumes = [image] * self.samples
         for number, (stage, grid, guide) in enumerate(zip(plan.stages, grids[1:], guides, strict=True)):
             for i, one in enumerate(stage):
@@ -216,10 +236,16 @@ class VolumeInferer(Inferer):
                 for numbers in [own] if number == 0 else [(each,) for each in own]:
                     sampling = first._replace(numbers=numbers, stage=number)
                     result, _ = self._slices(volumes[numbers[0]], guide, one, grid, network, sampling)
-                    for each, sample in zip(numbers, result["image"].split(1, dim=1), strict=True):
+                    for each, sample in zip(numbers, result.split(1, dim=1), strict=True):
                         volumes[each] = sample
-        blocks = zip(*(volume.split(_BLOCK, dim=2) for volume in volumes), strict=True)
-        return torch.cat([summarized(torch.cat(x, 1), self.interval_factor, self.keep_samples) for x in blocks], 2)
+        size = volumes[0].shape[2:]
+        summary = image.new_empty(1, len(SAMPLE_MAPS), *size)
+        for start in range(0, size[0], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            samples = torch.cat([volume[:, :, block] for volume in volumes], dim=1)
+            summary[:, :, block] = summarized(samples, self.interval_factor)
+        kept = volumes if self.keep_samples else []
+        return dict(zip(names, [*summary.split(1, dim=1), *kept], strict=True))
 
     def _slices(
         self,
@@ -229,15 +255,24 @@ class VolumeInferer(Inferer):
         grid: Grid,
         network: Callable[..., Tensor],
         sampling: Sampling | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Super-resolve the slices of a volume (1, 1, X, Y, Z) in one plane; also return the weights of the network."""
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Super-resolve the slices of a volume (1, 1, X, Y, Z) in one plane: (1, C, X', Y', Z').
+
+        Those of the second plane of a stage are averaged with the result of the first one, in its memory. Also return
+        the weights of the network.
+        """
         axes = [2 + grid.patient_axes.index(axis) for axis in one.plane]
         guide = guide if guide is None else guide.movedim(axes, (2, 3))
         result, weight = self.inferer.super_resolve(
-            volume.movedim(axes, (2, 3)), network, assumed=one.degradation, guide=guide, sampling=sampling
+            volume.movedim(axes, (2, 3)),
+            network,
+            assumed=one.degradation,
+            guide=guide,
+            sampling=sampling,
+            collect=concatenate if first is None else partial(average, slices_of(first.movedim(axes, (2, 3)))),
         )
-        named = result if isinstance(result, Mapping) else {"image": result}
-        return {name: x.movedim((2, 3), axes) for name, x in named.items()}, weight
+        return result.movedim((2, 3), axes), weight
 
 
 def check_has_guide(network: Callable[..., Tensor], guide: Any) -> None:
@@ -256,17 +291,8 @@ def _on_grid(guide: Tensor, grid: Grid) -> Tensor:
     return resample_guide(convert_to_tensor(guide, track_meta=True), grid).as_tensor()
 
 
-def _mean(results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of the results of a stage, by name."""
-    mean = results.pop(0)
-    for count, result in enumerate(results, start=2):
-        mean = {name: x.lerp(result[name], 1 / count) for name, x in mean.items()}
-    return mean
-
-
-def _later(earlier: dict[str, Tensor], later: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the result of a stage with the expected errors of the earlier ones."""
-    if "error" not in earlier:
-        return later
-    error = F.interpolate(earlier["error"], later["error"].shape[2:], mode="trilinear", align_corners=False)
-    return {**later, "error": torch.hypot(error, later["error"])}
+def _add_error(result: Tensor, earlier: Tensor) -> None:
+    """Add the expected error of an earlier stage, if it has one, to that of a later one, (1, 2, X, Y, Z), in place."""
+    if earlier.shape[1] > 1:
+        error = F.interpolate(earlier[:, 1:], result.shape[2:], mode="trilinear", align_corners=False)
+        torch.hypot(error, result[:, 1:], out=result[:, 1:])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform
@@ -26,12 +29,14 @@ class ScaleIntensityWindow(InvertibleTransform):
         """Return the scaled image, float32, of the same shape."""
         image = convert_to_tensor(image, track_meta=True)
         low, high = self.window(image)
-        scaled = (image.float() - low) / (high - low)
+        scaled = (image.float() - low).div_(high - low)
         return self.push_transform(scaled, extra_info={"low": low, "high": high})
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
         """Return the image in its former units, float32."""
         window = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
+        if (window["low"], window["high"]) == (0, 1):
+            return image
         return image * (window["high"] - window["low"]) + window["low"]
 
     @staticmethod
@@ -47,6 +52,24 @@ class ScaleIntensityWindow(InvertibleTransform):
         """Remove the offset from the inverse, for differences of intensities."""
         for window in ScaleIntensityWindow._windows(image):
             window.update(low=0.0, high=window["high"] - window["low"])
+
+    @staticmethod
+    def undo_in_place(image: MetaTensor, operation: Mapping[str, Any]) -> bool:
+        """Undo an operation, if it is a scaling, in the memory of an image; its inverse then changes nothing.
+
+        Args:
+            image: float, whose voxels are changed.
+            operation: one of its applied operations, no later one of which changes intensities.
+
+        Returns:
+            Whether it is a scaling.
+        """
+        window = operation.get(TraceKeys.EXTRA_INFO, {})
+        if not {"low", "high"} <= set(window):
+            return False
+        image.as_tensor().mul_(window["high"] - window["low"]).add_(window["low"])
+        window.update(low=0.0, high=1.0)
+        return True
 
     @staticmethod
     def _windows(image: MetaTensor) -> list[dict[str, float]]:
@@ -106,7 +129,7 @@ class ScaleIntensityRobust(ScaleIntensityWindow):
                 f"{image_name(image)}: none of the {voxels.size} voxels is above {low:g}; a volume with contrast is "
                 "needed to scale its intensities: omit this volume."
             )
-        return low, float(np.percentile(above, self.percentile))
+        return low, float(np.percentile(above, self.percentile, overwrite_input=True))
 
 
 class ScaleIntensityHU(ScaleIntensityWindow):

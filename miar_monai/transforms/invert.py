@@ -6,11 +6,14 @@ from collections.abc import Hashable, Mapping
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform
+from monai.transforms import Compose, MapTransform, Orientation
 from monai.transforms.utils import allow_missing_keys_mode
-from monai.utils import ensure_tuple
+from monai.utils import TraceKeys, ensure_tuple
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from torch import Tensor
 
 from miar_monai.data.io import result_description
@@ -58,11 +61,14 @@ class SplitUncertaintyd(MapTransform):
 
 
 class InvertSuperResolutiond(MapTransform):
-    """Map a super-resolved prediction back to the intensities and the voxel axes of its input.
+    """Map a super-resolved prediction back to the intensities and the voxel axes of its input, in its memory.
 
     Unlike with `monai.transforms.Invertd`, which would give the prediction the affine of the LR image, the prediction
     keeps its own affine, that of the finer grid. A plain tensor covers the field of view of the LR image, as in
     `miar_monai.transforms.metatensor.resampled`.
+
+    A float prediction on a CPU is changed in its own memory, since a large one does not fit into it twice: clone it if
+    it is needed as it was.
 
     Non-negative inputs, such as the magnitude of an MR signal, give non-negative results.
 
@@ -97,14 +103,47 @@ class InvertSuperResolutiond(MapTransform):
         return {**data, **inverted}
 
     def _invert(self, prediction: Tensor, image: MetaTensor, key: str, is_difference: bool) -> MetaTensor:
-        placed: Any = resampled(image, prediction.detach().cpu())
+        voxels = prediction if prediction.is_floating_point() else prediction.float()
+        placed = resampled(image, voxels.detach().cpu())
         placed.applied_operations = deepcopy(image.applied_operations)
         placed.meta[DESCRIPTION_KEY] = result_description(key)
         if is_difference or key in SAMPLE_MAPS:
             placed.meta[DTYPE_KEY] = "float32"
         if is_difference:
             ScaleIntensityWindow.remove_offset(placed)
-        elif float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
-            placed = placed.clamp(min=zero)
+        with torch.inference_mode():  # which the voxels of an inferer may have been made in
+            if not is_difference and float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
+                placed.as_tensor().clamp_(min=zero)
+            _undo_in_place(placed)
         with allow_missing_keys_mode(self.transform):
-            return self.transform.inverse({self.orig_key: placed})[self.orig_key]
+            inverted: MetaTensor = self.transform.inverse({self.orig_key: placed})[self.orig_key]
+        return inverted
+
+
+def _undo_in_place(image: MetaTensor) -> None:
+    """Undo the scaling and the flips of an image in its own memory, where they are the last operations.
+
+    Their inverse would hold two more volumes; afterwards it only exchanges axes, which copies nothing.
+    """
+    for operation in reversed(image.applied_operations):
+        if operation[TraceKeys.CLASS_NAME] == Orientation.__name__:
+            _flip_in_place(image, operation[TraceKeys.EXTRA_INFO]["original_affine"])
+        elif not ScaleIntensityWindow.undo_in_place(image, operation):
+            return
+
+
+def _flip_in_place(image: MetaTensor, affine: Any) -> None:
+    """Flip the voxel axes of an image (1, X, Y, Z) that run against those of an affine."""
+    directions = {axis: direction for axis, direction in io_orientation(np.asarray(affine)).tolist()}
+    flips = np.array([(i, step * directions[axis]) for i, (axis, step) in enumerate(io_orientation(image.affine))])
+    voxels, flipped = image.as_tensor(), [1 + i for i, step in enumerate(flips[:, 1]) if step < 0]
+    if not flipped:
+        return
+    outer = max(range(1, voxels.ndim), key=voxels.stride)  # the voxels of a slice across it are close in memory
+    within, count = [axis - (axis > outer) for axis in flipped if axis != outer], voxels.shape[outer]
+    for k in range((count + 1) // 2 if outer in flipped else count):
+        one, other = voxels.select(outer, k), voxels.select(outer, count - 1 - k if outer in flipped else k)
+        turned = one.flip(within)  # a copy
+        one.copy_(other.flip(within))
+        other.copy_(turned)
+    image.affine = image.affine @ torch.from_numpy(inv_ornt_aff(flips, voxels.shape[1:]))

@@ -9,16 +9,20 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.phantoms import write_nifti_phantom
+from helpers.phantoms import write_dicom_series, write_nifti_phantom
 from helpers.tiny_bundle import write_tiny_bundle
 
 from miar_monai.cli.main import main
+from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import write_series
 from miar_monai.data.io import read_volume, write_volume
 from miar_monai.data.volume import Volume
 
@@ -48,7 +52,12 @@ def is_writing(output: Path) -> bool:
         return False
 
 
-def wait_until_writing(process: Any, output: Path) -> None:
+def has_begun(output: Path) -> bool:
+    """Return whether the folder of a temporary file exists."""
+    return any(output.glob(".miar-*"))
+
+
+def wait_until_writing(process: Any, output: Path, is_writing: Callable[[Path], bool] = is_writing) -> None:
     while not is_writing(output):
         assert process.is_alive(), "the process ended before it wrote anything"
         time.sleep(1e-3)
@@ -58,27 +67,43 @@ def results(output: Path) -> list[Path]:
     return [path for path in output.iterdir() if not path.name.startswith(".")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mgz"])  # unlike them, ITK compresses before it writes
-def test_a_file_is_complete_or_absent_when_its_writer_is_killed(ending: str, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).normal(size=(128, 128, 64)).astype(np.float32)  # hardly compressible
-    volume = Volume(noise, np.eye(4), np.dtype("float32"), Path("noise"))
+def check_killed(
+    write: Callable[[Path], object], wanted: np.ndarray, is_under_way: Callable[[Path], bool], root: Path, name: str
+) -> None:
+    """Check that a result is complete or absent, whenever the process that writes it is killed."""
+    write(root / "first" / name)  # imports its modules
     begin = time.perf_counter()
-    write_volume(tmp_path / f"whole{ending}", volume)
+    write(root / "whole" / name)
     duration, rng, interrupted = time.perf_counter() - begin, random.Random(0), 0
     for moment in range(20):
-        output = tmp_path / f"{moment}"
-        process = SERVER.Process(target=write_volume, args=(output / f"a{ending}", volume))
+        output = root / f"{moment}"
+        process = SERVER.Process(target=write, args=(output / name,))
         process.start()
-        wait_until_writing(process, output)
+        wait_until_writing(process, output, is_under_way)
         time.sleep(rng.uniform(0, duration))
-        interrupted += is_writing(output)
+        interrupted += is_under_way(output)
         process.kill()
         process.join(60)
         for path in results(output):
-            np.testing.assert_array_equal(read_volume(path).array, noise)
+            np.testing.assert_array_equal(read_volume(path).array, wanted)
         shutil.rmtree(output)
     assert interrupted >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mgz", ".nrrd", ".mha"])
+def test_a_file_is_complete_or_absent_when_its_writer_is_killed(ending: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=(128, 128, 64)).astype(np.float32)  # hardly compressible
+    volume = Volume(noise, np.eye(4), np.dtype("float32"), Path("noise"))
+    is_under_way = has_begun if ending in (".nrrd", ".mha") else is_writing  # ITK compresses before it writes
+    check_killed(partial(write_volume, volume=volume), noise, is_under_way, tmp_path, f"a{ending}")
+
+
+@pytest.mark.slow
+def test_a_dicom_series_is_complete_or_absent_when_its_writer_is_killed(tmp_path: Path) -> None:
+    volume = read_volume(write_dicom_series(tmp_path / "source", (64, 64, 30)))
+    write = partial(write_series, sr=volume, headers=source_headers(volume), derivation="a copy")
+    check_killed(write, volume.array, has_begun, tmp_path, "series")
 
 
 @pytest.mark.slow

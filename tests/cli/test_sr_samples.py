@@ -9,19 +9,15 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import torch
-from helpers.bundle_runs import ESTIMATOR, workflow
+from helpers.bundle_runs import workflow
 from helpers.commands import miar, sr
 from helpers.html_page import Page
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
-from helpers.tiny import started
-from helpers.tiny_bundle import write_tiny_bundle
+from helpers.tiny_bundle import write_sampling_bundle, write_tiny_bundle
 
 from miar_monai.data.io import read_volume
 from miar_monai.data.volume import SAMPLE_MAPS, sample_maps
 from miar_monai.inference.resolver import SuperResolver, super_resolve
-from miar_monai.networks import Estimator
-from miar_monai.networks.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -37,17 +33,7 @@ def scan(tmp_path: Path) -> Path:
 @pytest.fixture
 def sampling(tmp_path: Path) -> Path:
     """Write a bundle whose tiny network samples."""
-    folder = write_tiny_bundle(tmp_path / "sampling")
-    path = folder / "configs" / "inference.json"
-    content = json.loads(path.read_text())
-    content["network_def"]["noise_channels"] = 1
-    path.write_text(json.dumps(content))
-    torch.manual_seed(0)
-    network = started(Estimator(**ESTIMATOR, guide_channels=1, noise_channels=1))
-    torch.nn.init.normal_(network.unet.conv_in.weight[:, -4:], std=0.3)
-    network.unet.conv_out.weight.data.mul_(0.05)
-    save_weights(network, folder / "models" / "model.pt")
-    return folder
+    return write_sampling_bundle(tmp_path / "sampling")
 
 
 def voxels(path: str | Path) -> np.ndarray:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +15,16 @@ from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 
 from miar_monai.data.dicom_headers import dicom_files, header_text
 from miar_monai.data.geometry import fov_corners
-from miar_monai.data.io import read_volume, result_description, volume_stem, write_nifti, write_volume
+from miar_monai.data.io import (
+    Volume,
+    as_stored,
+    read_labels,
+    read_volume,
+    result_description,
+    volume_stem,
+    write_nifti,
+    write_volume,
+)
 from miar_monai.errors import GeometryError, ImageError, OutputError, SettingError
 
 SHAPE = (37, 31, 7)
@@ -237,6 +247,27 @@ def test_integers_are_rounded_and_saturated(tmp_path: Path) -> None:
     stored = np.asarray(nib.load(path).dataobj)
     assert stored.dtype == np.int16
     assert stored.ravel().tolist() == [-32768, -2, 0, 1, 3, 32767]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ending"),
+    [
+        *product(["uint8", "int16", "int32", "float32"], [".nii", ".nii.gz", ".mgz", ".nrrd", ".mha"]),
+        *product(["uint16", "uint32"], [".nii", ".nii.gz", ".nrrd", ".mha"]),  # MGH has neither
+    ],
+)
+def test_voxels_are_stored_alike_whatever_their_order_in_memory(dtype: str, ending: str, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(scale=4e4, size=(5, 7, 3)).astype(np.float32)
+    voxels[0, :3, 0] = -0.5, 1.5, 2.5
+    if "32" in dtype:
+        voxels[1:3, 0, 0] = -3e9, 5e9  # beyond the range, which floats do not reach exactly
+    volume = Volume(voxels, np.eye(4), np.dtype(dtype), tmp_path)
+    wanted = as_stored(voxels, np.dtype(dtype))
+    for k, order in enumerate([(0, 1, 2), (2, 0, 1), (1, 0, 2)]):
+        array = np.ascontiguousarray(voxels.transpose(order)).transpose(np.argsort(order))
+        path = write_volume(tmp_path / f"{k}{ending}", volume._replace(array=array))
+        found = read_labels(path).array if volume.dtype.kind in "iu" else read_volume(path).array
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_existing_file_is_kept(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from helpers.phantoms import write_brats_folder, write_nifti_phantom
 from helpers.tiny import spread, started
 
 from benchmarks.paper import RUNS, paper_config, paper_tokenizer
+from miar_monai.networks import Estimator
 from miar_monai.networks.weights import save_weights
 
 
@@ -38,6 +39,21 @@ def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
     path.write_text(json.dumps(content))
     (folder / "models").mkdir()
     tiny_checkpoint(folder / "models", name).rename(folder / "models" / "model.pt")
+    return folder
+
+
+def write_sampling_bundle(folder: Path) -> Path:
+    """Write a bundle for brain MRI whose tiny network samples and takes a guide."""
+    write_tiny_bundle(folder)
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text())
+    content["network_def"]["noise_channels"] = 1
+    path.write_text(json.dumps(content))
+    torch.manual_seed(0)
+    network = started(Estimator(**ESTIMATOR, guide_channels=1, noise_channels=1))
+    torch.nn.init.normal_(network.unet.conv_in.weight[:, -4:], std=0.3)
+    network.unet.conv_out.weight.data.mul_(0.05)
+    save_weights(network, folder / "models" / "model.pt")
     return folder
 
 

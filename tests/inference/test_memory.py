@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers.tiny_bundle import write_tiny_bundle
+from helpers.tiny_bundle import write_sampling_bundle, write_tiny_bundle
 
 from miar_monai import SuperResolver
 from miar_monai.errors import ImageError
 from miar_monai.inference import memory
-from miar_monai.inference.memory import available_memory, check_memory, needed_memory
+from miar_monai.inference.memory import MemoryForecast, available_memory
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ def test_a_result_that_does_not_fit_is_refused_before_the_network_runs(
 ) -> None:
     resolver = SuperResolver(write_tiny_bundle(tmp_path / "miar_brats"), "cpu")
     image = torch.rand(8, 8, 2).numpy()
-    needed = needed_memory((32, 32, 2))
+    needed = MemoryForecast([(32, 32, 2)]).needed
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     assert resolver(image).shape == (32, 32, 2)
     monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
@@ -77,48 +79,90 @@ def test_a_result_that_does_not_fit_is_refused_before_the_network_runs(
     with pytest.raises(ImageError, match=r"^the result of 32 x 32 x 2 voxels needs 0\.0 GiB of memory, but"):
         resolver(image)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
-    check_memory((9999, 9999, 9999))
+    MemoryForecast([(9999, 9999, 9999)]).check()
 
 
-def test_the_sentence_says_how_much_is_needed_and_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+OPTIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "the uncertainty": {"uncertainty": True},
+    "the samples": {"samples": 8, "keep_samples": True},
+    "the guide": {"guide": True},
+    "the uncertainty or the guide": {"uncertainty": True, "guide": True},
+}
+
+
+@pytest.mark.parametrize("options", list(OPTIONS))
+def test_the_sentence_says_how_much_is_needed_and_what_helps(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 2 * GIB)
-    for uncertainty in (False, True):
-        with pytest.raises(ImageError) as caught:
-            check_memory((2048, 2048, 600), uncertainty)
-        assert re.search(r" needs \d+\.\d GiB of memory, but 2\.0 GiB are available: ", str(caught.value))
-        assert ("leave the uncertainty out" in str(caught.value)) is uncertainty
-    assert needed_memory((2, 2, 2), uncertainty=True) > needed_memory((2, 2, 2))
+    forecast = MemoryForecast([(2048, 2048, 600)], **OPTIONS[options])
+    with pytest.raises(ImageError) as caught:
+        forecast.check()
+    assert f" needs {forecast.needed / GIB:.1f} GiB of memory, but 2.0 GiB are available: " in str(caught.value)
+    assert f"coarser grid, {options and f'leave {options} out, '}crop" in str(caught.value)
+    assert (forecast.needed > MemoryForecast(forecast.shapes).needed) is bool(options)
 
 
 MEASURE = """
-import sys
+import json, sys
 from pathlib import Path
 import numpy as np
 import torch
 from benchmarks.measuring import PeakMemory
 from miar_monai import SuperResolver
-from miar_monai.data.io import write_volume
+from miar_monai.data.io import parts_to_save, write_volume
 from miar_monai.data.volume import Volume
 
-resolver = SuperResolver(sys.argv[1], "cpu", sw_batch_size=1, uncertainty=sys.argv[2] == "True")
-for depth in (1, 80, 480):
-    image = np.random.default_rng(0).random((48, 48, depth), np.float32)
+settings, guided, shapes = json.loads(sys.argv[2])
+resolver = SuperResolver(sys.argv[1], "cpu", sw_batch_size=1, **settings)
+for shape in [shapes[1], *shapes]:  # operators of a size are made once
+    image, other = np.random.default_rng(0).random((2, *shape), np.float32)
+    scan, guide = (Volume(x, np.diag([-1.0, -1, 3, 1]), np.dtype("int16"), Path("scan.nii")) for x in (image, other))
+    prepared = resolver.prepare(scan, guide if guided else None)
+    grids = prepared.plan.grids(scan.grid)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    before = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 2**10
     with PeakMemory(torch.device("cpu")) as peak:
-        result = resolver.volume(Volume(image, np.eye(4), np.dtype("int16"), Path("scan.nii")))
-        write_volume("result.nii.gz", result, overwrite=True)
-    print(peak.mib)
+        result = resolver.volume(scan, prepared)
+        for part, kind in parts_to_save(result):
+            write_volume(f"{kind}.nii.gz", part, overwrite=True)
+    needed = resolver.volume_inferer.forecast(prepared.plan, grids, guided).needed
+    print(result.array.nbytes, needed, peak.mib * 2**20 - before)
+    del scan, guide, image, other, prepared, result, part
 """
+
+AXIAL, THROUGH = [(48, 48, 2), (48, 48, 200)], [(96, 96, 8), (384, 384, 8)]
+JOBS: dict[str, tuple[dict[str, Any], bool, list[tuple[int, ...]], float]] = {
+    "axial": ({}, False, AXIAL, 1),
+    "uncertainty": ({"uncertainty": True}, False, AXIAL, 2),
+    "guide": ({}, True, AXIAL, 2),
+    "through-plane": ({"factor": [1, 1, 4]}, False, THROUGH, 1),
+    "samples": ({"samples": 3, "save_samples": True}, False, [(48, 48, 2), (48, 48, 80)], 8),
+    "samples of two planes": ({"samples": 3, "factor": [1, 1, 4]}, False, THROUGH, 8),
+    "two stages": ({"uncertainty": True, "factor": [2, 2, 1.5]}, False, [(48, 48, 4), (48, 48, 160)], 3.5),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-@pytest.mark.parametrize("uncertainty", [False, True])
-def test_the_estimate_is_close_to_the_measured_peak(uncertainty: bool, tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "miar_brats")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURE, str(bundle), str(uncertainty)]
+@pytest.mark.parametrize("job", list(JOBS))
+def test_the_forecast_is_close_to_the_measured_peak(job: str, tmp_path: Path) -> None:
+    settings, guided, shapes, factor = JOBS[job]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",  # so that small arrays are freed like large ones
+    }
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        str(write_sampling_bundle(tmp_path / "sampling")),
+        json.dumps([settings, guided, shapes]),
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    _, short, long = (float(line) * 2**20 for line in done.stdout.split())
-    estimated = needed_memory((192, 192, 480), uncertainty) - needed_memory((192, 192, 80), uncertainty)
-    assert 0.8 * estimated < long - short < 1.2 * estimated
+    _, small, large = (np.array([float(x) for x in line.split()]) for line in done.stdout.splitlines())
+    result, forecast, measured = large - small
+    assert forecast / result == pytest.approx(factor, rel=0.02)
+    assert measured / forecast == pytest.approx(1, abs=0.15)
