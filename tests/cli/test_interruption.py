@@ -121,7 +121,7 @@ def test_a_run_interrupted_while_it_writes_continues(
         output = tmp_path / f"out{moment}"
         process = start([*parts, "-o", str(output)])
         wait_until_writing(process, output)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.03))
         os.kill(process.pid, number)
         process.join(60)
         message = Path("stderr").read_text()
