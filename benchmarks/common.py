@@ -19,6 +19,8 @@ from miar_monai.data.outputs import check_output_folder, refuse_to_overwrite
 from miar_monai.errors import check_range
 from miar_monai.evaluation.tables import markdown_table
 from miar_monai.inference.bundle import check_switches
+from miar_monai.networks import SuperResolutionNetwork
+from miar_monai.networks.weights import load_weights
 
 Method = Callable[[Tensor], Tensor]
 """From LR slices (N, 1, h, w) to SR slices (N, 1, H, W), on one device."""
@@ -92,6 +94,18 @@ def batches(volume: SlicePairs, size: int, device: torch.device) -> Iterator[tup
     for start in range(0, len(volume.hr), size):
         lr, hr = (images[start : start + size].to(device) for images in (volume.lr, volume.hr))
         yield range(start, start + len(hr)), lr, hr
+
+
+def load_network(config: ConfigParser) -> SuperResolutionNetwork:
+    """Return the network of an ``evaluate.json`` with the weights of its checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the weights are missing, damaged, or those of another network.
+    """
+    get = config.get_parsed_content
+    hint = "train the bundle (see its docs/README.md), or give --checkpoint."
+    network: SuperResolutionNetwork = load_weights(get("network"), get("checkpoint"), hint).eval()
+    return network
 
 
 def every_nth(volumes: Sequence[SlicePairs], every: int) -> list[SlicePairs]:

@@ -32,6 +32,7 @@ from benchmarks.common import (
     commit,
     consistent_title,
     every_nth,
+    load_network,
     machine,
     open_run,
     publish,
@@ -49,7 +50,6 @@ from miar_monai.evaluation.frechet import alexnet_features
 from miar_monai.evaluation.metrics import body_mask
 from miar_monai.evaluation.ring_correlation import CUTOFF, PATCH_SIDE, THRESHOLD
 from miar_monai.networks import MIAR, SuperResolutionNetwork
-from miar_monai.networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +163,7 @@ def main(
     config, given = open_run(bundle, dataset_dir, output_dir, contrasts, settings, RESULTS)
     get, folder = config.get_parsed_content, Path(output_dir)
     evaluation, overwrite = get("evaluation"), get("overwrite")
-    hint = "train the bundle (see its docs/README.md), or give --checkpoint."
-    network = load_weights(get("network"), get("checkpoint"), hint).eval()
+    network = load_network(config)
     loaded, notes = load_peers(bundle, peers_dir)
     peers = {name: peer.to(evaluation.device).eval() for name, peer in loaded.items()}
     methods, ours = methods_of(bundle, given, network, evaluation, sample_seed)

@@ -350,7 +350,6 @@ def main(
         SettingError: if the network does not sample, or there are fewer than 2 samples.
     """
     check_range("samples", samples, 2, float("inf"))
-    check_range("every", every, 1, float("inf"))
     config, given = open_slices(
         bundle, dataset_dir, output_dir, contrasts, {"metrics": list(METRICS), **settings}, RESULTS, overlay
     )

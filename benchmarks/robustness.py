@@ -25,7 +25,7 @@ import torch
 from monai.transforms import GaussianSharpen, GaussianSmooth
 from torch import Tensor
 
-from benchmarks.common import Method, batches, open_run, provenance, publish
+from benchmarks.common import Method, batches, load_network, open_run, provenance, publish
 from benchmarks.peers.loading import TITLES, load_peers
 from miar_monai.cli.fit_uncertainty import add_noise
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs
@@ -35,7 +35,6 @@ from miar_monai.evaluation import SuperResolutionEvaluation
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MIAR, SuperResolutionNetwork
 from miar_monai.networks.results import Prediction
-from miar_monai.networks.weights import load_weights
 
 RESULT = "robustness.md"
 METRICS = ("PSNR", "SSIM", "LPIPS")
@@ -134,8 +133,7 @@ def main(
     config, _ = open_run(bundle, dataset_dir, output_dir, contrasts, settings, [RESULT])
     get = config.get_parsed_content
     evaluation, inferer, batch_size = get("evaluation"), get("inferer"), get("sw_batch_size")
-    hint = "train the bundle (see its docs/README.md), or give --checkpoint."
-    network = load_weights(get("network"), get("checkpoint"), hint).to(evaluation.device).eval()
+    network = load_network(config).to(evaluation.device)
     peers, _ = load_peers(bundle, peers_dir, {peer: TITLES[peer] for peer in ("swinir", "rcan")})
     common: dict[str, Method] = {"bicubic": evaluation.baseline_methods["bicubic"]}
     common |= {name: peer.to(evaluation.device).eval() for name, peer in peers.items()}

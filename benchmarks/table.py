@@ -27,7 +27,7 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import Method, batches, consistent_title, open_run, provenance, publish
+from benchmarks.common import Method, batches, consistent_title, load_network, open_run, provenance, publish
 from benchmarks.guide import load_guides
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
 from benchmarks.paper import DECODINGS, DEFAULT, paper_methods, paper_tokenizer
@@ -290,7 +290,7 @@ def main(
     has_tokens = isinstance(get("network"), MIAR)
     inferers, sweep, default = miar_inferers(bundle, given, has_tokens)
     networks = {name: get("network") for name in inferers}
-    load_weights(get("network"), get("checkpoint"), "train the bundle (see its docs/README.md), or give --checkpoint.")
+    load_network(config)
     if zero_shot is not None:
         other = read_config(bundle, given).get_parsed_content("network")
         networks["MIAR, zero-shot"] = load_weights(other, zero_shot, "give --zero_shot weights of the same network.")

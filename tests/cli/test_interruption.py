@@ -28,7 +28,7 @@ from miar_monai.data.volume import Volume
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["miar_monai.cli.main", "miar_monai.inference.resolver", "monai.bundle"])
-NUM_CASES = 2
+NUM_CASES = 4
 
 
 def _miar(parts: list[str]) -> None:
@@ -121,7 +121,7 @@ def test_a_run_interrupted_while_it_writes_continues(
         output = tmp_path / f"out{moment}"
         process = start([*parts, "-o", str(output)])
         wait_until_writing(process, output)
-        time.sleep(rng.uniform(0, 0.03))
+        time.sleep(rng.uniform(0, 0.2))
         os.kill(process.pid, number)
         process.join(60)
         message = Path("stderr").read_text()
