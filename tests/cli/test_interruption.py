@@ -28,13 +28,14 @@ from miar_monai.data.volume import Volume
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["miar_monai.cli.main", "miar_monai.inference.resolver", "monai.bundle"])
-NUM_CASES = 4
+NUM_CASES = 2
 
 
 def _miar(parts: list[str]) -> None:
     """Run the command in a forked process, with its messages in the file ``stderr``."""
     os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let their background jobs ignore it
     sys.exit(main(parts))
 
 
