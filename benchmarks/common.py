@@ -112,9 +112,9 @@ def every_nth(volumes: Sequence[SlicePairs], every: int) -> list[SlicePairs]:
     """Return the volumes with every n-th slice of each, from the middle of the first n.
 
     Raises:
-        SettingError: if ``every`` is less than 1.
+        SettingError: if ``every`` is less than 1, or more than the slices of a volume.
     """
-    check_range("every", every, 1, float("inf"))
+    check_range("every", every, 1, min((len(volume.hr) for volume in volumes), default=float("inf")))
     part = slice(every // 2, None, every)
     return [volume._replace(lr=volume.lr[part], hr=volume.hr[part]) for volume in volumes]
 

@@ -156,6 +156,8 @@ def test_every_nth_slice_is_from_the_middle_of_the_first_n() -> None:
     assert torch.equal(volume.lr, volume.hr)
     with pytest.raises(SettingError, match="every is 0"):
         every_nth([], 0)
+    with pytest.raises(SettingError, match="between 1 and 7"):
+        every_nth([SlicePairs("p", None, hr, hr)], 8)
 
 
 @pytest.fixture
