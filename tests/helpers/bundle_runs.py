@@ -142,9 +142,9 @@ def parsed(name: str, kind: str, key: str, **settings: Any) -> Any:
     return parser.get_parsed_content(key)
 
 
-def network(name: str) -> SuperResolutionNetwork:
+def network(name: str, **settings: Any) -> SuperResolutionNetwork:
     """Return the tiny network of a bundle with random weights."""
-    return started(parsed(name, "inference", "network_def")).eval()
+    return started(parsed(name, "inference", "network_def", **settings)).eval()
 
 
 def tokenizer(name: str = "miar_brats") -> MSVQVAE:
@@ -152,9 +152,9 @@ def tokenizer(name: str = "miar_brats") -> MSVQVAE:
     return started(parsed(name, "train_stage1", "tokenizer_def")).eval()
 
 
-def tiny_checkpoint(folder: Path, name: str = "miar_brats") -> Path:
+def tiny_checkpoint(folder: Path, name: str = "miar_brats", **settings: Any) -> Path:
     """Write random weights for the tiny network."""
-    save_weights(network(name), folder / "tiny.pt", half=False)
+    save_weights(network(name, **settings), folder / "tiny.pt", half=False)
     return folder / "tiny.pt"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from helpers.bundle_runs import (
@@ -25,20 +26,21 @@ from miar_monai.networks import Estimator
 from miar_monai.networks.weights import save_weights
 
 
-def write_tiny_bundle(folder: Path, name: str = "miar_brats") -> Path:
-    """Write a bundle to ``folder``: the configs of a bundle with a tiny network and random weights."""
+def write_tiny_bundle(folder: Path, name: str = "miar_brats", **settings: Any) -> Path:
+    """Write a bundle to ``folder``: the configs of a bundle with a tiny network, random weights and other settings."""
     shutil.copytree(bundle_folder(name) / "configs", folder / "configs")
     for workflow in ("inference", "evaluate"):
         path = folder / "configs" / f"{workflow}.json"
         content = json.loads(path.read_text())
         content["network_def"].update(ESTIMATOR if has_estimator(name) else NETWORK)
+        content |= settings
         path.write_text(json.dumps(content))
     path = folder / "configs" / "metadata.json"
     content = json.loads(path.read_text())
     del content["weights_sha256"]  # of the shipped weights
     path.write_text(json.dumps(content))
     (folder / "models").mkdir()
-    tiny_checkpoint(folder / "models", name).rename(folder / "models" / "model.pt")
+    tiny_checkpoint(folder / "models", name, **settings).rename(folder / "models" / "model.pt")
     return folder
 
 
