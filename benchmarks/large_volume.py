@@ -146,7 +146,7 @@ def main(
     """
     csv_file, text_file = result_files(output_dir, ("large_volume.csv", "large_volume.md"), overwrite)
     rows, refused = [], []
-    with tempfile.TemporaryDirectory(dir=output_dir) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         write_ct(source, folder / "ct.nii", slices)
         write_ct(source, folder / "few.nii", _FEW)
