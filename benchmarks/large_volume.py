@@ -41,12 +41,14 @@ _INTERVAL = 0.1  # seconds between two looks at the memory of a process
 
 
 class Outcome(NamedTuple):
-    """What is known of an ended process: its exit status, its output to stderr, seconds, and peak memory in bytes."""
+    """What is known of a process that has ended."""
 
     status: int
     errors: str
+    """Its output to stderr."""
     seconds: float
     peak: int
+    """Bytes of its memory."""
 
 
 def write_ct(source: str, path: Path, slices: int) -> None:
@@ -98,13 +100,14 @@ def run(command: Sequence[str], folder: Path) -> Outcome:
 def measure(options: str, model: Path, folder: Path) -> Row:
     """Run ``miar sr`` on the large volume, and on its first slices, and return a row of the table.
 
-    The row of a refused result has what was printed instead of measurements.
+    The row of a refused result has what was printed instead.
     """
     command = [sys.executable, "-m", "miar_monai", "sr", "--model", str(model), "--quiet", "--overwrite"]
     command += ["--report", "report.json", *shlex.split(options)]
     large = run([*command, "ct.nii"], folder)
     if large.status:
-        return {"options": options, "status": large.status, "seconds": large.seconds, "stderr": large.errors}
+        peak = large.peak / GIB
+        return {"options": options, "peak (GiB)": peak, "seconds": large.seconds, "stderr": large.errors}
     case = json.loads((folder / "report.json").read_text(encoding="utf-8"))["cases"][0]
     few = run([*command, "few.nii"], folder)
     before, after = (prod(case[name]["shape"]) * 4 / GIB for name in ("before", "after"))
