@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["CaseRunner", "run"]
 
 _GRID_OPTIONS = "--isotropic, --spacing or --factor"
+_LARGE = 2**30  # bytes; what needs less fits wherever the networks do
 
 
 def run(request: Request) -> list[str]:
@@ -153,11 +154,14 @@ class CaseRunner:
         start = time.perf_counter()
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume, guide)
-            result_grid = prepared.plan.grids(volume.grid)[-1]
+            grids = prepared.plan.grids(volume.grid)
+            result_grid, forecast = grids[-1], self.resolver.volume_inferer.forecast(prepared.plan, grids, bool(guide))
             if request.with_page:
                 check_page(result_grid.shape)
             for sentence in prepared.plan.sentences(_GRID_OPTIONS):
                 self.print(sentence)
+            if forecast.needed >= _LARGE:
+                self.print(forecast.sentence)
             carried = labels and carry_labels(labels, result_grid)
             result = self.resolver.volume(volume, prepared)
         seconds = time.perf_counter() - start
@@ -178,6 +182,7 @@ class CaseRunner:
             request.guide,
         )
         report["acquired_spacing_mm"] = request.acquired_spacing
+        report["memory_needed_bytes"] = forecast.needed
         if labels and carried:
             report["labels"] = {
                 "input": str(request.labels),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DicomFolder",
+    "add_b_value",
     "dicom_files",
     "header_text",
     "holds_slices",
@@ -188,7 +189,7 @@ def read_dicom_folder(folder: Path, keywords: Sequence[str] = ()) -> DicomFolder
             else:
                 slices = frame_headers(header) if is_enhanced(header) else [header]
                 for one in slices:
-                    _add_b_value(one)
+                    add_b_value(one)
                 found.series[text(header, "SeriesInstanceUID")] += slices
         except ImageError:
             raise
@@ -242,8 +243,8 @@ def numbers(header: Dataset, keyword: str | int) -> list[float]:
         return []
 
 
-def _add_b_value(header: Dataset) -> None:
-    """Copy a b-value from a private element to the standard one."""
+def add_b_value(header: Dataset) -> None:
+    """Copy the b-value of a diffusion image from a private element to the standard one, if that is missing."""
     if "DiffusionBValue" in header:
         return
     for tag, maker in _B_VALUES.items():

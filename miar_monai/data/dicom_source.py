@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 
 from miar_monai.data.dicom_classic import classic_header, classic_sop_class
 from miar_monai.data.dicom_frames import FRAME_NUMBER, frame_headers
-from miar_monai.data.dicom_headers import is_enhanced_file, lenient_pydicom, read_header, text
+from miar_monai.data.dicom_headers import add_b_value, is_enhanced_file, lenient_pydicom, read_header, text
 from miar_monai.data.dicom_reader import series_headers
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
@@ -92,6 +92,7 @@ def _complete(found: Sequence[Dataset]) -> list[Dataset]:
         file = str(header.filename)
         if FRAME_NUMBER not in header:
             complete.append(read_header(file))
+            add_b_value(complete[-1])  # private elements are not repeated
             continue
         if file not in files:
             files[file] = frame_headers(read_header(file))

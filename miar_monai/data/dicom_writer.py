@@ -101,8 +101,8 @@ def write_series(
     with atomic_folder(folder, overwrite) as part:
         for k, derived in enumerate(derived_slices(sr.grid, headers)):
             image = repeated(headers[derived.nearest])
-            change = _change(sr, headers[derived.nearest], derived)
-            _assign_identity(image, series, now, derived.number, f"{change} {quantity}".rstrip(), quantity)
+            suffix = _suffix(_change(sr, headers[derived.nearest], derived), quantity, sr.select)
+            _assign_identity(image, series, now, derived.number, suffix, quantity)
             _describe_derivation(image, f"{quantity} of {derivation}" if quantity else derivation)
             _refer(image, [headers[i] for i in derived.sources], guide.slices_at(_slice(sr.grid, k)) if guide else [])
             if quantity:
@@ -125,6 +125,18 @@ def _change(sr: Volume, header: Dataset, derived: DerivedSlice) -> str:
     if not derived.is_new and len(factors) == 1 and (factor := factors.pop()) % 1 == 0:
         return f"SR {factor:.0f}x"
     return f"SR {'x'.join(f'{mm:.3g}' for mm in sr.grid.spacing)} mm"
+
+
+def _suffix(change: str, quantity: str, select: Sequence[str]) -> str:
+    r"""Return the end of the description of a series, which tells volumes of one series apart.
+
+    Example:
+        >>> _suffix("SR 4x", "", [r"DiffusionGradientOrientation=0\0.6\0.8"])
+        'SR 4x DiffusionGradientOrientation=0,0.6,0.8'
+    """
+    # a backslash separates values, and the source may have any character set
+    words = " ".join(filter(None, (change, quantity, *select))).replace("\\", ",")
+    return words.encode("ascii", "replace").decode()[:63]
 
 
 def _assign_identity(image: Dataset, series: str, now: datetime, number: int, suffix: str, quantity: str) -> None:

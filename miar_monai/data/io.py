@@ -23,7 +23,7 @@ from miar_monai.data.formats import (
     is_volume_file,
     volume_stem,
 )
-from miar_monai.data.itk_images import read_with_itk, write_with_itk
+from miar_monai.data.itk_images import read_with_itk, write_metaimage, write_nrrd
 from miar_monai.data.nifti import nifti_to_save, read_nifti, volume_to_mgh, write_nifti
 from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.volume import (
@@ -216,7 +216,7 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool =
     kind = expected_format(path)
     with atomic_file(path, overwrite) as part:
         if kind in ("NRRD", "MetaImage"):
-            write_with_itk(part, volume, compress)
+            (write_nrrd if kind == "NRRD" else write_metaimage)(part, volume, compress)
         else:
             nib.save(volume_to_mgh(volume) if kind == "MGH" else nifti_to_save(volume), part)
     return Path(path)

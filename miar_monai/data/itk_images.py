@@ -1,9 +1,11 @@
-"""NRRD and MetaImage, by ITK."""
+"""NRRD and MetaImage: read by ITK, and written layer by layer."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -14,10 +16,18 @@ from miar_monai.data.labels import label_map_error
 from miar_monai.data.volume import Volume, as_stored, dtype_among
 from miar_monai.errors import ImageError, MiarError
 
-__all__ = ["read_with_itk", "write_with_itk"]
+__all__ = ["read_with_itk", "write_metaimage", "write_nrrd"]
 
 _DESCRIPTION = "description"
-_WRITTEN = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+_WRITTEN = {
+    "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short", "int32": "int", "uint32": "unsigned int",
+    "float32": "float", "float64": "double",
+}  # fmt: skip
+"""Names in NRRD of the dtypes that are written."""
+
+_LEVEL = 2  # of compression, as ITK's
+_GZIP, _ZLIB = 31, 15  # sizes of the window by which zlib is told the format
+_UNKNOWN = 20 * "0"  # a size that is replaced once the voxels are written
 _ADVICE = "complete files of the header and the voxels are needed; copy them again."
 
 
@@ -108,24 +118,89 @@ def _remarks(reader: Any, kind: str) -> tuple[str, ...]:
     return ()
 
 
-def write_with_itk(path: Path, volume: Volume, compress: bool = True) -> None:
-    """Write a volume as NRRD or MetaImage, with its description.
+def write_nrrd(path: Path, volume: Volume, compress: bool = True) -> None:
+    """Write a volume as NRRD, with its description, layer by layer, so that it is not copied as ITK would.
 
     Args:
-        path: the file to write, .nrrd or .mha.
-        volume: integers of 8 bits with a sign and of 64 bits, which ITK does not write, get another dtype, see
+        path: the file to write, .nrrd.
+        volume: integers of 8 bits with a sign and of 64 bits get another dtype, as ITK cannot write these, see
             `miar_monai.data.volume.dtype_among`.
-        compress: the voxels, by gzip in NRRD and by zlib in MetaImage.
-    """
-    import itk
+        compress: the voxels, by gzip.
 
-    lps = LPS_TO_RAS @ volume.affine
+    References:
+        https://teem.sourceforge.net/nrrd/format.html
+    """
+    dtype, lps = dtype_among(volume, tuple(_WRITTEN)), LPS_TO_RAS @ volume.affine
+    header = {
+        "type": _WRITTEN[dtype.name],
+        "dimension": "3",
+        "space": "left-posterior-superior",
+        "sizes": _words(volume.array.shape),
+        "space directions": " ".join(f"({_words(column, ',')})" for column in lps[:3, :3].T),
+        "kinds": "domain domain domain",
+        "endian": "little",
+        "encoding": "gzip" if compress else "raw",
+        "space origin": f"({_words(lps[:3, 3], ',')})",
+    }
+    lines = ["NRRD0004", *(f"{name}: {value}" for name, value in header.items())]
+    lines += [f"{_DESCRIPTION}:={_line(volume.description)}"] if volume.description else []
+    with path.open("wb") as file:
+        file.write("\n".join([*lines, "", ""]).encode())
+        _write_layers(file, volume.array, dtype, _GZIP if compress else None)
+
+
+def write_metaimage(path: Path, volume: Volume, compress: bool = True) -> None:
+    """Write a volume as MetaImage, with its description, layer by layer; see `write_nrrd`.
+
+    Args:
+        path: the file to write, .mha.
+        volume: as in `write_nrrd`.
+        compress: the voxels, by zlib.
+
+    References:
+        https://itk.org/Wiki/ITK/MetaIO/Documentation
+    """
+    dtype, lps = dtype_among(volume, tuple(_WRITTEN)), LPS_TO_RAS @ volume.affine
     spacing = voxel_sizes(lps)
-    array = as_stored(volume.array, dtype_among(volume, _WRITTEN)).transpose(2, 1, 0)
-    image = itk.image_view_from_array(np.ascontiguousarray(array))
-    image.SetSpacing(spacing)
-    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
-    image.SetOrigin(lps[:3, 3])
-    if volume.description:
-        image[_DESCRIPTION] = volume.description
-    itk.imwrite(image, str(path), compression=compress)
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": str(compress),
+        **({"CompressedDataSize": _UNKNOWN} if compress else {}),
+        "TransformMatrix": _words((lps[:3, :3] / spacing).T.flat),
+        "Offset": _words(lps[:3, 3]),
+        "ElementSpacing": _words(spacing),
+        **({_DESCRIPTION: _line(volume.description)} if volume.description else {}),
+        "DimSize": _words(volume.array.shape),
+        "ElementType": f"MET_{_WRITTEN[dtype.name].replace('unsigned ', 'u')}".upper(),
+        "ElementDataFile": "LOCAL",
+    }
+    text = "".join(f"{name} = {value}\n" for name, value in header.items()).encode()
+    with path.open("wb") as file:
+        file.write(text)
+        _write_layers(file, volume.array, dtype, _ZLIB if compress else None)
+        if compress:
+            size = file.tell() - len(text)
+            file.seek(text.index(_UNKNOWN.encode()))
+            file.write(f"{size:0{len(_UNKNOWN)}}".encode())
+
+
+def _write_layers(file: BinaryIO, array: np.ndarray, dtype: np.dtype, window: int | None) -> None:
+    """Write voxels (X, Y, Z) as they are stored, the first axis fastest, compressed if there is a window of zlib."""
+    packer = zlib.compressobj(_LEVEL, wbits=window) if window else None
+    for k in range(array.shape[-1]):
+        layer = as_stored(array[..., k : k + 1], dtype).astype(dtype.newbyteorder("<")).tobytes(order="F")
+        file.write(packer.compress(layer) if packer else layer)
+    if packer:
+        file.write(packer.flush())
+
+
+def _words(numbers: Iterable[float], separator: str = " ") -> str:
+    return separator.join(f"{number:.17g}" for number in numbers)
+
+
+def _line(text: str) -> str:
+    """Return a text as one line, since a field of a header ends with it."""
+    return " ".join(text.split())

@@ -133,6 +133,7 @@ def _map_of(sr: Volume, array: np.ndarray, name: str) -> Volume:
         sr.path,
         space=sr.space,
         description=result_description(name),
+        select=sr.select,
         qform=sr.qform,
     )
 

@@ -59,21 +59,27 @@ class MemoryForecast(NamedTuple):
             peak = max(peak, channels * last + sampled)
         return _BYTES * (peak + self.guide * sum(sizes))
 
+    @property
+    def sentence(self) -> str:
+        """How much is needed, without a full stop."""
+        return (
+            f"the result of {' x '.join(map(str, self.shapes[-1]))} voxels needs {self.needed / _GIB:.1f} GiB of memory"
+        )
+
     def check(self) -> None:
         """Check before the work that the memory of the machine suffices.
 
         Raises:
             ImageError: if it does not.
         """
-        needed, free = self.needed, available_memory()
-        if free is None or needed <= free:
+        free = available_memory()
+        if free is None or self.needed <= free:
             return
         options = {"the uncertainty": self.uncertainty, "the samples": self.samples, "the guide": self.guide}
         given = " or ".join(name for name, is_on in options.items() if is_on)
         raise ImageError(
-            f"the result of {' x '.join(map(str, self.shapes[-1]))} voxels needs {needed / _GIB:.1f} GiB of memory, but"
-            f" {free / _GIB:.1f} GiB are available: ask for a coarser grid{given and f', leave {given} out'}, crop the"
-            " image, or use a machine with more memory."
+            f"{self.sentence}, but {free / _GIB:.1f} GiB are available: ask for a coarser grid"
+            f"{given and f', leave {given} out'}, crop the image, or use a machine with more memory."
         )
 
 

@@ -51,8 +51,9 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
 
     All panels of a row cover the same field of view. The patient's right side is on the left of axial and coronal
     planes, the anterior side on the left of sagittal ones, marked by letters unless the orientation of the input is
-    unknown. Gray values range from the minimum to the 99.8th percentile of LR. Volumes thinner than a tenth of their
-    width have an axial plane only, and thin single slices their own. No display is needed.
+    unknown. Gray values range from the minimum to the 99.8th percentile of LR, differences to that of
+    their planes. Volumes thinner than a tenth of their width have an axial plane only, and thin single slices their
+    own. No display is needed.
 
     Args:
         lr: the input.
@@ -69,25 +70,23 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     """
     check_preview()
     (coarse, coarse_spacing), (fine, spacing) = _upright(lr), _upright(sr)
-    bicubic = _bicubic(coarse, fine.shape, coarse_spacing / spacing)
-    difference = fine - bicubic
-    limit = max(float(np.percentile(abs(difference), 99.8)), 1e-6)
-    gray = color_levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
-    colors = color_levels("RdBu_r", 24, -limit, limit)
-    columns = {"LR": coarse, "bicubic": bicubic, "MIAR": fine, "MIAR - bicubic": difference}
-
     extent = np.array(fine.shape) * spacing
     main = next(name for name, (normal, _) in _PLANES.items() if normal == lr.grid.normal_axis)
     across, within = _PLANES[main]
     planes = {main: _PLANES[main]} | (_PLANES if extent[across] >= 0.1 * extent[within[0]] else {})
+    rows = {name: _row(coarse, fine, coarse_spacing / spacing, normal) for name, (normal, _) in planes.items()}
+    differences = np.concatenate([abs(row["MIAR - bicubic"]).ravel() for row in rows.values()])
+    limit = max(float(np.percentile(differences, 99.8)), 1e-6)
+    gray = color_levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
+    colors = color_levels("RdBu_r", 24, -limit, limit)
+
     sizes = {name: extent[list(within)] for name, (_, within) in planes.items()}
     ratios = [size[1] / size[0] for size in sizes.values()]
     with page_figure(path, sum(ratios) * PAGE_WIDTH / 4 + 5 * LINE_HEIGHT, overwrite) as figure:
         axes = figure.subplots(len(planes), 4, squeeze=False, gridspec_kw={"height_ratios": ratios})
-        for row, (name, (normal, _)) in zip(axes, planes.items(), strict=True):
-            for ax, (title, array) in zip(row, columns.items(), strict=True):
-                middle = np.take(array, array.shape[normal] // 2, axis=normal)
-                shown = _draw(ax, middle, sizes[name], colors if array is difference else gray)
+        for row, (name, images) in zip(axes, rows.items(), strict=True):
+            for ax, (title, image) in zip(row, images.items(), strict=True):
+                shown = _draw(ax, image, sizes[name], colors if title == "MIAR - bicubic" else gray)
                 ax.set_title(title if name == main else "")
             row[0].set_ylabel(name)
             _scale_bar(row[0], sizes[name])
@@ -104,15 +103,31 @@ def _upright(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj), voxel_sizes(image.affine)
 
 
-def _bicubic(coarse: np.ndarray, shape: tuple[int, ...], factors: np.ndarray) -> np.ndarray:
-    """Interpolate a volume to a finer grid with the same center."""
+def _row(coarse: np.ndarray, fine: np.ndarray, factors: np.ndarray, normal: int) -> dict[str, np.ndarray]:
+    """Return the images of the middle plane across an axis, by their titles."""
+    middle = fine.shape[normal] // 2
+    plane = np.take(fine, middle, axis=normal)
+    bicubic = _bicubic(coarse, fine.shape, factors, normal, middle)
+    lr = np.take(coarse, coarse.shape[normal] // 2, axis=normal)
+    return {"LR": lr, "bicubic": bicubic, "MIAR": plane, "MIAR - bicubic": plane - bicubic}
+
+
+def _bicubic(coarse: np.ndarray, shape: tuple[int, ...], factors: np.ndarray, normal: int, index: int) -> np.ndarray:
+    """Return a plane, at an index along its normal axis, of a volume interpolated to a finer grid of the same center.
+
+    The other planes of that grid are not computed, which may have the size of a result that is in memory only once.
+    """
     result = coarse
-    for axis, factor in enumerate(factors.tolist()):
-        if shape[axis] != coarse.shape[axis]:
-            line = AxisDegradation(shape[axis], coarse.shape[axis], factor)
-            matrix = line.upsampling().numpy().astype(result.dtype)  # (hr_size, lr_size)
-            result = np.moveaxis(np.tensordot(matrix, result, axes=(1, axis)), 0, axis)
-    return result
+    for axis in (normal, *(axis for axis in range(3) if axis != normal)):
+        matrix = _upsampling(shape[axis], coarse.shape[axis], float(factors[axis])).astype(coarse.dtype)
+        matrix = matrix[[index]] if axis == normal else matrix
+        result = np.moveaxis(np.tensordot(matrix, result, axes=(1, axis)), 0, axis)
+    return result.squeeze(normal)
+
+
+def _upsampling(hr_size: int, lr_size: int, factor: float) -> np.ndarray:
+    """Return the matrix of bicubic interpolation along an axis, (hr_size, lr_size)."""
+    return np.eye(lr_size) if hr_size == lr_size else AxisDegradation(hr_size, lr_size, factor).upsampling().numpy()
 
 
 def _draw(ax: Any, image: np.ndarray, size: np.ndarray, style: dict[str, Any]) -> Any:

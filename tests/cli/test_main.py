@@ -23,6 +23,7 @@ from helpers.bundle_runs import workflow
 from helpers.commands import miar, sr
 from helpers.phantoms import write_brats_folder, write_dicom_series, write_nifti_phantom
 
+from miar_monai.cli import runner
 from miar_monai.cli.main import main
 from miar_monai.data import cases
 from miar_monai.data.cases import find_cases, unpacked
@@ -242,6 +243,19 @@ def test_the_report_lists_auxiliary_outputs(bundle: Path, scan: Path) -> None:
     assert Path("scan_sr.png").is_file()
     assert "\npreview: scan_sr.png\n" in talking.stderr
     assert talking.stdout == "scan_sr.nii.gz\n"
+
+
+def test_the_memory_of_a_result_is_in_the_report_and_that_of_a_large_one_is_printed(
+    bundle: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = sr(bundle, scan, "--report", "run.json", "--uncertainty")
+    (case,) = json.loads(Path("run.json").read_text())["cases"]
+    voxels = np.prod(case["after"]["shape"])
+    assert case["memory_needed_bytes"] == 2 * 4 * voxels  # result and expected error, in float32
+    assert "GiB" not in small.stderr
+    monkeypatch.setattr(runner, "_LARGE", 8 * voxels)
+    large = sr(bundle, scan, "--uncertainty", "--overwrite")
+    assert "\nthe result of 76 x 52 x 3 voxels needs 0.0 GiB of memory\n" in large.stderr
 
 
 def test_the_residual_is_zero_for_what_degrades_to_the_input() -> None:

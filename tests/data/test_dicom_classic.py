@@ -199,6 +199,38 @@ def test_a_chosen_volume_of_several_is_referred_to(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images[2].pixel_array[::4, ::4], stored(1)[:, :, 2].T)
 
 
+def weighted(group: Dataset, volume: int, k: int) -> None:
+    """Make a frame that of a b-value of 0, or of one of two directions."""
+    of_mr(group, volume, k)
+    group.MREchoSequence[0].EffectiveEchoTime = 90.0
+    one = item(DiffusionBValue=1000.0 if volume else 0.0, DiffusionDirectionality="DIRECTIONAL" if volume else "NONE")
+    if volume:
+        orientation = [[1.0, 0, 0], [0, 0.6, 0.8]][volume - 1]
+        one.DiffusionGradientDirectionSequence = [item(DiffusionGradientOrientation=orientation)]
+    group.MRDiffusionSequence = [one]
+
+
+@pytest.mark.parametrize(
+    ("number", "select"),
+    [(0, ["DiffusionBValue=0"]), (2, ["DiffusionBValue=1000", r"DiffusionGradientOrientation=0\0.6\0.8"])],
+)
+def test_a_diffusion_image_keeps_b_value_and_direction(number: int, select: list[str], tmp_path: Path) -> None:
+    image = write_enhanced(tmp_path / "in" / "a.dcm", frames(3, orientation(20), edit=weighted), order=lambda i: i)
+    complete(image)
+    image.save_as(tmp_path / "in" / "a.dcm")
+    volume = read_volume(tmp_path / "in", select=select)
+    _, images = derive(volume, tmp_path / "sr")
+    for k, one in enumerate(images):
+        assert one.SourceImageSequence[0].ReferencedFrameNumber == number * SHAPE[2] + k + 1
+        assert (one.DiffusionBValue, one.EchoTime) == (1000 if number else 0, 90)
+        assert one.get("DiffusionGradientOrientation") == ([0, 0.6, 0.8] if number else None)
+        assert one.SeriesDescription.startswith(f"SR 4x DiffusionBValue={one.DiffusionBValue:.0f}")
+    np.testing.assert_array_equal(images[2].pixel_array[::4, ::4], stored(number)[:, :, 2].T)
+    if shutil.which("dciodvfy"):  # both extend the MR image, which is no error
+        extended = ("Warning - </DiffusionBValue(", "Warning - </DiffusionGradientOrientation(")
+        assert all(line.startswith(extended) for line in complaints(tmp_path / "sr"))
+
+
 def test_a_slope_of_each_frame_becomes_one_of_the_series(tmp_path: Path) -> None:
     def rescaled(group: Dataset, _: int, k: int) -> None:
         group.PixelValueTransformationSequence = [item(RescaleSlope=0.5 + k, RescaleIntercept=-k, RescaleType="US")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.derived_series import complaints, complete, to_mr, upsampled
 from helpers.phantoms import head, set_raw, write_dicom_series, write_nifti_phantom
 from pydicom import Dataset, dcmread
 from pydicom.uid import MRImageStorage, generate_uid
@@ -17,6 +19,7 @@ from pydicom.uid import MRImageStorage, generate_uid
 from miar_monai.cli.main import main
 from miar_monai.data.dicom_select import parse_conditions
 from miar_monai.data.dicom_source import source_headers
+from miar_monai.data.dicom_writer import write_series
 from miar_monai.data.io import read_volume
 from miar_monai.errors import GeometryError, SettingError
 
@@ -117,6 +120,30 @@ def test_several_volumes_are_listed_and_one_can_be_selected(kind: str, tmp_path:
     np.testing.assert_array_equal(volume.array, expected(0))
     assert volume.select == (condition,)
     assert {header.filename for header in source_headers(volume)} == {str(path) for path in folder.glob("v0_*")}
+
+
+@pytest.mark.parametrize("kind", ["b-values", "Siemens", "GE", "Philips"])
+@pytest.mark.parametrize("b", [0, 1000])
+def test_a_derived_series_states_the_b_value(kind: str, b: int, tmp_path: Path) -> None:
+    edit, _, _ = KINDS[kind]
+
+    def whole(image: Dataset, volume: int, k: int) -> None:
+        edit(image, volume, k)
+        to_mr(image)
+        complete(image)
+
+    folder = write_volumes(tmp_path / "series", 2, whole)
+    volume = read_volume(folder, select=[f"DiffusionBValue={b}"])
+    written = write_series(tmp_path / "sr", upsampled(volume), source_headers(volume), "upsampled")
+    for path in written.iterdir():
+        image = dcmread(path)
+        assert image.DiffusionBValue == b
+        assert image.SeriesDescription == f"SR 4x DiffusionBValue={b}"
+        assert not [element for element in image if element.tag.is_private]
+    assert read_volume(written).array.shape == upsampled(volume).array.shape
+    if shutil.which("dciodvfy"):  # the b-value extends the MR image
+        assert {line for line in complaints(written) if "</DiffusionBValue(" not in line} <= complaints(folder)
+        assert not [line for line in complaints(written) if line.startswith("Error")]
 
 
 def test_two_conditions_if_one_is_not_enough(tmp_path: Path) -> None:

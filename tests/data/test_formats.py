@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from miar_monai.data.formats import OUTPUT_SUFFIXES
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import is_volume_file, read_volume, volume_stem, write_volume
-from miar_monai.data.volume import Volume
+from miar_monai.data.volume import Volume, as_stored
 from miar_monai.errors import ExistsError, ImageError, SettingError
 
 SHAPE = (19, 13, 5)
@@ -227,11 +228,31 @@ def test_itk_and_nibabel_place_results_as_this_package(tmp_path: Path) -> None:
 
 def test_nrrd_may_be_uncompressed(tmp_path: Path) -> None:
     volume = Volume(VOXELS.astype(np.float32), AFFINE, np.dtype("int16"), tmp_path / "a")
-    encodings = [
-        write_volume(tmp_path / f"{compress}.nrrd", volume, compress=compress).read_bytes().split(b"\n")[10]
-        for compress in (True, False)
-    ]
-    assert encodings == [b"encoding: gzip", b"encoding: raw"]
+    for compress, encoding in ((True, b"gzip"), (False, b"raw")):
+        content = write_volume(tmp_path / f"{compress}.nrrd", volume, compress=compress).read_bytes()
+        assert b"\nencoding: " + encoding + b"\n" in content
+    assert content.endswith(VOXELS.astype("<i2").tobytes(order="F"))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.nrrd", "a.mha"])
+def test_voxels_are_written_without_a_copy_of_the_volume(name: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((128, 96, 160), np.float32)
+    for dtype in ("int16", "float32"):
+        volume = Volume(1000 * array, AFFINE, np.dtype(dtype), tmp_path / "a")
+        tracemalloc.start()
+        write_volume(tmp_path / name, volume, overwrite=True)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 0.2 * array.nbytes
+        np.testing.assert_array_equal(read_volume(tmp_path / name).array, as_stored(volume.array, volume.dtype))
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_a_description_of_several_lines_stays_in_its_field(name: str, tmp_path: Path) -> None:
+    volume = Volume(VOXELS.astype(np.float32), AFFINE, np.dtype("int16"), tmp_path / "a")
+    found = read_volume(write_volume(tmp_path / name, volume._replace(description="one\ntype: x\n\ny")))
+    assert found.description == "one type: x y"
+    assert (found.array == volume.array).all()
 
 
 def test_only_whole_files_of_known_formats_are_written(tmp_path: Path) -> None:

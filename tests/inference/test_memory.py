@@ -124,7 +124,8 @@ for shape in [shapes[1], *shapes]:  # operators of a size are made once
     with PeakMemory(torch.device("cpu")) as peak:
         result = resolver.volume(scan, prepared)
         for part, kind in parts_to_save(result):
-            write_volume(f"{kind}.nii.gz", part, overwrite=True)
+            for suffix in (".nii.gz", ".nrrd", ".mha"):
+                write_volume(kind + suffix, part, overwrite=True)
     needed = resolver.volume_inferer.forecast(prepared.plan, grids, guided).needed
     print(result.array.nbytes, needed, peak.mib * 2**20 - before)
     del scan, guide, image, other, prepared, result, part

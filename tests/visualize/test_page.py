@@ -175,9 +175,12 @@ def test_a_brain_of_155_slices_is_a_page_of_15_megabytes_at_most(real_data: Path
     hr = read_volume(real_data / "brain" / "BraTS2021_01484" / "BraTS2021_01484_t2.nii.gz")
     assert hr.array.shape == (240, 240, 155)
     lr = degrade_volume(hr, [4, 4, 1])
-    noise = np.random.default_rng(0).uniform(0, 5, hr.array.shape).astype(np.float32) * (hr.array > 0)
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0, 5, hr.array.shape).astype(np.float32) * (hr.array > 0)
+    spread = np.sqrt(rng.chisquare(3, hr.array.shape) / 3).astype(np.float32)  # of 4 independent samples
+    maps = {"uncertainty": hr.array / 20 + noise, "sampled": {"std": hr.array / 20 * spread}}
     for dtype in (hr.dtype, np.dtype(np.float32)):  # noise in the last digits is what cannot be compressed
-        sr = hr._replace(array=hr.array + noise, dtype=dtype, uncertainty=hr.array / 20 + noise)
+        sr = hr._replace(array=hr.array + noise, dtype=dtype, **maps)
         assert write_page(tmp_path / "a.html", lr, sr, overwrite=True).stat().st_size <= 15e6
 
 
