@@ -137,7 +137,9 @@ class Sampler(NamedTuple):
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self.amp):
             estimate = self.network.super_resolve(lr, fidelity=1.0, operator=operator, error_model=self.error_model)
             noise = self.network.white_noise(operator, (len(lr), self.count), self.generator)
-            samples = self.network.posterior_samples(lr, noise, operator).float()
+            samples = self.network.posterior_samples(
+                lr, noise, operator, error_model=self.error_model
+            ).float()
         assert estimate.error is not None
         maps = {FAITHFUL: estimate.faithful.float(), PERCEPTUAL: estimate.perceptual.float()}
         return maps, estimate.error.float(), samples
@@ -269,7 +271,8 @@ def sampling_ms(sampler: Sampler, lr: Tensor, operator: SeparableOperator, repea
     noise = network.white_noise(operator, (len(lr), sampler.count), sampler.generator)
 
     def samples(lr: Tensor, noise: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
-        return {"samples": network.posterior_samples(lr, noise, SeparableOperator.from_tensors(tensors))}
+        drawn = SeparableOperator.from_tensors(tensors)
+        return {"samples": network.posterior_samples(lr, noise, drawn, error_model=sampler.error_model)}
 
     step = CUDAGraphed(samples)
     return median_ms(lambda: step(lr, noise, *operator.tensors), lr.device, repeats)

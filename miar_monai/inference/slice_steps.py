@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from miar_monai.degradation import Degradation, SeparableOperator, operators
+from miar_monai.inference.error_model import ErrorModel
 from miar_monai.inference.steps import Steps, StepSettings
 from miar_monai.inference.tiling import MAX_BAND, Padding, TileFunction, blend_tiles, in_bands
 from miar_monai.networks import SuperResolutionNetwork
@@ -39,6 +40,7 @@ class SliceSteps:
         device: device of the network.
         overlap: fraction of a tile shared with its neighbor.
         count_tiles: wraps a function of tiles so that it advances a progress bar.
+        error_model: limits samples; that of the results is one of the settings.
     """
 
     network: SuperResolutionNetwork
@@ -48,6 +50,7 @@ class SliceSteps:
     device: torch.device
     overlap: float
     count_tiles: Callable[[TileFunction], TileFunction]
+    error_model: ErrorModel | None = None
     network_weights: Tensor = field(init=False)
     """Weights of the network in the slices so far. They are one tensor, since many small ones, spread over the heap,
     would keep the memory of the batches between them from being used again."""
@@ -91,7 +94,15 @@ class SliceSteps:
             parts = zip(*(x.split(size) for x in inputs), strict=True)
             return torch.cat([steps.samples(*part)["sample"] for part in parts])
 
-        return self.network.posterior_samples(lr, noise, operator, guides[0] if guides else None, sample)
+        return self.network.posterior_samples(
+            lr,
+            noise,
+            operator,
+            guides[0] if guides else None,
+            sample,
+            error_model=self.error_model,
+            predict=partial(self._predict_parts, len(lr)),
+        )
 
     def _prepared(
         self, slices: Tensor, guide: Tensor | None

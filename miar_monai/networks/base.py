@@ -15,6 +15,7 @@ from miar_monai.errors import SettingError
 from miar_monai.networks.decoding import Decoding
 from miar_monai.networks.linear import DataConsistency, LinearInverse, NoiseModel
 from miar_monai.networks.results import ErrorEstimator, Estimate, Observation, Prediction
+from miar_monai.networks.sample_limit import excess
 
 __all__ = ["SuperResolutionNetwork"]
 
@@ -279,10 +280,13 @@ class SuperResolutionNetwork(nn.Module):
         operator: SeparableOperator | None = None,
         guide: Tensor | None = None,
         sample: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        error_model: ErrorEstimator | None = None,
+        predict: Callable[[Tensor, Tensor], Prediction] | None = None,
     ) -> Tensor:
         """Return samples of the posterior distribution of super-resolved images, corrected and bounded as in `finish`.
 
-        A sample on which the network has diverged is the linear estimate.
+        A sample on which the network has diverged is the linear estimate. With an error model, samples are limited
+        where they are much further from the faithful estimate than expected; see `miar_monai.networks.sample_limit`.
 
         Args:
             lr: LR slices, (B, 1, h, w).
@@ -291,6 +295,8 @@ class SuperResolutionNetwork(nn.Module):
             guide: another contrast on the HR grid; see `observe`.
             sample: maps images (B · N, 1 + guide_channels, H, W), conditions (B · N, C, 1, 1) and noise
                 (B · N, noise_channels, H', W') to uncorrected samples (B · N, 1, H, W); `sample` by default.
+            error_model: predicts the error of the faithful estimate; without it, samples are not limited.
+            predict: maps images and conditions to the prediction of the faithful estimate; `predict` by default.
 
         Returns:
             (B, N, H, W). The same noise gives the same samples.
@@ -314,7 +320,15 @@ class SuperResolutionNetwork(nn.Module):
         )  # (B · N, C, H, W)
         samples = (sample or self.sample)(images, condition, noise.flatten(0, 1)).unflatten(0, (len(lr), count))
         samples = samples.squeeze(2)  # (B, N, H, W)
-        return self._finished(samples, observed, self._sound(samples, observed))[0]
+        sound = self._sound(samples, observed)
+        if error_model is not None:
+            prediction = (predict or self.predict)(observed.images, self.condition(observed))
+            estimate = self.finish(prediction, observed, fidelity=1.0, error_model=error_model)
+            assert estimate.error is not None
+            too_much = excess(self.correct(samples, observed) - estimate.faithful, estimate.error)
+            too_much = too_much / observed.network_weight.clamp(min=1e-3)  # by which the correction multiplies it
+            samples = torch.where(sound, samples - too_much, samples)
+        return self._finished(samples, observed, sound)[0]
 
     def forward(self, lr: Tensor) -> Tensor:
         """Super-resolve LR images (B, 1, h, w) by greedy decoding: (B, 1, H, W)."""
