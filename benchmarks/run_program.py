@@ -12,7 +12,8 @@ for each volume, from the start of the program to its end; the output of the pro
 ECLARE (GPL-3) runs as a program in an environment of its own, never as a part of this one: ``pip install
 eclare==1.0.1``, or without a network ``pip install --no-deps --target site <wheels>`` of eclare 1.0.1, radifox-utils
 1.0.3, sigpy-lite, transforms3d and nibabel beside PyTorch, SciPy, Matplotlib and tqdm. Here it is told the thickness of
-the slices; without ``--relative-slice-thickness`` it estimates their profile (ESPRESO), which takes longer. It loads
+the slices and the profile that ``benchmarks.thick_slices`` gives them by default, that of a Shinnar-Le Roux pulse;
+without ``--relative-slice-thickness`` it estimates their profile (ESPRESO), which takes longer. It loads
 its training patches in as many processes as PyTorch has threads, at most 8, so leave OMP_NUM_THREADS unset.
 """
 
@@ -35,7 +36,8 @@ from miar_monai.data.outputs import check_output_folder
 from miar_monai.errors import ConfigurationError, DatasetError, report_errors_in_one_sentence
 
 ECLARE = (
-    "run-eclare --in-fpath {input} --out-dir {folder} --relative-slice-thickness {relative_thickness} --gpu-id {gpu}"
+    "run-eclare --in-fpath {input} --out-dir {folder} --relative-slice-thickness {relative_thickness}"
+    " --relative-slice-profile-type rf-pulse-slr --gpu-id {gpu}"
 )
 _LEVELS = 4095  # a thousandth of a dB at 30 dB, and files of a third of the size
 _NAME = re.compile(r".+_(?P<thickness>[\d.]+)_(?P<gap>[\d.]+)")
