@@ -3,10 +3,10 @@
     python -m benchmarks.noise_patches --dataset_dir BraTS --split_file split.json \
         --scans scan.nii.gz,other.nii.gz --output_dir patches_output [--grids 2x2,4x4] [--noise 0,0.005,0.01,0.02] ...
 
-Slices of the ``section``, the test patients, are degraded, and noise is added to them; of native scans,
-which have no truth, the middle slice is made 2 times finer in-plane, as ``miar sr --factor 2,2,1`` does. A voxel is in a
-patch if the high-frequency deviation of one sample from the median of the samples is, over a neighborhood, more than
-three times the typical one of the samples around it. Writes ``noise_patches.md``.
+Slices of the ``section``, the test patients, are degraded, and noise is added to them; of native scans, which have no
+truth, the middle slice is made 2 times finer in-plane, as ``miar sr --factor 2,2,1`` does. A voxel is in a patch if the
+high-frequency deviation of one sample from the median of the samples is, over a neighborhood, more than three times the
+typical one of the samples around it. Writes ``noise_patches.md``.
 """
 
 from __future__ import annotations

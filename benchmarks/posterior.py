@@ -137,9 +137,7 @@ class Sampler(NamedTuple):
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self.amp):
             estimate = self.network.super_resolve(lr, fidelity=1.0, operator=operator, error_model=self.error_model)
             noise = self.network.white_noise(operator, (len(lr), self.count), self.generator)
-            samples = self.network.posterior_samples(
-                lr, noise, operator, error_model=self.error_model
-            ).float()
+            samples = self.network.posterior_samples(lr, noise, operator, error_model=self.error_model).float()
         assert estimate.error is not None
         maps = {FAITHFUL: estimate.faithful.float(), PERCEPTUAL: estimate.perceptual.float()}
         return maps, estimate.error.float(), samples
