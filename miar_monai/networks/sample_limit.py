@@ -8,8 +8,8 @@ from torch import Tensor
 __all__ = ["LIMIT", "excess"]
 
 LIMIT = 3.0
-"""Root mean square deviation from the faithful estimate, in expected errors: on test patients without noise, the median
-is 0.6 to 1.0 and 999 of 1,000 voxels are below 2.9; in patches of noise it is 4 to 16."""
+"""Highest root mean square of the deviation from the faithful estimate in a neighborhood, in expected errors: it is
+about 1 where samples are sound, and from 4 to more than 10 in patches of noise."""
 
 _WINDOW = 9  # HR voxels; patches of noise are 10 to 30 wide
 _FLOOR = 0.005  # of the intensity range: what is less is not seen
