@@ -238,8 +238,9 @@ def _degraded(
     """Degrade the slices of a volume (X, Y, Z) as in a pass."""
     rows, columns = (fine.patient_axes.index(axis) for axis in one.plane)
     hr_shape, lr_shape = ((grid.shape[rows], grid.shape[columns]) for grid in (fine, coarse))
-    parts = []
-    for part in volume.movedim((rows, columns), (1, 2)).split(_BATCH_SIZE):  # (n, H, W)
+    slices = volume.movedim((rows, columns), (1, 2))  # (N, H, W)
+    degraded = slices.new_empty(len(slices), *lr_shape)  # (N, h, w)
+    for part, result in zip(slices.split(_BATCH_SIZE), degraded.split(_BATCH_SIZE), strict=True):
         hr = part.to(device) if limits is None else part.to(device).clamp(*limits)
-        parts.append(operators((one.degradation,), hr_shape, lr_shape, hr).A(hr).to(volume.device))
-    return torch.cat(parts).movedim((1, 2), (rows, columns))
+        result.copy_(operators((one.degradation,), hr_shape, lr_shape, hr).A(hr))
+    return degraded.movedim((1, 2), (rows, columns))

@@ -83,8 +83,13 @@ def data_consistency_rms(
     grid = lr.grid
     plan = plan or plan_passes((4, 4, 1), grid.patient_spacing, lambda _: Degradation(), Acquisition.of(lr))
     degraded = plan.degraded(torch.from_numpy(sr.array), plan.grids(grid), device, limits).numpy()
-    expected = lr.array if limits is None else lr.array.clip(*limits)
-    return float(np.sqrt(np.mean((degraded - expected) ** 2, dtype=np.float64)))
+    total = 0.0
+    for result, voxels in zip(
+        degraded, lr.array, strict=True
+    ):  # of a large volume, differences and squares take memory
+        expected = voxels if limits is None else voxels.clip(*limits)
+        total += float(np.square(result - expected, dtype=np.float64).sum())
+    return float(np.sqrt(total / lr.array.size))
 
 
 def case_report(
