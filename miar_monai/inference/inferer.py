@@ -69,8 +69,7 @@ class BeamSearchInferer(Inferer):
         overlap: fraction of a tile shared with its neighbor, in [0, 1).
         progress: show a progress bar on stderr.
         uncertainty: also return the expected absolute error of a `SuperResolutionNetwork`; the image is the same.
-        error_model: predicts that error, and limits posterior samples by it; fitted to the weights by ``miar
-            fit-uncertainty``.
+        error_model: predicts that error, and limits samples by it; fitted to the weights by ``miar fit-uncertainty``.
         lookahead_scales: number of scales, from the coarsest, whose tokens may branch; 0 for all. Fewer are faster for
             batches on a GPU: see `miar_monai.networks.decoding.Decoding`.
         intensity_range: lowest and highest intensity of the training data; intensities outside it are interpolated
@@ -289,10 +288,8 @@ class BeamSearchInferer(Inferer):
         """Return a function that super-resolves LR slices, given a batch size, on the device of the network."""
         module = unwrapped(network)
         if isinstance(module, SuperResolutionNetwork) and assumed is not None:
-            steps = self._steps(module)
-            return SliceSteps(
-                module, assumed, steps, self._settings, device, self.overlap, count_tiles, self.error_model
-            )
+            settings = (self._settings, device, self.overlap, count_tiles, self.error_model)
+            return SliceSteps(module, assumed, self._steps(module), *settings)
         if self.uncertainty:
             raise ConfigurationError(
                 f"uncertainty is on for a {type(module).__name__}, but only a MIAR or an Estimator has it; turn"
