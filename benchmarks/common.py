@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from monai.utils import ensure_tuple
 from torch import Tensor
 
 from miar_monai.cli.workflow import SlicePairs, patients_note, read_config, with_contrasts
@@ -106,6 +107,16 @@ def load_network(config: ConfigParser) -> SuperResolutionNetwork:
     hint = "train the bundle (see its docs/README.md), or give --checkpoint."
     network: SuperResolutionNetwork = load_weights(get("network"), get("checkpoint"), hint).eval()
     return network
+
+
+def listed(values: object) -> list[str]:
+    """Return the values of an option that a command line gives as one of them, several, or a text with commas.
+
+    Example:
+        >>> listed("2x2,4x4"), listed((0, 0.01)), listed(0.01)
+        (['2x2', '4x4'], ['0', '0.01'], ['0.01'])
+    """
+    return ",".join(map(str, ensure_tuple(values))).split(",")
 
 
 def every_nth(volumes: Sequence[SlicePairs], every: int) -> list[SlicePairs]:

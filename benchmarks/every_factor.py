@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 import fire
 import torch
 from monai.bundle import ConfigParser
-from monai.utils import ensure_tuple
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import batches, commit, machine, open_run, publish, write_csv
+from benchmarks.common import batches, commit, listed, machine, open_run, publish, write_csv
 from benchmarks.paired import EXPLANATION, differences_table
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, patients_note, read_config
 from miar_monai.degradation import Degradation, SeparableOperator
@@ -92,8 +91,7 @@ def degradations_of(grids: str | Sequence[str]) -> dict[str, Degradation]:
         >>> list(degradations_of("5x1,4x4"))  # as a command line gives it
         ['5x1', '4x4']
     """
-    names = ",".join(map(str, ensure_tuple(grids))).split(",")
-    return {grid: degradation_of(grid) for grid in names}
+    return {grid: degradation_of(grid) for grid in listed(grids)}
 
 
 class Checkpoint(NamedTuple):

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Row, commit, machine, publish, result_files, rows_table, write_csv
+from benchmarks.measuring import peak_bytes
 from miar_monai.data.io import read_volume, write_nifti
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.networks import Estimator
@@ -89,9 +90,7 @@ def run(command: Sequence[str], folder: Path) -> Outcome:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors)
         while process.poll() is None:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            # the line is missing once the process has ended
-            peak = next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM:")), peak)
+            peak = max(peak, peak_bytes(process.pid))
             time.sleep(_INTERVAL)
         errors.seek(0)
         return Outcome(process.returncode, errors.read().strip(), time.perf_counter() - start, peak)

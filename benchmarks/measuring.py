@@ -113,8 +113,13 @@ class PeakMemory:
         if self.device.type == "cuda":
             self.mib = torch.cuda.max_memory_allocated(self.device) / 2**20
         elif Path("/proc/self/clear_refs").exists():
-            lines = Path("/proc/self/status").read_text().splitlines()
-            self.mib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
+            self.mib = peak_bytes() / 2**20
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """Return the peak of the resident memory of a process in bytes, on Linux; 0 of one that has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def slice_side(network: SuperResolutionNetwork) -> int:

@@ -22,8 +22,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from benchmarks.common import commit, every_nth, machine, open_run, publish
-from benchmarks.every_factor import degradation_of
+from benchmarks.common import commit, every_nth, listed, machine, open_run, publish
+from benchmarks.every_factor import degradations_of
 from miar_monai.cli.fit_uncertainty import add_noise
 from miar_monai.cli.workflow import load_slice_pairs, patients_note
 from miar_monai.data.io import read_volume
@@ -122,16 +122,6 @@ def native(resolver: SuperResolver, path: str) -> Slices:
     return Slices(Path(path).name, "its own", image[None, ..., image.shape[-1] // 2], prepared.assumed)
 
 
-def listed(values: str | float | Sequence[str | float]) -> list[str]:
-    """Return a list that Fire may have parsed.
-
-    Example:
-        >>> listed("2x2,4x4"), listed((0, 0.01)), listed(0.01)
-        (['2x2', '4x4'], ['0', '0.01'], ['0.01'])
-    """
-    return str(values).split(",") if isinstance(values, str | float | int) else [str(value) for value in values]
-
-
 def main(
     dataset_dir: str | Sequence[str],
     bundle: str = "bundles/miar_brats",
@@ -153,7 +143,7 @@ def main(
         output_dir: folder of ``noise_patches.md``.
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         scans: files of native scans with axial slices.
-        grids: see `benchmarks.every_factor.degradation_of`.
+        grids: see `benchmarks.every_factor.degradations_of`.
         noise: standard deviations of the noise, in network intensities.
         samples: N, at least 3.
         every: n; every n-th slice of a volume is measured.
@@ -171,8 +161,7 @@ def main(
     volumes = every_nth(load_slice_pairs(config), every)
     hr = torch.cat([volume.hr.as_subclass(Tensor) for volume in volumes])
     rows = []
-    for grid in listed(grids):
-        assumed = degradation_of(grid)
+    for grid, assumed in degradations_of(grids).items():
         clean = assumed(hr)
         for level in map(float, listed(noise)):
             slices = Slices(f"test, {grid}", f"{level:g}", add_noise(level, clean), assumed, hr)

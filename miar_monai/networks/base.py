@@ -314,16 +314,13 @@ class SuperResolutionNetwork(nn.Module):
             torch.Size([2, 5, 32, 28])
         """
         observed = self.observe(lr, operator, guide)
-        count = noise.shape[1]
-        images, condition = (
-            x.repeat_interleave(count, dim=0) for x in (observed.images, self.condition(observed))
-        )  # (B · N, C, H, W)
-        samples = (sample or self.sample)(images, condition, noise.flatten(0, 1)).unflatten(0, (len(lr), count))
+        count, inputs = noise.shape[1], (observed.images, self.condition(observed))
+        images, conditions = (x.repeat_interleave(count, dim=0) for x in inputs)  # (B · N, C, H, W)
+        samples = (sample or self.sample)(images, conditions, noise.flatten(0, 1)).unflatten(0, (len(lr), count))
         samples = samples.squeeze(2)  # (B, N, H, W)
         sound = self._sound(samples, observed)
         if error_model is not None:
-            prediction = (predict or self.predict)(observed.images, self.condition(observed))
-            estimate = self.finish(prediction, observed, fidelity=1.0, error_model=error_model)
+            estimate = self.finish((predict or self.predict)(*inputs), observed, fidelity=1.0, error_model=error_model)
             assert estimate.error is not None
             too_much = excess(self.correct(samples, observed) - estimate.faithful, estimate.error)
             too_much = too_much / observed.network_weight.clamp(min=1e-3)  # by which the correction multiplies it

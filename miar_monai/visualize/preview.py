@@ -30,6 +30,7 @@ _PLANES = {
     "coronal": (1, (0, 2)),
     "sagittal": (0, (1, 2)),
 }  # the normal axis and the axes within the plane
+_DIFFERENCE = "MIAR - bicubic"
 _LEFT_SIDE = {"axial": "R", "coronal": "R", "sagittal": "A"}  # the patient's right or anterior side
 
 
@@ -75,7 +76,7 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
     across, within = _PLANES[main]
     planes = {main: _PLANES[main]} | (_PLANES if extent[across] >= 0.1 * extent[within[0]] else {})
     rows = {name: _row(coarse, fine, coarse_spacing / spacing, normal) for name, (normal, _) in planes.items()}
-    differences = np.concatenate([abs(row["MIAR - bicubic"]).ravel() for row in rows.values()])
+    differences = np.concatenate([abs(row[_DIFFERENCE]).ravel() for row in rows.values()])
     limit = max(float(np.percentile(differences, 99.8)), 1e-6)
     gray = color_levels("gray", 64, coarse.min(), np.percentile(coarse, 99.8))
     colors = color_levels("RdBu_r", 24, -limit, limit)
@@ -86,13 +87,13 @@ def preview(lr: Volume, sr: Volume, path: str | os.PathLike[str], overwrite: boo
         axes = figure.subplots(len(planes), 4, squeeze=False, gridspec_kw={"height_ratios": ratios})
         for row, (name, images) in zip(axes, rows.items(), strict=True):
             for ax, (title, image) in zip(row, images.items(), strict=True):
-                shown = _draw(ax, image, sizes[name], colors if title == "MIAR - bicubic" else gray)
+                shown = _draw(ax, image, sizes[name], colors if title == _DIFFERENCE else gray)
                 ax.set_title(title if name == main else "")
             row[0].set_ylabel(name)
             _scale_bar(row[0], sizes[name])
             if lr.space:
                 row[0].text(0.02, 0.5, _LEFT_SIDE[name], color="orange", va="center", transform=row[0].transAxes)
-        label = "MIAR - bicubic, in units of the input"
+        label = f"{_DIFFERENCE}, in units of the input"
         figure.colorbar(shown, ax=axes, location="bottom", label=label, shrink=0.24, aspect=30, anchor=(1, 0))
     return Path(path)
 
@@ -109,7 +110,7 @@ def _row(coarse: np.ndarray, fine: np.ndarray, factors: np.ndarray, normal: int)
     plane = np.take(fine, middle, axis=normal)
     bicubic = _bicubic(coarse, fine.shape, factors, normal, middle)
     lr = np.take(coarse, coarse.shape[normal] // 2, axis=normal)
-    return {"LR": lr, "bicubic": bicubic, "MIAR": plane, "MIAR - bicubic": plane - bicubic}
+    return {"LR": lr, "bicubic": bicubic, "MIAR": plane, _DIFFERENCE: plane - bicubic}
 
 
 def _bicubic(coarse: np.ndarray, shape: tuple[int, ...], factors: np.ndarray, normal: int, index: int) -> np.ndarray:

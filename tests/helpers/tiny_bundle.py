@@ -46,11 +46,7 @@ def write_tiny_bundle(folder: Path, name: str = "miar_brats", **settings: Any) -
 
 def write_sampling_bundle(folder: Path) -> Path:
     """Write a bundle for brain MRI whose tiny network samples and takes a guide."""
-    write_tiny_bundle(folder)
-    path = folder / "configs" / "inference.json"
-    content = json.loads(path.read_text())
-    content["network_def"]["noise_channels"] = 1
-    path.write_text(json.dumps(content))
+    write_tiny_bundle(folder, noise_channels=1)
     torch.manual_seed(0)
     network = started(Estimator(**ESTIMATOR, guide_channels=1, noise_channels=1))
     torch.nn.init.normal_(network.unet.conv_in.weight[:, -4:], std=0.3)

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.noise_patches import Slices, drawn
 from miar_monai.data.io import read_volume
 from miar_monai.degradation import Degradation
 from miar_monai.inference.resolver import SuperResolver
-from miar_monai.inference.samples import Sampling
 from miar_monai.networks.sample_limit import LIMIT, excess
 
 
@@ -51,21 +51,13 @@ def brain_mri() -> SuperResolver:
     return SuperResolver("brain_mri", "cpu")
 
 
-def drawn(resolver: SuperResolver, lr: Tensor, assumed: Degradation, limited: bool, count: int = 4) -> Tensor:
-    """Return samples of a slice (1, 1, h, w), as the bundle draws them or without the limit: (N, H, W)."""
-    inferer = resolver.with_settings(progress=False).inferer
-    if not limited:
-        inferer.error_model = None
-    samples, _ = inferer.super_resolve(lr, resolver.network, assumed=assumed, sampling=Sampling(0, (*range(count),)))
-    return samples[0].as_subclass(Tensor)
-
-
 def test_samples_of_a_noisy_image_have_no_patches_of_noise(brain_mri: SuperResolver) -> None:
     """One sample in a place should not deviate from the others by many times their spread in the neighborhood."""
     lr = torch.from_numpy(head((64, 59, 1), seed=3)).float().movedim(-1, 0)[:, None]
     lr = lr + 0.02 * torch.randn(lr.shape, generator=generator())
     assumed = Degradation(2, 0.0)
-    free, limited = (drawn(brain_mri, lr, assumed, limited, count=8) for limited in (False, True))
+    slices = Slices("head", "0.02", lr, assumed)
+    free, limited = (drawn(brain_mri, slices, limited, samples=8, seed=0)[0] for limited in (False, True))
     before, after = (local_rms((x - x.median(dim=0).values)[None]).amax() for x in (free, limited))
     assert before > 2 * after
     operator = assumed.for_lr(lr)
@@ -80,8 +72,8 @@ def test_samples_of_a_brain_without_noise_hardly_change(brain_mri: SuperResolver
     hr = torch.from_numpy(read_volume(volume).array[:, :, 77:78]).float().movedim(-1, 0)[:, None]
     hr = hr / hr.quantile(0.995)
     degradation = Degradation()
-    lr = degradation(hr)
-    free, limited = (drawn(brain_mri, lr, degradation, limited) for limited in (False, True))
+    slices = Slices(name, "0", degradation(hr), degradation)
+    free, limited = (drawn(brain_mri, slices, limited, samples=4, seed=0)[0] for limited in (False, True))
     errors = [(x - hr[0]).square().mean().log10() * 10 for x in (free, limited)]
     assert abs(errors[0] - errors[1]) < 0.03  # dB
     assert (free - limited).abs().mean() < 1e-4
