@@ -1,4 +1,4 @@
-"""Thick slices of truly isotropic volumes, for programs, and methods that make slices thin again.
+"""Thick slices of truly isotropic volumes, for programs and for `benchmarks.through_plane_methods`.
 
     python -m benchmarks.thick_slices --dataset_dir BraTS --split_file split.json --output_dir runs/thick \
         [--contrasts t1,t2] [--slices 5,0] [--profile slr] [--section test] ...
@@ -11,26 +11,20 @@ noise0.01,box``, slices are also written that differ from what the methods are t
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
-import nibabel as nib
 import numpy as np
-import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
-from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 from benchmarks.common import open_run
 from miar_monai.data.datasets import split_by_patient
-from miar_monai.data.geometry import corner_distance
 from miar_monai.data.io import Volume, write_volume
 from miar_monai.data.outputs import check_output_folder
 from miar_monai.data.spectrum import PLANES, detailed_planes
@@ -38,7 +32,6 @@ from miar_monai.data.volume import as_float
 from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, DatasetError, check_choice, report_errors_in_one_sentence
 from miar_monai.inference.acquisition import SLICE_PROFILES
-from miar_monai.inference.resolver import SuperResolver
 from miar_monai.transforms import CentralSlices
 from miar_monai.transforms.degrade import degrade_volume
 from miar_monai.transforms.metatensor import metatensor_to_volume, volume_to_metatensor
@@ -47,15 +40,10 @@ __all__ = [
     "CHANGES",
     "SLICES",
     "ThickSlices",
-    "VolumeMethod",
-    "bundled",
-    "cubic",
     "isotropic_volumes",
-    "linear_inverse",
     "load_cases",
     "parse_changes",
     "parse_slices",
-    "saved_results",
 ]
 
 SLICES = ((3.0, 0.0), (4.0, 0.0), (4.0, 1.0), (5.0, 0.0), (5.0, 1.0), (8.0, 0.0))
@@ -75,9 +63,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 """Slices that are not as assumed: rounded to levels of their range, with noise of a standard deviation relative to the
 range, with another profile, or of another thickness, relative to the assumed one."""
-
-DAMPING = 1e-3  # as that of the linear inverse in other tables
-_TOLERANCE = 0.01  # mm
 
 
 class ThickSlices(NamedTuple):
@@ -151,10 +136,6 @@ class ThickSlices(NamedTuple):
         factor = float(self.thick.grid.spacing[2] / self.truth.grid.spacing[2])
         relative = self.thickness / (self.thickness + self.gap)
         return Degradation((1.0, factor), 0.0, profile=("bicubic", self.profile), thickness=(1.0, relative))
-
-
-VolumeMethod = Callable[[ThickSlices], np.ndarray | None]
-"""From thick slices to a volume with the shape, the grid and the units of the truth, or None to leave it out."""
 
 
 def isotropic_volumes(
@@ -251,85 +232,6 @@ def load_cases(
         for thickness, gap in slices
         for change in changes
     ]
-
-
-def cubic(case: ThickSlices) -> np.ndarray:
-    """Interpolate thick slices by a cubic B-spline, constant beyond the centers of the outer slices."""
-    image = nib.Nifti1Image(case.thick.array, case.thick.affine)
-    target = case.truth.array.shape, case.truth.affine
-    return np.asarray(resample_from_to(image, target, order=3, mode="nearest").dataobj, np.float32)
-
-
-def linear_inverse(case: ThickSlices) -> np.ndarray:
-    """Restore thick slices by the linear inverse of their degradation, line by line."""
-    lines = torch.from_numpy(case.thick.array).double().flatten(0, 1)[:, None]  # (X · Y, 1, z)
-    restored = case.degradation.for_lr(lines).restore(lines, DAMPING)
-    return restored.reshape(case.truth.array.shape).float().numpy()
-
-
-def bundled(model: str, device: str, **settings: Any) -> VolumeMethod:
-    """Return a bundle as a method, which is told the factor, the thickness and the profile of the slices.
-
-    Args:
-        model: see `miar_monai.super_resolve`.
-        device: see there.
-        settings: other settings of inference.
-    """
-
-    @cache
-    def resolver(factor: float, thickness: float, profile: str) -> SuperResolver:
-        told = {"factor": (1.0, 1.0, factor), "slice_thickness": thickness, "slice_profile": profile}
-        return SuperResolver(model, device, **told, **settings)
-
-    def super_resolve(case: ThickSlices) -> np.ndarray:
-        return resolver(case.degradation.scales[1], case.thickness, case.profile).volume(case.thick).array
-
-    return super_resolve
-
-
-def saved_results(folder: Path, cases: Sequence[ThickSlices]) -> tuple[VolumeMethod, Mapping[str, float]]:
-    """Return a method that reads the results of another program, and the seconds that it took.
-
-    Args:
-        folder: folder of ``<name>.nii.gz`` for the `ThickSlices.name` of each volume; all or none of a thickness and
-            gap. It may have a ``seconds.csv`` with the columns ``name`` and ``seconds``.
-        cases: the volumes.
-
-    Returns:
-        The method, and the seconds by name.
-
-    Raises:
-        DatasetError: if results are missing.
-    """
-    present = {case.name for case in cases if (folder / f"{case.name}.nii.gz").is_file()}
-    titles = {case.title for case in cases if case.name in present}
-    missing = sorted(case.name for case in cases if case.title in titles and case.name not in present)
-    if missing or not present:
-        names = ", ".join(missing) or "any volume"
-        raise DatasetError(
-            f"{folder} has no results of {names}: all volumes of the same thickness and gap are needed; run the method "
-            "on the files that benchmarks.thick_slices writes."
-        )
-    seconds, table = {}, folder / "seconds.csv"
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8") as file:
-            seconds = {row["name"]: float(row["seconds"]) for row in csv.DictReader(file)}
-
-    def read(case: ThickSlices) -> np.ndarray | None:
-        if case.title not in titles:
-            return None
-        path = folder / f"{case.name}.nii.gz"
-        image = nib.as_closest_canonical(nib.load(path))
-        shape = case.truth.array.shape
-        if image.shape != shape or corner_distance(image.affine, case.truth.affine, shape) > _TOLERANCE:
-            raise DatasetError(
-                f"{path} has the grid {image.shape} with the affine {np.round(image.affine, 3).tolist()}, but the grid "
-                f"of the truth, {shape} with the affine {np.round(case.truth.affine, 3).tolist()}, is needed; give a "
-                "result with the field of view of its input and the original distance of the slices."
-            )
-        return image.get_fdata(dtype=np.float32)
-
-    return read, seconds
 
 
 def main(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,18 +32,9 @@ from tqdm import tqdm
 
 from benchmarks.common import commit, machine, open_run, publish, write_csv
 from benchmarks.paired import EXPLANATION, differences_table
-from benchmarks.peers.volumes import rcan_methods
-from benchmarks.thick_slices import (
-    ThickSlices,
-    VolumeMethod,
-    bundled,
-    cubic,
-    linear_inverse,
-    load_cases,
-    parse_changes,
-    parse_slices,
-    saved_results,
-)
+from benchmarks.peers.volumes import rcan_method
+from benchmarks.thick_slices import ThickSlices, load_cases, parse_changes, parse_slices
+from benchmarks.through_plane_methods import VolumeMethod, bundled, cubic, linear_inverse, saved_results, single
 from miar_monai.data.spectrum import PLANES
 from miar_monai.errors import ConfigurationError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
@@ -105,37 +95,35 @@ def measure_case(
 
 def measure_methods(
     cases: Iterable[ThickSlices],
-    methods: Mapping[str, VolumeMethod],
+    methods: Sequence[VolumeMethod],
     evaluation: SuperResolutionEvaluation,
     config: ConfigParser,
     every: int,
-) -> tuple[list[Row], dict[tuple[str, str], dict[str, float]]]:
-    """Return the rows of all methods, and their seconds by thickness and method, for each volume.
+) -> tuple[list[Row], dict[tuple[str, str], list[float]]]:
+    """Return the rows of all methods, and the seconds of each thickness and method.
 
     Args:
         cases: the volumes.
-        methods: methods by name; see `benchmarks.thick_slices.VolumeMethod`.
+        methods: see `benchmarks.through_plane_methods.VolumeMethod`.
         evaluation: measures.
         config: an ``evaluate.json``, which scales the intensities.
         every: measure every n-th slice.
     """
     scaling = config.get_parsed_content("intensity_transforms")[0].transform
     rows: list[Row] = []
-    seconds: dict[tuple[str, str], dict[str, float]] = {}
+    seconds: dict[tuple[str, str], list[float]] = {}
     for case in tqdm(list(cases), desc="measuring", unit="volume"):
-        results = {}
-        for name, method in methods.items():
-            start = time.perf_counter()
-            result = method(case)
-            if result is not None:
-                results[name] = result
-                seconds.setdefault((case.title, name), {})[case.name] = time.perf_counter() - start
+        results = {title: result for method in methods for title, result in method(case).items()}
+        for title, result in results.items():
+            known = [] if result.seconds is None else [result.seconds]
+            seconds.setdefault((case.title, title), []).extend(known)
         window = scaling.window(torch.from_numpy(case.truth.array))
-        rows += measure_case(case, results, evaluation, window, every)
+        arrays = {title: result.array for title, result in results.items()}
+        rows += measure_case(case, arrays, evaluation, window, every)
     return rows, seconds
 
 
-def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, float]], metrics: Sequence[str]) -> str:
+def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Sequence[float]], metrics: Sequence[str]) -> str:
     """Return tables of means, of paired differences and of each plane, in Markdown."""
     titles = list(dict.fromkeys(row[THICKNESS] for row in rows))
     cells, details = [], []
@@ -144,7 +132,7 @@ def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, f
         methods = list(dict.fromkeys(row["method"] for row in section))
         table, _ = results_table(section, metrics)
         for method, line in zip(methods, table.splitlines()[2:], strict=True):
-            times = seconds.get((title, method), {}).values()
+            times = seconds.get((title, method), [])
             means = [cell.split(" ± ")[0] for cell in line.strip("| ").split(" | ")]
             cells.append((title, *means, f"{statistics.median(times):.3g}" if times else "–"))
         patients = len({row["subject"] for row in section})
@@ -162,15 +150,14 @@ def report(rows: Sequence[Row], seconds: Mapping[tuple[str, str], Mapping[str, f
 
 def open_methods(
     folders: Sequence[str], cases: Sequence[ThickSlices], device: str, fidelities: Sequence[float]
-) -> tuple[dict[str, VolumeMethod], dict[str, Mapping[str, float]]]:
-    """Return other methods by name, and the seconds of those that ran before; for the arguments see `main`.
+) -> list[VolumeMethod]:
+    """Return other methods; for the arguments see `main`.
 
     Raises:
         ConfigurationError: if a folder has no name.
         DatasetError: if results are missing.
     """
-    methods: dict[str, VolumeMethod] = {}
-    reported: dict[str, Mapping[str, float]] = {}
+    methods = []
     for text in folders:
         name, _, folder = str(text).partition("=")
         if not (name and folder):
@@ -179,11 +166,10 @@ def open_methods(
                 " needed; correct it."
             )
         if Path(folder, "configs", "inference.json").is_file():
-            for fidelity in fidelities:
-                methods[f"{name}, fidelity {fidelity:g}"] = bundled(folder, device, fidelity=fidelity)
+            methods.append(bundled(name, folder, device, fidelities))
         else:
-            methods[name], reported[name] = saved_results(Path(folder), cases)
-    return methods, reported
+            methods.append(saved_results(name, Path(folder), cases))
+    return methods
 
 
 def main(
@@ -206,7 +192,7 @@ def main(
 
     Args:
         folders: ``NAME=FOLDER`` for each other method: a folder of results, see
-            `benchmarks.thick_slices.saved_results`, or a bundle.
+            `benchmarks.through_plane_methods.saved_results`, or a bundle.
         dataset_dir: folder of the data, or several folders.
         bundle: folder of the bundle.
         output_dir: folder of ``through_plane.csv`` and ``through_plane.md``.
@@ -215,7 +201,8 @@ def main(
         contrasts: contrasts of a BraTS folder; those of the bundle by default.
         every: measure every n-th slice of each plane.
         rcan: weights of the peer ``rcan_through_plane``, trained with the data of the bundle; needs the extra bench.
-        fidelities: fidelities of the bundles, a method each.
+        fidelities: fidelities of the bundles, a method each; those between the lowest and the highest are mixed of the
+            results of these two.
         limit: largest number of volumes.
         changes: names of `benchmarks.thick_slices.CHANGES`, or ``"all"``, for slices that are not as assumed.
         profile: the slice profile, one of `miar_monai.inference.acquisition.SLICE_PROFILES`.
@@ -230,16 +217,13 @@ def main(
     evaluation, overwrite = (config.get_parsed_content(key) for key in ("evaluation", "overwrite"))
     parsed = parse_changes(changes, profile)
     cases = load_cases(config, parse_slices(slices), ensure_tuple(subjects), limit, parsed, profile)
-    peer = {} if rcan is None else rcan_methods(bundle, rcan, cases, evaluation.device)
-    others, reported = open_methods(folders, cases, str(evaluation.device), ensure_tuple(fidelities))
-    methods = {CUBIC: cubic, "linear inverse": linear_inverse, **peer, **others}
+    methods = [single(CUBIC, cubic), single("linear inverse", linear_inverse)]
+    if rcan is not None:
+        methods.append(rcan_method(bundle, rcan, cases, evaluation.device))
+    methods += open_methods(folders, cases, str(evaluation.device), ensure_tuple(fidelities))
     for sentence in evaluation.missing:
         logger.warning(sentence)
     rows, seconds = measure_methods(cases, methods, evaluation, config, every)
-    for (title, name), times in seconds.items():
-        if name in reported:  # the time of the program, not that of reading its results
-            known = reported[name]
-            seconds[title, name] = {case: known[case] for case in times if case in known}
     volumes = dict.fromkeys(f"{case.subject} {case.contrast}" for case in cases)
     notes = [
         f"- Commit {commit()}, {machine(evaluation.device)}, torch {torch.__version__}.",

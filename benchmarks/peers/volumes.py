@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from benchmarks.common import consistent_title
 from benchmarks.peers.loading import THROUGH_PLANE, TITLES, peer_config
-from benchmarks.thick_slices import DAMPING, ThickSlices, VolumeMethod
+from benchmarks.thick_slices import ThickSlices
+from benchmarks.through_plane_methods import DAMPING, ThinSlices, VolumeMethod
 from miar_monai.degradation import AxisDegradation, Degradation
 from miar_monai.errors import ConfigurationError
 from miar_monai.networks.weights import load_weights
 
-__all__ = ["rcan_methods", "thin_slices"]
+__all__ = ["rcan_method", "thin_slices"]
 
 _BATCH_SIZE = 16  # slices
 
@@ -47,10 +48,8 @@ def thin_slices(network: Callable[[Tensor], Tensor], thick: Tensor, device: torc
     return (sagittal + coronal) / 2
 
 
-def rcan_methods(
-    bundle: str, weights: str | Path, cases: Sequence[ThickSlices], device: torch.device
-) -> dict[str, VolumeMethod]:
-    """Return RCAN, trained for slices of one thickness and gap, without and with data consistency, by title.
+def rcan_method(bundle: str, weights: str | Path, cases: Sequence[ThickSlices], device: torch.device) -> VolumeMethod:
+    """Return RCAN, trained for slices of one thickness and gap, with results without and with data consistency.
 
     The data consistency is that of the assumed degradation. Other slices are left out.
 
@@ -76,22 +75,20 @@ def rcan_methods(
             f"but there are only slices of {titles} mm; give other --slices."
         )
 
-    def super_resolve(case: ThickSlices, consistent: bool) -> np.ndarray | None:
+    def super_resolve(case: ThickSlices) -> dict[str, ThinSlices]:
         if not fits[case.name]:
-            return None
+            return {}
+        start = time.perf_counter()
         thick = torch.from_numpy(case.thick.array)
         low, high = scaling.window(thick)
         lr = (thick - low) / (high - low)
-        sr = thin_slices(network, lr, device)
-        if consistent:
-            sr = _consistent(sr, lr, case.degradation)
-        return (sr * (high - low) + low).numpy()
+        sr, results = thin_slices(network, lr, device), {}
+        for title, correct in ((TITLES["rcan"], False), (consistent_title(TITLES["rcan"]), True)):
+            thin = _consistent(sr, lr, case.degradation) if correct else sr
+            results[title] = ThinSlices((thin * (high - low) + low).numpy(), time.perf_counter() - start)
+        return results
 
-    title = TITLES["rcan"]
-    return {
-        title: partial(super_resolve, consistent=False),
-        consistent_title(title): partial(super_resolve, consistent=True),
-    }
+    return super_resolve
 
 
 def _across(degradation: Degradation) -> AxisDegradation:

@@ -17,14 +17,17 @@ from helpers.phantoms import head
 from helpers.tiny_peers import shrink_peers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.processing import resample_from_to
 
 from benchmarks import run_program, thick_slices, through_plane
-from benchmarks.peers.volumes import rcan_methods, thin_slices
-from benchmarks.thick_slices import CHANGES, SLICES, ThickSlices, cubic, linear_inverse, saved_results
+from benchmarks.peers.volumes import rcan_method, thin_slices
+from benchmarks.thick_slices import CHANGES, SLICES, ThickSlices
+from benchmarks.through_plane_methods import bundled, cubic, linear_inverse, saved_results
 from miar_monai.data.geometry import corner_distance, fov_corners
 from miar_monai.data.io import Volume
 from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from miar_monai.inference.acquisition import SLICE_PROFILES
+from miar_monai.inference.resolver import SuperResolver
 from miar_monai.networks import Estimator
 from miar_monai.networks.weights import save_weights
 
@@ -79,6 +82,14 @@ def test_both_methods_restore_a_ramp_at_the_right_positions() -> None:
         error = (method(case) - case.truth.array)[..., 20:40]
         assert np.abs(error).max() < ripple, method
         assert abs(error.mean()) < 0.01, method
+
+
+@pytest.mark.parametrize("size", [(5, 7, 29), (4, 9, 33)])
+def test_the_spline_along_the_slices_is_the_one_of_the_volume(size: tuple[int, int, int]) -> None:
+    case = ThickSlices.of("p", "t1", 3, 0.5, volume(np.random.default_rng(0).random(size), 1.25))
+    image = nib.Nifti1Image(case.thick.array, case.thick.affine)
+    wanted = resample_from_to(image, (case.truth.array.shape, case.truth.affine), order=3, mode="nearest")
+    np.testing.assert_allclose(cubic(case), wanted.get_fdata(), atol=1e-5)
 
 
 def test_the_linear_inverse_explains_its_input_better_than_the_spline() -> None:
@@ -187,22 +198,30 @@ def test_thick_slices_go_through_a_program_and_are_measured(
         through_plane.main(**options)
 
 
+TINY: dict[str, Any] = {"channels": [8, 16], "blocks": [1, 1]}
+
+
+def write_bundle(folder: Path, network: Estimator) -> None:
+    """Write the brain's bundle with a tiny network."""
+    (folder / "models").mkdir(parents=True)
+    shutil.copytree(BUNDLES / "miar_brats" / "configs", folder / "configs")
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text()) | {"network_def": {"_target_": "miar_monai.networks.Estimator", **TINY}}
+    path.write_text(json.dumps(content))
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    metadata.pop("weights_sha256", None)
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    save_weights(network, folder / "models" / "model.pt")
+
+
 @pytest.mark.skipif(
     "factor" not in json.loads((BUNDLES / "miar_brats" / "configs" / "inference.json").read_text()),
     reason="bundles make the axial plane finer only",
 )
 @pytest.mark.parametrize("profile", ["slr", "gaussian"])
 def test_a_bundle_is_told_factor_thickness_and_profile(profile: str, data: dict[str, Any], tmp_path: Path) -> None:
-    folder, sizes = tmp_path / "tiny", {"channels": [8, 16], "blocks": [1, 1]}
-    (folder / "models").mkdir(parents=True)
-    shutil.copytree(BUNDLES / "miar_brats" / "configs", folder / "configs")
-    path = folder / "configs" / "inference.json"
-    content = json.loads(path.read_text()) | {"network_def": {"_target_": "miar_monai.networks.Estimator", **sizes}}
-    path.write_text(json.dumps(content))
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
-    metadata.pop("weights_sha256", None)
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    save_weights(Estimator(**sizes), folder / "models" / "model.pt")  # untrained, so the linear estimate
+    folder = tmp_path / "tiny"
+    write_bundle(folder, Estimator(**TINY))  # untrained, so the linear estimate
     options = {**data, "metrics": ["PSNR"], "every": 9, "output_dir": str(tmp_path), "limit": 1}
     through_plane.main(f"MIAR={folder}", **options, slices=((5, 0), (4, 1)), fidelities=1, profile=profile)
     assert f"- The slice profile is {profile}, which" in (tmp_path / "through_plane.md").read_text()
@@ -215,6 +234,23 @@ def test_a_bundle_is_told_factor_thickness_and_profile(profile: str, data: dict[
     for title in ("5‖0", "4‖1"):
         assert psnr[title, "MIAR, fidelity 1"] == pytest.approx(psnr[title, "linear inverse"], abs=0.5)
         assert psnr[title, "MIAR, fidelity 1"] > psnr[title, "cubic B-spline"]
+
+
+def test_fidelities_between_two_others_are_as_from_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Estimator(**TINY)
+    torch.nn.init.normal_(network.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    write_bundle(tmp_path / "tiny", network)
+    case = ThickSlices.of("p", "t2", 4, 1, volume(1000 * head((21, 24, 43)), 1.25))
+    direct = bundled("MIAR", str(tmp_path / "tiny"), "cpu", (0.3,))(case)["MIAR, fidelity 0.3"]
+    calls, original = [], SuperResolver.volume
+    monkeypatch.setattr(SuperResolver, "volume", lambda *args: calls.append(args) or original(*args))
+    results = bundled("MIAR", str(tmp_path / "tiny"), "cpu", (0, 0.3, 1))(case)
+    assert [*results] == [f"MIAR, fidelity {fidelity}" for fidelity in ("0", "0.3", "1")]
+    assert len(calls) == 2
+    low, mixed, high = results.values()
+    np.testing.assert_allclose(mixed.array, direct.array, atol=1e-3)
+    assert np.abs(low.array - high.array).max() > 1
+    assert mixed.seconds == pytest.approx((low.seconds + high.seconds) / 2)
 
 
 def test_thin_slices_are_the_mean_of_sagittal_and_coronal_planes() -> None:
@@ -249,8 +285,8 @@ def test_consistent_rcan_explains_its_input(tmp_path: Path, monkeypatch: pytest.
     peers = shrink_peers(monkeypatch)
     save_weights(peers.rcan_through_plane(), tmp_path / "rcan.pt")
     case = ThickSlices.of("p", "t2", 5, 0, volume(1000 * head((20, 24, 40))))
-    methods = rcan_methods(str(BUNDLES / "miar_brats"), tmp_path / "rcan.pt", [case], torch.device("cpu"))
-    results = [method(case) for method in methods.values()]
+    method = rcan_method(str(BUNDLES / "miar_brats"), tmp_path / "rcan.pt", [case], torch.device("cpu"))
+    results = [result.array for result in method(case).values()]
     assert all(result.shape == case.truth.array.shape for result in results)
     plain, consistent = (
         np.abs(case.degradation(torch.from_numpy(result)).numpy() - case.thick.array).max() for result in results
@@ -261,14 +297,15 @@ def test_consistent_rcan_explains_its_input(tmp_path: Path, monkeypatch: pytest.
 def test_results_must_be_complete_and_on_the_grid_of_the_truth(tmp_path: Path) -> None:
     cases = [ThickSlices.of(f"p{i}", "t2", 5, 0, volume(head((16, 16, 20), i))) for i in range(2)]
     with pytest.raises(DatasetError, match="has no results of any volume"):
-        saved_results(tmp_path, cases)
+        saved_results("peer", tmp_path, cases)
     truth = cases[0].truth
     nib.save(nib.Nifti1Image(truth.array, truth.affine), tmp_path / "p0_t2_slr_5_0.nii.gz")
     with pytest.raises(DatasetError, match="has no results of p1_t2_slr_5_0"):
-        saved_results(tmp_path, cases)
-    read, seconds = saved_results(tmp_path, cases[:1])
-    np.testing.assert_array_equal(read(cases[0]), truth.array)
-    assert seconds == {}
+        saved_results("peer", tmp_path, cases)
+    read = saved_results("peer", tmp_path, cases[:1])
+    result = read(cases[0])["peer"]
+    np.testing.assert_array_equal(result.array, truth.array)
+    assert result.seconds is None
     moved = truth.affine.copy()
     moved[2, 3] += 0.5
     assert corner_distance(moved, truth.affine, (16, 16, 20)) == 0.5
