@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from miar_monai.errors import SettingError
+from miar_monai.errors import ConfigurationError, SettingError
 
-__all__ = ["choose_device", "device_of", "unwrapped"]
+__all__ = ["choose_device", "device_of", "device_of_process", "unwrapped"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,6 +45,23 @@ def choose_device(name: str) -> torch.device:
     if not available[device.type]():
         raise SettingError(f"the device {name!r} is not on this machine: give cpu, or auto.")
     return device
+
+
+def device_of_process() -> torch.device:
+    """Return the GPU of this process of ``torchrun``, which no other process of the machine uses; without GPUs the CPU.
+
+    Raises:
+        ConfigurationError: if the machine has fewer GPUs than processes, as NCCL needs one for each.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if rank >= count:
+        raise ConfigurationError(
+            f"process {rank} of torchrun has no GPU, since {count} can be seen: give --nproc_per_node {count}, or more "
+            "GPUs in CUDA_VISIBLE_DEVICES."
+        )
+    return torch.device("cuda", rank)
 
 
 def unwrapped(network: Callable[..., Tensor]) -> Callable[..., Tensor]:

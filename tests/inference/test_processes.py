@@ -17,7 +17,8 @@ from helpers.phantoms import write_nifti_phantom
 
 from miar_monai.cli.main import main
 from miar_monai.data.io import read_volume
-from miar_monai.inference.devices import choose_device
+from miar_monai.errors import ConfigurationError
+from miar_monai.inference.devices import choose_device, device_of_process
 from miar_monai.inference.processes import part_of, processes
 
 SHAPE = (19, 13, 2)
@@ -82,6 +83,20 @@ def test_processes_get_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(choose_device("auto").index)
         assert choose_device("cuda:1") == torch.device("cuda:1")
     assert found == [0, 1, 0, 1]
+
+
+def test_each_process_of_a_training_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of_process() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert device_of_process() == torch.device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        ConfigurationError, match=r"^process 2 .* since 1 can be seen: give --nproc_per_node 1, or more"
+    ):
+        device_of_process()
 
 
 @pytest.mark.slow
