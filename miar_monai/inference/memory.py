@@ -20,8 +20,8 @@ _GIB = 2**30
 class MemoryForecast(NamedTuple):
     """The memory of a super-resolved volume: how often its voxels are held at once, from the network to the file.
 
-    It is in addition to what the process holds already: libraries, network and input. The slices that are processed or
-    written at once are not included, since they do not depend on the number of slices. A test measures it.
+    It is in addition to the libraries and the network. The slices that are processed or written at once are not
+    included, since they do not depend on the number of slices. A test measures it.
 
     Example:
         >>> MemoryForecast([(512, 512, 600)]).needed / 2**30
@@ -42,6 +42,13 @@ class MemoryForecast(NamedTuple):
     """Whether they are kept."""
     guide: bool = False
     """Whether a guide is brought to the grids."""
+    inputs: int = 0
+    """Bytes of what is in memory already: the image, the guide and the label map, as read and as the network takes
+    them."""
+    label_bytes: int = 0
+    """Bytes of a voxel of the label map that is carried to the grid of the result, 0 without one."""
+    is_rounded_at_once: bool = False
+    """Whether the result is rounded as a whole when it is written, see `miar_monai.data.io.is_rounded_at_once`."""
 
     @property
     def needed(self) -> int:
@@ -57,7 +64,9 @@ class MemoryForecast(NamedTuple):
             else:
                 sampled = self.samples * last + max(maps, self.samples * before)
             peak = max(peak, channels * last + sampled)
-        return _BYTES * (peak + self.guide * sum(sizes))
+        maps = channels + (len(SAMPLE_MAPS) + self.keep_samples * self.samples if self.samples else 0)
+        peak = max(peak + self.guide * sum(sizes), (maps + 1) * last if self.is_rounded_at_once else 0)
+        return self.inputs + _BYTES * peak + self.label_bytes * last
 
     @property
     def sentence(self) -> str:
@@ -73,12 +82,17 @@ class MemoryForecast(NamedTuple):
             ImageError: if it does not.
         """
         free = available_memory()
-        if free is None or self.needed <= free:
+        if free is None or self.needed - self.inputs <= free:
             return
-        options = {"the uncertainty": self.uncertainty, "the samples": self.samples, "the guide": self.guide}
+        options = {
+            "the uncertainty": self.uncertainty,
+            "the samples": self.samples,
+            "the guide": self.guide,
+            "the label map": self.label_bytes,
+        }
         given = " or ".join(name for name, is_on in options.items() if is_on)
         raise ImageError(
-            f"{self.sentence}, but {free / _GIB:.1f} GiB are available: ask for a coarser grid"
+            f"{self.sentence}, but {(free + self.inputs) / _GIB:.1f} GiB are available: ask for a coarser grid"
             f"{given and f', leave {given} out'}, crop the image, or use a machine with more memory."
         )
 
