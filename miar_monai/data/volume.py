@@ -14,6 +14,7 @@ from miar_monai.data.grid import Grid
 
 __all__ = [
     "SAMPLE_MAPS",
+    "VOXEL_BYTES",
     "Volume",
     "as_float",
     "as_stored",
@@ -35,6 +36,9 @@ SOFTWARE = "miar-monai"
 
 SAMPLE_MAPS = ("mean", "std", "p05", "p95")
 """Names of the maps of posterior samples: mean, standard deviation, and the limits of the interval of 90 %."""
+
+VOXEL_BYTES = 4
+"""Memory of a voxel of a result, in float32."""
 
 _QUANTITIES = {
     "uncertainty": "expected error",

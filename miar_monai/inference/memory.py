@@ -8,12 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from miar_monai.data.volume import SAMPLE_MAPS
+from miar_monai.data.volume import SAMPLE_MAPS, VOXEL_BYTES, sample_maps
 from miar_monai.errors import ImageError
 
 __all__ = ["MemoryForecast", "available_memory"]
 
-_BYTES = 4  # of a voxel of a result, in float32
 _GIB = 2**30
 
 
@@ -53,6 +52,12 @@ class MemoryForecast(NamedTuple):
     @property
     def needed(self) -> int:
         """The bytes at the peak."""
+        voxels = max(self._made, self._written)
+        return self.inputs + VOXEL_BYTES * voxels + self.label_bytes * prod(self.shapes[-1])
+
+    @property
+    def _made(self) -> int:
+        """The voxels of results while the network runs."""
         sizes = [prod(shape) for shape in self.shapes]
         *earlier, last = [0, *sizes]
         before, channels = earlier[-1], 1 + self.uncertainty
@@ -64,9 +69,13 @@ class MemoryForecast(NamedTuple):
             else:
                 sampled = self.samples * last + max(maps, self.samples * before)
             peak = max(peak, channels * last + sampled)
-        maps = channels + (len(SAMPLE_MAPS) + self.keep_samples * self.samples if self.samples else 0)
-        peak = max(peak + self.guide * sum(sizes), (maps + 1) * last if self.is_rounded_at_once else 0)
-        return self.inputs + _BYTES * peak + self.label_bytes * last
+        return peak + self.guide * sum(sizes)
+
+    @property
+    def _written(self) -> int:
+        """The voxels of results while they are written."""
+        maps = len(sample_maps(self.samples, self.keep_samples))
+        return (1 + self.uncertainty + maps + self.is_rounded_at_once) * prod(self.shapes[-1])
 
     @property
     def sentence(self) -> str:
