@@ -33,6 +33,7 @@ from miar_monai.data.io import (
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
 from miar_monai.inference.memory import MemoryForecast
+from miar_monai.inference.passes import Plan
 from miar_monai.inference.processes import part_of, processes
 from miar_monai.inference.report import (
     capture_warnings,
@@ -169,13 +170,7 @@ class CaseRunner:
             plan, limits, warnings = prepared.plan, prepared.limits, prepared.warnings
             volume, guide = compact(volume), None  # as little as possible while the network runs
             grid, forecast = self._forecast(volume, prepared, labels, target)
-            if request.with_page:
-                check_page(grid.shape)
-            for sentence in plan.sentences(_GRID_OPTIONS):
-                self.print(sentence)
-            if forecast.needed >= _LARGE:
-                self.print(forecast.sentence)
-            forecast.check()
+            self._announce(plan, grid, forecast)
             carried = labels and carry_labels(labels, grid)
             result = self.resolver.volume(volume, prepared)
         del prepared  # whose image is as large as the volume
@@ -243,6 +238,16 @@ class CaseRunner:
             is_rounded_at_once=is_rounded_at_once(target, volume.dtype),
         )
         return grids[-1], forecast
+
+    def _announce(self, plan: Plan, grid: Grid, forecast: MemoryForecast) -> None:
+        """Print before the work what happens to the axes, and how much memory it needs; check that this suffices."""
+        if self.request.with_page:
+            check_page(grid.shape)
+        for sentence in plan.sentences(_GRID_OPTIONS):
+            self.print(sentence)
+        if forecast.needed >= _LARGE:
+            self.print(forecast.sentence)
+        forecast.check()
 
     @property
     def _replace_auxiliary(self) -> bool:
