@@ -63,9 +63,10 @@ def write_ct(source: str, path: Path, slices: int) -> None:
 def write_bundle(bundle: str, folder: Path, channels: Sequence[int]) -> Path:
     """Write a bundle whose `Estimator` has other channels, one block each, and random weights."""
     shutil.copytree(Path(bundle, "configs"), folder / "configs")
-    size = {"channels": [*channels], "blocks": [1] * len(channels)}
     path = folder / "configs" / "inference.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: config[name] for name in ("guide_channels", "noise_channels")}  # so that options work as with its own
+    size = {"channels": [*channels], "blocks": [1] * len(channels), **kept}
     config["network_def"] |= size
     path.write_text(json.dumps(config), encoding="utf-8")
     path = folder / "configs" / "metadata.json"

@@ -118,8 +118,18 @@ class PeakMemory:
 
 def peak_bytes(pid: int | str = "self") -> int:
     """Return the peak of the resident memory of a process in bytes, on Linux; 0 of one that has ended."""
+    return _status(pid, "VmHWM:")
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process in bytes, on Linux."""
+    return _status("self", "VmRSS:")
+
+
+def _status(pid: int | str, name: str) -> int:
+    """Return the bytes of a line in the status of a process, 0 without one."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith(name)), 0)
 
 
 def slice_side(network: SuperResolutionNetwork) -> int:

@@ -17,10 +17,23 @@ from miar_monai.data.atomic_write import atomic_file
 from miar_monai.data.cases import Case, cases_for_guide, find_cases, unpacked
 from miar_monai.data.dicom_source import Guide, source_headers
 from miar_monai.data.dicom_writer import check_series_folder, write_series
+from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
-from miar_monai.data.io import Volume, parts_to_save, quantity_of, read_labels, read_volume, write_volume
+from miar_monai.data.io import (
+    Volume,
+    compact,
+    expanded,
+    is_rounded_at_once,
+    parts_to_save,
+    quantity_of,
+    read_labels,
+    read_volume,
+    write_volume,
+)
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
+from miar_monai.inference.memory import MemoryForecast
+from miar_monai.inference.passes import Plan
 from miar_monai.inference.processes import part_of, processes
 from miar_monai.inference.report import (
     capture_warnings,
@@ -31,7 +44,7 @@ from miar_monai.inference.report import (
     model_report,
     run_report,
 )
-from miar_monai.inference.resolver import SuperResolver
+from miar_monai.inference.resolver import Prepared, SuperResolver
 from miar_monai.transforms.acquired import to_acquired_spacing
 from miar_monai.transforms.labels import carry_labels, label_volumes
 from miar_monai.visualize.page import check_page, write_page
@@ -154,16 +167,14 @@ class CaseRunner:
         start = time.perf_counter()
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume, guide)
-            grids = prepared.plan.grids(volume.grid)
-            result_grid, forecast = grids[-1], self.resolver.volume_inferer.forecast(prepared.plan, grids, bool(guide))
-            if request.with_page:
-                check_page(result_grid.shape)
-            for sentence in prepared.plan.sentences(_GRID_OPTIONS):
-                self.print(sentence)
-            if forecast.needed >= _LARGE:
-                self.print(forecast.sentence)
-            carried = labels and carry_labels(labels, result_grid)
+            plan, limits, warnings = prepared.plan, prepared.limits, prepared.warnings
+            volume, guide = compact(volume), None  # as little as possible while the network runs
+            grid, forecast = self._forecast(volume, prepared, labels, target)
+            self._announce(plan, grid, forecast)
+            carried = labels and carry_labels(labels, grid)
             result = self.resolver.volume(volume, prepared)
+        del prepared  # whose image is as large as the volume
+        volume = expanded(volume)
         seconds = time.perf_counter() - start
         if carried:  # in the same space as the image, and before it
             placed = carried._replace(affine=result.affine, space=result.space, qform=result.qform)
@@ -173,12 +184,12 @@ class CaseRunner:
             target,
             volume,
             result,
-            prepared.plan,
+            plan,
             seconds,
             self.resolver.device,
-            [*prepared.warnings, *captured],
+            [*warnings, *captured],
             auxiliary,
-            prepared.limits,
+            limits,
             request.guide,
         )
         report["acquired_spacing_mm"] = request.acquired_spacing
@@ -192,7 +203,7 @@ class CaseRunner:
             facts, named = case_facts(report, self.model), result._replace(path=target)
             write_page(auxiliary["page"], volume, named, facts, report["warnings"], self._replace_auxiliary)
         self._write(volume, result, target, auxiliary, headers, described)
-        self.print(case_message(report, prepared.warnings))
+        self.print(case_message(report, warnings))
         if not request.quiet:
             click.echo(str(target))
         return report
@@ -214,6 +225,29 @@ class CaseRunner:
             guide = read_volume(path)
             described = Guide.of(guide) if self.request.as_dicom else None
         return guide._replace(path=self.request.guide), described
+
+    def _forecast(
+        self, volume: Volume, prepared: Prepared, labels: Volume | None, target: Path
+    ) -> tuple[Grid, MemoryForecast]:
+        """Return the grid of the result of a case, and the memory that it needs with all that is in memory already."""
+        grids, guide = prepared.plan.grids(volume.grid), prepared.guide
+        images = volume.array.nbytes + prepared.image.nbytes + (0 if guide is None else guide.nbytes)
+        forecast = self.resolver.volume_inferer.forecast(prepared.plan, grids, guide is not None)._replace(
+            inputs=images + (labels.array.nbytes if labels else 0),
+            label_bytes=labels.array.itemsize if labels else 0,
+            is_rounded_at_once=is_rounded_at_once(target, volume.dtype),
+        )
+        return grids[-1], forecast
+
+    def _announce(self, plan: Plan, grid: Grid, forecast: MemoryForecast) -> None:
+        """Print before the work what happens to the axes, and how much memory it needs; check that this suffices."""
+        if self.request.with_page:
+            check_page(grid.shape)
+        for sentence in plan.sentences(_GRID_OPTIONS):
+            self.print(sentence)
+        if forecast.needed >= _LARGE:
+            self.print(forecast.sentence)
+        forecast.check()
 
     @property
     def _replace_auxiliary(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from miar_monai.data.checks import MAX_VOXELS
 from miar_monai.data.grid import Grid
+from miar_monai.data.volume import VOXEL_BYTES
 from miar_monai.errors import SettingError
 
 __all__ = ["MAX_FACTOR", "PATIENT_AXES", "GridRequest", "axis_values"]
@@ -121,8 +122,9 @@ class GridRequest(NamedTuple):
             )
         if (size := prod(grid.shape) * x * y * z) > _MAX_RESULT:
             raise SettingError(
-                f"the result would have {size:.2g} voxels, but at most {_MAX_RESULT:.2g} are possible; ask for larger"
-                " voxels, or cut the volume into parts."
+                f"the result would have {size:.2g} voxels, in at least {VOXEL_BYTES * size / 2**30:.1f} GiB of memory,"
+                f" but at most {_MAX_RESULT:.2g} voxels are possible; ask for larger ones, or cut the volume into"
+                " parts."
             )
         return x, y, z
 

@@ -31,6 +31,8 @@ from miar_monai.data.volume import (
     Volume,
     as_float,
     as_stored,
+    compact,
+    expanded,
     parts_to_save,
     quantity_of,
     result_description,
@@ -47,7 +49,10 @@ __all__ = [
     "as_stored",
     "check_labels",
     "check_output_folder",
+    "compact",
+    "expanded",
     "is_nifti",
+    "is_rounded_at_once",
     "is_volume_file",
     "parts_to_save",
     "quantity_of",
@@ -182,6 +187,18 @@ def _read_file(path: Path, as_labels: bool = False) -> Volume:
         f"{path} cannot be read as {expected_format(path)} ({found}): a complete NIfTI, MGH, NRRD or MetaImage file is "
         "needed; copy it again, or convert it to .nii.gz."
     )
+
+
+def is_rounded_at_once(path: str | os.PathLike[str], dtype: np.dtype) -> bool:
+    """Return whether `write_volume` rounds a volume as a whole, in additional memory of its size, and not by slices.
+
+    Example:
+        >>> [is_rounded_at_once(name, np.dtype("int32")) for name in ("a.nii.gz", "a.mgz", "a.nrrd")]
+        [True, True, False]
+        >>> is_rounded_at_once("a.nii.gz", np.dtype("int16"))
+        False
+    """
+    return dtype.kind in "iu" and dtype.itemsize > 2 and expected_format(path) in ("NIfTI", "MGH")
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, overwrite: bool = False, compress: bool = True) -> Path:

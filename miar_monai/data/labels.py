@@ -1,7 +1,8 @@
-"""Detection of label maps, whose interpolated values are not labels."""
+"""Label maps: their detection, since interpolated values are not labels, and their labels."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from miar_monai.errors import ImageError
 
-__all__ = ["RESAMPLING_ADVICE", "LabelEvidence", "label_evidence", "label_map_error"]
+__all__ = ["RESAMPLING_ADVICE", "LabelEvidence", "label_counts", "label_evidence", "label_map_error", "label_ranks"]
 
 RESAMPLING_ADVICE = (
     "values between two labels are not labels: give its image, and the label map as --labels (labels in Python)"
@@ -114,3 +115,39 @@ def _neighbors(array: np.ndarray, values: np.ndarray, background: int) -> tuple[
             apart += int(np.count_nonzero(unlike))
             steps += float(np.abs(ranks[one[unlike]] - ranks[other[unlike]]).sum())
     return equal / max(pairs, 1), steps / max(apart, 1) / len(values)
+
+
+def label_counts(array: np.ndarray) -> dict[float, int]:
+    """Return the number of voxels of each label, sorted by label.
+
+    Voxels are counted slice by slice, since NumPy would sort a copy of the volume.
+
+    Args:
+        array: the labels, (X, Y, Z).
+
+    Example:
+        >>> label_counts(np.array([[[7, 0, 7]]]))
+        {0: 1, 7: 2}
+    """
+    counts: Counter[float] = Counter()
+    for k in range(array.shape[2]):
+        values, sizes = np.unique(array[:, :, k], return_counts=True)
+        counts.update(dict(zip(values.tolist(), sizes.tolist(), strict=True)))
+    return dict(sorted(counts.items()))
+
+
+def label_ranks(array: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the index of each voxel among the labels, (X, Y, Z), in as few bits as possible.
+
+    Args:
+        array: the labels, (X, Y, Z).
+        values: all of them, sorted.
+
+    Example:
+        >>> label_ranks(np.array([[[7, 0, 7]]]), np.array([0, 7]))
+        array([[[1, 0, 1]]], dtype=uint8)
+    """
+    ranks = np.empty_like(array, np.min_scalar_type(len(values)))
+    for k in range(array.shape[2]):  # its indices have 64 bits
+        ranks[:, :, k] = np.searchsorted(values, array[:, :, k])
+    return ranks

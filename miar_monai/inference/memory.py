@@ -8,20 +8,19 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from miar_monai.data.volume import SAMPLE_MAPS
+from miar_monai.data.volume import SAMPLE_MAPS, VOXEL_BYTES, sample_maps
 from miar_monai.errors import ImageError
 
 __all__ = ["MemoryForecast", "available_memory"]
 
-_BYTES = 4  # of a voxel of a result, in float32
 _GIB = 2**30
 
 
 class MemoryForecast(NamedTuple):
     """The memory of a super-resolved volume: how often its voxels are held at once, from the network to the file.
 
-    It is in addition to what the process holds already: libraries, network and input. The slices that are processed or
-    written at once are not included, since they do not depend on the number of slices. A test measures it.
+    It is in addition to the libraries and the network. The slices that are processed or written at once are not
+    included, since they do not depend on the number of slices. A test measures it.
 
     Example:
         >>> MemoryForecast([(512, 512, 600)]).needed / 2**30
@@ -42,10 +41,23 @@ class MemoryForecast(NamedTuple):
     """Whether they are kept."""
     guide: bool = False
     """Whether a guide is brought to the grids."""
+    inputs: int = 0
+    """Bytes of what is in memory already: the image, the guide and the label map, as read and as the network takes
+    them."""
+    label_bytes: int = 0
+    """Bytes of a voxel of the label map that is carried to the grid of the result, 0 without one."""
+    is_rounded_at_once: bool = False
+    """Whether the result is rounded as a whole when it is written, see `miar_monai.data.io.is_rounded_at_once`."""
 
     @property
     def needed(self) -> int:
         """The bytes at the peak."""
+        voxels = max(self._made, self._written)
+        return self.inputs + VOXEL_BYTES * voxels + self.label_bytes * prod(self.shapes[-1])
+
+    @property
+    def _made(self) -> int:
+        """The voxels of results while the network runs."""
         sizes = [prod(shape) for shape in self.shapes]
         *earlier, last = [0, *sizes]
         before, channels = earlier[-1], 1 + self.uncertainty
@@ -57,7 +69,13 @@ class MemoryForecast(NamedTuple):
             else:
                 sampled = self.samples * last + max(maps, self.samples * before)
             peak = max(peak, channels * last + sampled)
-        return _BYTES * (peak + self.guide * sum(sizes))
+        return peak + self.guide * sum(sizes)
+
+    @property
+    def _written(self) -> int:
+        """The voxels of results while they are written."""
+        maps = len(sample_maps(self.samples, self.keep_samples))
+        return (1 + self.uncertainty + maps + self.is_rounded_at_once) * prod(self.shapes[-1])
 
     @property
     def sentence(self) -> str:
@@ -73,12 +91,17 @@ class MemoryForecast(NamedTuple):
             ImageError: if it does not.
         """
         free = available_memory()
-        if free is None or self.needed <= free:
+        if free is None or self.needed - self.inputs <= free:
             return
-        options = {"the uncertainty": self.uncertainty, "the samples": self.samples, "the guide": self.guide}
+        options = {
+            "the uncertainty": self.uncertainty,
+            "the samples": self.samples,
+            "the guide": self.guide,
+            "the label map": self.label_bytes,
+        }
         given = " or ".join(name for name, is_on in options.items() if is_on)
         raise ImageError(
-            f"{self.sentence}, but {free / _GIB:.1f} GiB are available: ask for a coarser grid"
+            f"{self.sentence}, but {(free + self.inputs) / _GIB:.1f} GiB are available: ask for a coarser grid"
             f"{given and f', leave {given} out'}, crop the image, or use a machine with more memory."
         )
 

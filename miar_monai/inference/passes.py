@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from miar_monai.inference.acquisition import Acquisition
 __all__ = ["THICK", "Pass", "Plan", "plan_passes"]
 
 Plane = tuple[int, int]
+Block = tuple[slice, slice, slice]
 
 THICK = 1.5
 """Slices are thick if their distance is more than this many times the distance of the pixels."""
@@ -142,10 +143,29 @@ class Plan(NamedTuple):
             device: where slices are degraded, in batches; that of the volume by default.
             limits: intensities to which the result is clipped first, or None.
         """
-        for stage, coarse, fine in reversed(list(zip(self.stages, grids, grids[1:], strict=False))):
-            volume = _degraded(volume, stage[0], coarse, fine, device or volume.device, limits)
-            limits = None
-        return volume
+        if not self.stages:
+            return volume
+        degraded = volume.new_empty(grids[0].shape)
+        for block, voxels in self.degraded_blocks(volume, grids, device, limits):
+            degraded[block] = voxels.to(degraded)
+        return degraded
+
+    def degraded_blocks(
+        self,
+        volume: Tensor,
+        grids: Sequence[Grid],
+        device: str | torch.device | None = None,
+        limits: tuple[float, float] | None = None,
+    ) -> Iterator[tuple[Block, Tensor]]:
+        """Yield the blocks of slices of `degraded`, each with its indices, so that they need not be held at once.
+
+        The arguments are those of `degraded`.
+        """
+        later = self._replace(stages=self.stages[1:])
+        degraded = later.degraded(volume, grids[1:], device, limits)
+        yield from _degraded_blocks(
+            degraded, self.stages[0][0], grids[0], grids[1], device or volume.device, None if later.stages else limits
+        )
 
     def grids(self, grid: Grid) -> list[Grid]:
         """Return the grids of the input and of the results of all stages."""
@@ -227,20 +247,21 @@ def plan_passes(
     return Plan((x, y, z), (a, b, c), stages, acquisition)
 
 
-def _degraded(
+def _degraded_blocks(
     volume: Tensor,
     one: Pass,
     coarse: Grid,
     fine: Grid,
     device: str | torch.device,
     limits: tuple[float, float] | None,
-) -> Tensor:
-    """Degrade the slices of a volume (X, Y, Z) as in a pass."""
-    rows, columns = (fine.patient_axes.index(axis) for axis in one.plane)
-    hr_shape, lr_shape = ((grid.shape[rows], grid.shape[columns]) for grid in (fine, coarse))
-    slices = volume.movedim((rows, columns), (1, 2))  # (N, H, W)
-    degraded = slices.new_empty(len(slices), *lr_shape)  # (N, h, w)
-    for part, result in zip(slices.split(_BATCH_SIZE), degraded.split(_BATCH_SIZE), strict=True):
-        hr = part.to(device) if limits is None else part.to(device).clamp(*limits)
-        result.copy_(operators((one.degradation,), hr_shape, lr_shape, hr).A(hr))
-    return degraded.movedim((1, 2), (rows, columns))
+) -> Iterator[tuple[Block, Tensor]]:
+    """Yield the slices of a volume (X, Y, Z), degraded as in a pass, a batch at a time, with their indices."""
+    axes = [fine.patient_axes.index(axis) for axis in one.plane]
+    (across,) = {0, 1, 2} - {*axes}
+    hr_shape, lr_shape = ((grid.shape[axes[0]], grid.shape[axes[1]]) for grid in (fine, coarse))
+    for start in range(0, coarse.shape[across], _BATCH_SIZE):
+        x, y, z = (slice(start, start + _BATCH_SIZE) if axis == across else slice(None) for axis in range(3))
+        slices = volume[x, y, z].to(device).movedim(axes, (1, 2))  # (N, H, W)
+        hr = slices if limits is None else slices.clamp(*limits)
+        lr = operators((one.degradation,), hr_shape, lr_shape, hr).A(hr)  # (N, h, w)
+        yield (x, y, z), lr.movedim((1, 2), axes)

@@ -82,11 +82,10 @@ def data_consistency_rms(
     """
     grid = lr.grid
     plan = plan or plan_passes((4, 4, 1), grid.patient_spacing, lambda _: Degradation(), Acquisition.of(lr))
-    degraded = plan.degraded(torch.from_numpy(sr.array), plan.grids(grid), device, limits).numpy()
     total = 0.0
-    for result, voxels in zip(degraded, lr.array, strict=True):  # differences of a whole volume would take memory
-        expected = voxels if limits is None else voxels.clip(*limits)
-        total += float(np.square(result - expected, dtype=np.float64).sum())
+    for block, voxels in plan.degraded_blocks(torch.from_numpy(sr.array), plan.grids(grid), device, limits):
+        expected = lr.array[block] if limits is None else lr.array[block].clip(*limits)
+        total += float(np.square(voxels.cpu().numpy() - expected, dtype=np.float64).sum())
     return float(np.sqrt(total / lr.array.size))
 
 

@@ -17,6 +17,7 @@ from miar_monai._version import __version__
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
 from miar_monai.data.io import read_labels, write_volume
+from miar_monai.data.labels import label_counts, label_ranks
 from miar_monai.data.outputs import check_output_folder, result_path
 from miar_monai.data.volume import SOFTWARE, Volume
 from miar_monai.errors import GeometryError
@@ -90,8 +91,8 @@ def carry_labels(labels: Volume, grid: Grid) -> Volume:
             f"{labels.path} has no voxel in the field of view of the image, by the positions in their headers: a label"
             " map in the same coordinates is needed; register it to the image, or leave it out."
         )
-    values, ranks = np.unique(labels.array, return_inverse=True)
-    ranks = ranks.reshape(labels.array.shape).astype(np.min_scalar_type(len(values)))
+    values = np.array(list(label_counts(labels.array)), labels.array.dtype)
+    ranks = label_ranks(labels.array, values)
     carried = np.empty(grid.shape, ranks.dtype)
     borders, clear = [], np.zeros(len(values), np.int64)
     for tile in _tiles(grid.shape):
@@ -104,7 +105,8 @@ def carry_labels(labels: Volume, grid: Grid) -> Volume:
         margin = (winners.margin[near] + ramp).astype(np.float32)
         borders.append(_Border(tile, near, _TwoBest(winners.first[near], winners.second[near], margin)))
     coverage = _coverage(labels.grid, grid)
-    counts = np.bincount(ranks.ravel(), coverage.ravel(), len(values)) / abs(np.linalg.det(transform[:3, :3]))
+    planes = (np.bincount(ranks[..., k].ravel(), coverage[..., k].ravel(), len(values)) for k in range(ranks.shape[2]))
+    counts = np.sum(list(planes), axis=0) / abs(np.linalg.det(transform[:3, :3]))
     surplus = np.count_nonzero(inside) - counts.sum()
     # of the same field of view, sizes may be rounded to whole voxels; of a part of it, the coverage
     counts = counts + surplus * (values == 0 if 0 in values and coverage.all() else counts / counts.sum())
@@ -112,7 +114,7 @@ def carry_labels(labels: Volume, grid: Grid) -> Volume:
     for border in borders:
         carried[border.tile][border.near] = _decided(border.winners, bias)
     result = values[carried]
-    result[~inside] = 0
+    result[np.logical_not(inside, out=inside)] = 0
     return labels._replace(array=result, affine=grid.affine, description=_DESCRIPTION)
 
 
@@ -124,7 +126,7 @@ def _coverage(grid: Grid, other: Grid) -> np.ndarray:
     """
     corners = apply_affine(np.linalg.inv(other.affine), fov_corners(grid.affine, grid.shape))
     if np.all((corners > -1 - _SAME_GRID) & (corners < np.array(other.shape) + _SAME_GRID)):
-        return np.ones(grid.shape, np.float32)
+        return np.broadcast_to(np.float32(1), grid.shape)
     covered = np.zeros(grid.shape, np.float32)
     for place in product(*3 * [(-0.375, -0.125, 0.125, 0.375)]):
         moved = grid.affine.copy()
@@ -289,10 +291,8 @@ def label_volumes(labels: Volume) -> dict[float, float]:
         >>> label_volumes(labels)
         {1: 7.5}
     """
-    values, counts = np.unique(labels.array, return_counts=True)
     voxel = abs(float(np.linalg.det(labels.affine[:3, :3])))
-    pairs = zip(values.tolist(), counts.tolist(), strict=True)
-    return {value: round(count * voxel, 6) for value, count in pairs if value != 0}
+    return {value: round(count * voxel, 6) for value, count in label_counts(labels.array).items() if value != 0}
 
 
 class SaveLabelsd(MapTransform):

@@ -250,8 +250,9 @@ def test_the_memory_of_a_result_is_in_the_report_and_that_of_a_large_one_is_prin
 ) -> None:
     small = sr(bundle, scan, "--report", "run.json", "--uncertainty")
     (case,) = json.loads(Path("run.json").read_text())["cases"]
-    voxels = np.prod(case["after"]["shape"])
-    assert case["memory_needed_bytes"] == 2 * 4 * voxels  # result and expected error, in float32
+    given, voxels = (np.prod(case[name]["shape"]) for name in ("before", "after"))
+    # result and expected error in float32; input in float32, and as read in 16 bits
+    assert case["memory_needed_bytes"] == 2 * 4 * voxels + (4 + 2) * given
     assert "GiB" not in small.stderr
     monkeypatch.setattr(runner, "_LARGE", 8 * voxels)
     large = sr(bundle, scan, "--uncertainty", "--overwrite")

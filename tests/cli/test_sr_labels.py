@@ -15,8 +15,10 @@ from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
 from monai.data import MetaTensor
 
 from miar_monai import SuperResolver
+from miar_monai.cli import runner
 from miar_monai.data.io import read_labels, read_volume
 from miar_monai.errors import find_miar_error
+from miar_monai.inference import memory
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -52,6 +54,23 @@ def test_labels_lie_on_the_voxels_of_the_result(ending: str, bundle: Path, scan:
     before, after = report["labels"]["volumes_mm3"].values()
     assert list(before) == ["17", "53", "1035"]
     assert after == pytest.approx(before, rel=0.01)
+
+
+def test_what_does_not_fit_with_its_labels_is_refused_before_they_are_carried(
+    bundle: Path, scan: Path, seg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, voxels = np.prod(SHAPE), 16 * np.prod(SHAPE)
+    needed = (4 + 2) * voxels  # of the result, and of the label map in 16 bits, besides the inputs
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)
+    done = sr(bundle, scan, "--labels", seg, "--report", "run.json")
+    assert done.exit_code == 0
+    (case,) = json.loads(Path("run.json").read_text())["cases"]
+    assert case["memory_needed_bytes"] == needed + (4 + 2 + 2) * given
+    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    monkeypatch.setattr(runner, "carry_labels", lambda *_: pytest.fail("the labels were carried"))
+    done = sr(bundle, scan, "--labels", seg, "--overwrite")
+    assert done.exit_code == 1
+    assert "are available: ask for a coarser grid, leave the label map out, crop" in done.stderr
 
 
 def test_labels_of_a_series_are_a_file_beside_the_new_series(bundle: Path, tmp_path: Path) -> None:
