@@ -155,7 +155,7 @@ from benchmarks.measuring import PeakMemory, resident_bytes
 from miar_monai.cli.main import main
 from miar_monai.transforms import labels
 
-labels._TILE = 48  # blocks of a size are not forecast
+labels._TILE = 64  # blocks of a size are not forecast
 dtype, ending, options = json.loads(sys.argv[2])
 shape = (48, 48, 800)  # slices so small that a batch of them needs little
 for _ in range(2):  # operators of a size are made once
@@ -221,4 +221,4 @@ def test_the_forecast_of_the_command_includes_all_files(job: str, tmp_path: Path
     *settings, factor = COMMANDS[job]
     _, (result, forecast, peak) = measured(COMMAND, write_sampling_bundle(tmp_path / "sampling"), settings, tmp_path)
     assert forecast / result == pytest.approx(factor, rel=0.02)
-    assert peak / forecast == pytest.approx(1, abs=0.15)
+    assert 0.85 < peak / forecast < 1.1  # an eighth more if the image as read were in 32 bits too
