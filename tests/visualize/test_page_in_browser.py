@@ -202,3 +202,16 @@ class TestInABrowser:
         shown.press("e")
         assert shown.value("low.value + ' ' + high.value") == "0 70"
         shown.press("e")
+
+    def test_without_webgl_the_text_remains_and_says_why(self, shown: Browser) -> None:
+        """The last one: the page does not come back."""
+        broken = "HTMLCanvasElement.prototype.getContext = () => null"
+        shown.command("Page.addScriptToEvaluateOnNewDocument", source=broken)
+        shown.value("document.body.dataset.before = 1")
+        shown.command("Page.reload")
+        shown.wait_for("!document.body?.dataset.before && ['ready', 'failed'].includes(document.body?.dataset.state)")
+        assert shown.value("document.body.dataset.state") == "failed"
+        text = shown.value("message.textContent")
+        assert text.startswith("The pictures cannot be drawn (")
+        assert text.endswith("a browser with WebGL 2 is needed. The table describes the volumes.")
+        assert shown.value("message.checkVisibility() && volumes.checkVisibility() && !view.checkVisibility()") is True
