@@ -7,10 +7,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,27 @@ class Browser:
         self.to_browser, self.from_browser = to_browser, from_browser
         self.requests: list[str] = []
         self.messages: list[str] = []
+        self.target = ""
         self.session: dict[str, str] = {}
         self._number, self._rest = 0, b""
 
-    def open(self, page: Path) -> None:
-        """Load a page from disk and wait until it is ready, or says that it failed."""
-        target = self.command("Target.createTarget", url="about:blank")["targetId"]
-        session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+    def open(self, page: Path, width: int = 1200, height: int = 1000) -> None:
+        """Load a page from disk in place of the one before, and wait until it is ready, or says that it failed.
+
+        Args:
+            page: the file.
+            width: of the window in pixels.
+            height: of the window in pixels.
+        """
+        before, self.session = self.target, {}
+        self.target = self.command("Target.createTarget", url="about:blank")["targetId"]
+        if before:
+            self.command("Target.closeTarget", targetId=before)
+        session = self.command("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         self.session = {"sessionId": session}
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.command(f"{domain}.enable")
-        size = {"width": 1200, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", **size)
         self.command("Page.navigate", url=page.resolve().as_uri())
         self.wait_for("document.body?.dataset.state && document.body.dataset.state !== 'loading'")
@@ -134,6 +145,7 @@ def browser(profile: Path) -> Iterator[Browser]:
         pass_fds=(commands, answers),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     os.close(commands)
     os.close(answers)
@@ -142,5 +154,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the rest of its processes, which write into the profile
         os.close(to_browser)
         os.close(from_browser)

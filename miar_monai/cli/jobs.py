@@ -28,9 +28,9 @@ _ENDINGS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mgz": ".mgz", "mha": ".mha", "
 """Formats of results, and the endings of their names; a DICOM series is a folder."""
 
 _NOT_FOLDERS = {
-    ".7z", ".bmp", ".bz2", ".csv", ".dcm", ".dicom", ".gif", ".gz", ".h5", ".hdr", ".html", ".ima", ".img", ".jpeg",
-    ".jpg", ".json", ".mat", ".md", ".mhd", ".mnc", ".nhdr", ".npy", ".npz", ".par",
-    ".pdf", ".png", ".rar", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv", ".txt", ".xz", ".zip", ".zst",
+    ".7z", ".bmp", ".bz2", ".csv", ".dcm", ".dicom", ".gif", ".gipl", ".gz", ".h5", ".hdr", ".html", ".ima", ".img",
+    ".jpeg", ".jpg", ".json", ".mat", ".md", ".mhd", ".mnc", ".nhdr", ".nifti", ".npy", ".npz", ".par", ".pdf", ".png",
+    ".rar", ".raw", ".tar", ".tgz", ".tif", ".tiff", ".tsv", ".txt", ".vti", ".vtk", ".xz", ".zip", ".zst",
 }  # fmt: skip
 """Suffixes by which an output is meant to be a file, unlike that of a folder such as out.v2."""
 

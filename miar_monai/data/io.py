@@ -105,7 +105,7 @@ def read_volume(path: str | os.PathLike[str], series: str = "", select: Sequence
     """
     path = Path(path)
     if not path.exists():
-        raise ImageError(f"{path} does not exist: a NIfTI file or a folder with a DICOM series is needed.")
+        raise ImageError(f"{path} does not exist: a volume, or a folder with a DICOM series, is needed.")
     is_series = path.is_dir() or is_enhanced_file(path)
     if series and not is_series:
         raise SettingError(f"{path} is a file, so the series {series} cannot be selected: omit the series.")

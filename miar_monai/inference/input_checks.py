@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
+from miar_monai.data.hounsfield import MAX_AIR, ct_units
 from miar_monai.data.io import Volume
 from miar_monai.degradation.blur_estimation import MIN_PATCH
 from miar_monai.errors import ConfigurationError
@@ -19,9 +20,6 @@ from miar_monai.inference.scanner_checks import scanner_warnings
 __all__ = ["TrainingDomain", "clipping_warnings", "input_warnings", "volume_warnings"]
 
 Interval = tuple[float, float]
-_MAX_AIR = -500.0  # HU, upper limit of lung and gas
-_MIN_BONE = 500.0  # HU
-_OFFSET = 1024  # of a CT that is stored as unsigned integers
 _REPORT_NAMES = {name: f"{name}_after_preprocessing" for name in ("minimum", "maximum")}
 
 
@@ -85,12 +83,12 @@ class TrainingDomain:
         """
         if self.modality and lr.modality and lr.modality != self.modality:
             return [f"the modality is {lr.modality}, but the model was trained on {self.modality}."]
-        ct_units = _ct_units(lr.array) if not lr.modality and self.modality not in (None, "CT") else ""
-        if ct_units:
-            return [f"the intensities are those of a CT in {ct_units}, but the model was trained on {self.modality}."]
+        units = ct_units(lr.array) if not lr.modality and self.modality not in (None, "CT") else ""
+        if units:
+            return [f"the intensities are those of a CT in {units}, but the model was trained on {self.modality}."]
         darkest = float(lr.array.min())
-        if self.modality == "CT" and darkest > _MAX_AIR:
-            units = "in HU + 1024 (subtract 1024)" if _ct_units(lr.array) else "not in HU, or were clipped"
+        if self.modality == "CT" and darkest > MAX_AIR:
+            units = "in HU + 1024 (subtract 1024)" if ct_units(lr.array) else "not in HU, or were clipped"
             return [
                 f"the darkest voxel is {darkest:.4g}, but air in a CT has -1000 HU: the intensities are {units}, but"
                 " the model was trained on HU."
@@ -129,27 +127,6 @@ def _interval(name: str, bounds: Any) -> Interval:
     if not low <= high:
         raise ValueError(f"{name} is from {low:g} to {high:g}")
     return low, high
-
-
-def _ct_units(array: np.ndarray) -> str:
-    """Guess from the intensities whether a volume is a CT: ``"HU"``, ``"HU + 1024"``, or an empty text if it is not.
-
-    A CT in HU has air near -1000 and soft tissue near 0, and fewer voxels between air and padding; MR phase images have
-    voxels everywhere. Unsigned CTs are 1024 higher, in the range of MR. But MR has hardly any voxels as bright as bone,
-    and not nearly all of the others within 175 HU of water.
-    """
-
-    def share(low: float, high: float) -> float:
-        return float(np.mean((array >= low) & (array <= high)))
-
-    air = share(-1100, -850)
-    if air >= 0.05 and share(-150, 200) >= 0.05 and share(-1900, -1100.5) < air:
-        return "HU"
-    if array.min() < 0 or array.max() < _MIN_BONE + _OFFSET:
-        return ""
-    body = share(_MAX_AIR + _OFFSET, np.inf)
-    tissue = share(_OFFSET - 174, _OFFSET + 176)
-    return "HU + 1024" if share(1, 124) >= 0.03 and body >= 0.01 and tissue >= 0.7 * body else ""
 
 
 def input_warnings(

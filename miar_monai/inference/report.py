@@ -212,7 +212,7 @@ def summary(report: Mapping[str, Any]) -> str:
         ...     "assumed_blur_voxels": 0.0, "data_consistency_rms": 1.234, "seconds": 9.87, "modality": "CT"}
         >>> for part in summary(report).split("; "): print(part)
         60x50x4 at 4x4x1 mm -> 240x200x4 at 1x1x1 mm in 9.9 s
-        assumed blur 0 voxels
+        assumed blur of 0 voxels
         rms of degraded result minus input 1.23 HU
     """
     before, after = (
@@ -220,7 +220,7 @@ def summary(report: Mapping[str, Any]) -> str:
         for side in (report["before"], report["after"])
     )
     blur = report["assumed_blur_voxels"]
-    assumed = "" if blur is None else f"assumed blur {blur:.2g} voxels; "
+    assumed = "" if blur is None else f"assumed blur of {blur:.2g} voxel{'s' * (f'{blur:.2g}' != '1')}; "
     unit = "HU" if report["modality"] == "CT" else "in units of the input"
     residual = f"rms of degraded result minus input {report['data_consistency_rms']:.3g} {unit}"
     return f"{before} -> {after} in {report['seconds']:.1f} s; {assumed}{residual}"

@@ -19,16 +19,21 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
 from miar_monai.data.geometry import fov_corners
+from miar_monai.data.hounsfield import ct_units
 from miar_monai.data.volume import Volume, shown_maps
 from miar_monai.errors import ImageError, SettingError
 from miar_monai.visualize.standalone import page_head, write_html
 
-__all__ = ["MAX_PAGE_VOXELS", "check_page", "write_page"]
+__all__ = ["CT_WINDOWS", "MAX_PAGE_VOXELS", "check_page", "write_page"]
 
 MAX_PAGE_VOXELS = 2**27
 """Voxels of the largest result that a page can hold: browsers cannot load much larger texts."""
 
+CT_WINDOWS = {"lung": (1500, -600), "soft tissue": (400, 40), "bone": (1800, 400)}
+"""Usual windows of CT: width and level in HU."""
+
 _LEVELS, _MAP_LEVELS = 4096, 256  # of the windows, for floats; a screen shows 256
+_AIR = -1024.0  # HU; darker voxels are padding
 
 Box = tuple[slice, slice, slice]
 
@@ -87,8 +92,9 @@ def write_page(
 ) -> Path:
     """Write a page that shows the input and the result in three planes, with a slider between them.
 
-    Both have the same window: from the minimum to the 99.8th percentile of LR. Maps of SR, such as its expected error,
-    are overlays, one at a time. The page contains all that it needs, also the viewer NiiVue, and its
+    Both have the same window: from the minimum to the 99.8th percentile of LR, for CT in HU not below -1024, with those
+    of `CT_WINDOWS` to choose from. Both are drawn voxel by voxel, without interpolation. Maps of SR, such as its
+    expected error, are overlays, one at a time. The page contains all that it needs, also the viewer NiiVue, and its
     Content-Security-Policy forbids requests to other places.
 
     The volumes are cropped to the voxels of LR that differ from its minimum, with a margin of one voxel, and stored
@@ -118,9 +124,8 @@ def write_page(
     box = _content(lr.array)
     cropped = _crop(lr, box)
     corners = fov_corners(cropped.affine, cropped.array.shape)
-    window = (float(lr.array.min()), float(np.percentile(lr.array, 99.8)))
-    if window[0] >= window[1]:
-        window = (window[0], float(lr.array.max()))
+    unit = "HU" if lr.modality == "CT" or (not lr.modality and ct_units(lr.array) == "HU") else "units of the input"
+    window = _window(lr.array, in_hu=unit == "HU")
     layers = [
         _Layer("result", "result", _crop(sr, _covering(sr, corners, lr)), "gray", window),
         _Layer("input", "input", cropped, "opaque gray", window),
@@ -129,7 +134,14 @@ def write_page(
     for number, (name, volume) in enumerate((shown_maps(sr) if maps is None else maps).items(), 1):
         layers.append(_map_layer(f"map-{number}", name, _crop(volume, _covering(volume, corners, lr))))
         table.append(_row(escape(name[:1].upper() + name[1:]), volume))
-    return write_html(path, _page(layers, table, lr, sr, facts or {}, warnings), overwrite)
+    return write_html(path, _page(layers, table, unit, lr, sr, facts or {}, warnings), overwrite)
+
+
+def _window(array: np.ndarray, in_hu: bool) -> tuple[float, float]:
+    """Return the black and the white intensity."""
+    low, high = float(array.min()), float(np.percentile(array, 99.8))
+    low = max(low, _AIR) if in_hu else low
+    return (low, high) if low < high else (float(array.min()), float(array.max()))
 
 
 def _map_layer(key: str, name: str, volume: Volume) -> _Layer:
@@ -219,6 +231,7 @@ def _row(name: str, volume: Volume) -> str:
 def _page(
     layers: Sequence[_Layer],
     rows: Sequence[str],
+    unit: str,
     lr: Volume,
     sr: Volume,
     facts: Mapping[str, str],
@@ -229,7 +242,10 @@ def _page(
     part = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
     library, script = part["niivue.umd.js"], part["page.js"]
     options = (f'<option value="{n}">{escape(layer.name)}</option>' for n, layer in enumerate(layers) if n > 1)
-    unit = "HU" if lr.modality == "CT" else "units of the input"
+    presets = {"full range": layers[0].window}
+    for name, (width, level) in CT_WINDOWS.items() if unit == "HU" else ():
+        presets[f"{name}: width {width}, level {level}"] = level - width / 2, level + width / 2
+    windows = (f'<option value="{low:.5g} {high:.5g}">{name}</option>' for name, (low, high) in presets.items())
     settings: dict[str, Any] = {
         "oriented": bool(lr.space),
         "volumes": [
@@ -252,6 +268,7 @@ def _page(
         table="<tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr>\n" + "\n".join(rows),
         licenses=escape(part["LICENSES.txt"]),
         maps="\n".join(options),
+        presets="\n".join(windows),
         settings=json.dumps(settings).replace("<", "\\u003c"),  # a name of a file must not end the element
         volumes="\n".join(data),
         library=library,

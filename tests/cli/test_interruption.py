@@ -118,7 +118,7 @@ def test_a_run_interrupted_while_it_writes_continues(
         write_nifti_phantom(tmp_path / "in" / f"{i}.nii.gz", (64, 64, 20), seed=i)
     parts = ["sr", "in", "--model", str(bundle), "--device", "cpu", "--skip-existing"]
     wanted: dict[str, np.ndarray] = {}
-    for moment in range(3):
+    for moment in range(20):
         output = tmp_path / f"out{moment}"
         process = start([*parts, "-o", str(output)])
         wait_until_writing(process, output)

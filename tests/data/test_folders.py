@@ -224,7 +224,7 @@ def test_an_output_with_a_dot_is_a_folder(name: str, bundle: Path, root: Path) -
     assert sr(bundle, root, "-o", name, "--overwrite").stdout == f"{name}/scan_sr.nii.gz\n"
 
 
-@pytest.mark.parametrize("name", ["out.dcm", "out.PNG", "out.mhd", "out.nii.bz2", "out.nhdr", "out.json", "out.zip"])
+@pytest.mark.parametrize("name", ["out.dcm", "out.PNG", "out.mhd", "out.nii.bz2", "out.nhdr", "out.vtk", "out.zip"])
 def test_an_output_of_another_format_is_refused(name: str, bundle: Path, root: Path) -> None:
     refused = sr(bundle, write_nifti_phantom(root / "scan.nii", SHAPE), "-o", name)
     assert refused.exit_code == 2

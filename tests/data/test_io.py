@@ -114,7 +114,7 @@ def refused(tmp_path: Path, array: np.ndarray) -> Path:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"absent\.nii does not exist: a NIfTI file or a folder with a DICOM series"):
+    with pytest.raises(ImageError, match=r"absent\.nii does not exist: a volume, or a folder with a DICOM series, is"):
         read_volume(tmp_path / "absent.nii")
 
 

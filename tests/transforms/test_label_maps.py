@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, label
 
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.grid import Grid
+from miar_monai.data.io import read_volume
 from miar_monai.data.volume import Volume
 from miar_monai.errors import GeometryError
 from miar_monai.transforms import labels as module
@@ -219,3 +220,57 @@ def test_hundreds_of_labels_and_tiles_have_no_seams(monkeypatch: pytest.MonkeyPa
 def test_numbers_of_any_size_stay_exact() -> None:
     large = np.array([0, 2**40 + 1, 2**53 + 1])[MAPS["shells"].clip(0, 2)]
     assert set(np.unique(finer(as_volume(large), (2, 2, 1)).array)) == {0, 2**53 + 1} | set(large.ravel())
+
+
+@pytest.mark.parametrize("factors", [(1.7, 1, 1), (1, 1, 3.3)], ids=str)
+@pytest.mark.parametrize("name", ["small sphere", "sphere"])
+def test_labels_of_a_few_voxels_do_not_make_the_others_less_exact(name: str, factors: tuple[float, ...]) -> None:
+    """Some are exact in no iteration, and so the greatest error of all labels must not choose the best one."""
+    labels, rng = MAPS[name].astype(np.int16), np.random.default_rng(2)
+    for number in range(2, 14):
+        x, y, z = rng.integers(2, SIDE - 3, 3)
+        labels[x : x + rng.integers(1, 3), y : y + rng.integers(1, 3), z] = number
+    before, after = label_volumes(as_volume(labels)), label_volumes(finer(as_volume(labels), factors))
+    assert after.keys() == before.keys()
+    assert after[1] == pytest.approx(before[1], rel=0.004)
+
+
+def segmented(brain: Path) -> dict[str, Volume]:
+    """Return three tissues and the bright part of a tumor, and the bright spots one by one, of a T1 and its T2."""
+    t1, t2 = (read_volume(brain / f"{brain.name}_{contrast}.nii.gz") for contrast in ("t1", "t2"))
+    inside = t1.array > 0
+    tissues = np.where(inside, 1 + np.digitize(t1.array, np.quantile(t1.array[inside], [0.15, 0.55])), 0)
+    bright = gaussian_filter(t2.array, 1) > np.quantile(t2.array[inside], 0.97)
+    parts, count = label(bright & inside)
+    order = np.argsort(-np.bincount(parts.ravel(), minlength=count + 1)[1:])
+    spots = np.r_[0, np.argsort(order) + 1][parts]
+    tissues[spots == 1] = 4
+    arrays = {"tissues": tissues.astype(np.uint8), "spots": np.where(spots <= 60, spots, 0).astype(np.int16)}
+    return {name: Volume(array, t1.affine, array.dtype, t1.path) for name, array in arrays.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("coarser", "factors"),
+    [((1, 1, 1), (2, 2, 2)), ((1, 1, 1), (1.5, 1.5, 1.5)), ((1, 1, 5), (1, 1, 5)), ((1, 1, 5), (1, 1, 3.3)),
+     ((4, 4, 1), (4, 4, 1))],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("patient", ["BraTS2021_01484", "BraTS2021_00006"])
+def test_tissues_tumor_and_spots_of_a_brain_keep_their_volumes(
+    patient: str, coarser: tuple[int, ...], factors: tuple[float, ...], real_data: Path
+) -> None:
+    """Twice and one and a half times as fine, isotropic from slices of 5 mm, and in the axial plane."""
+    x, y, z = coarser
+    errors: dict[str, list[tuple[int, float]]] = {}
+    for name, labels in segmented(real_data / "brain" / patient).items():
+        array = labels.array[30:210, 20:220, 20:130][x // 2 :: x, y // 2 :: y, z // 2 :: z]
+        before = labels._replace(array=array, affine=labels.affine @ np.diag([*coarser, 1.0]))
+        volumes, carried = label_volumes(before), label_volumes(finer(before, factors))
+        errors[name] = [(np.sum(array == int(key)), abs(carried[key] / volumes[key] - 1)) for key in volumes]
+        assert carried.keys() == volumes.keys()
+    assert len(errors["tissues"]) == 4
+    assert max(error for _, error in errors["tissues"]) < 0.003
+    assert max(error for size, error in errors["spots"] if size >= 100) < 0.005
+    assert max([error for size, error in errors["spots"] if 27 <= size < 100], default=0) < 0.015
+    assert max(error for _, error in errors["spots"]) < 0.34  # new voxels are whole

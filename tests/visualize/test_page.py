@@ -1,16 +1,15 @@
-"""The page of a result: what it contains, and what a browser shows of it."""
+"""The page of a result: what it contains."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from helpers.html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine
@@ -18,15 +17,6 @@ from nibabel.affines import apply_affine
 from miar_monai.data.io import Volume
 from miar_monai.errors import ExistsError, ImageError, SettingError
 from miar_monai.visualize.page import MAX_PAGE_VOXELS, _as_levels, check_page, write_page
-
-pytest.importorskip("PIL", reason="pictures of the browser are read by Pillow, of the extra demo")
-
-from helpers.html_page import Page
-
-from benchmarks.browser import CHROMIUM, browser
-
-if TYPE_CHECKING:
-    from benchmarks.browser import Browser
 
 TILTED = np.array([[-1.9, 0.3, 0, 70], [0.2, 2, 0.1, -50], [0, 0.4, 3, -20], [0, 0, 0, 1]])
 
@@ -143,11 +133,30 @@ def test_the_window_is_that_of_the_input(tmp_path: Path) -> None:
     assert windows["input"] == windows["result"] == [0, pytest.approx(np.percentile(lr.array, 99.8))]
     assert settings["oriented"] is True
     assert json.loads(written(lr._replace(space=0), sr, tmp_path)[1].texts["settings"])["oriented"] is False
+    assert presets(page) == [(0, pytest.approx(np.percentile(lr.array, 99.8), rel=1e-4))]
     sparse = lr._replace(array=np.zeros_like(lr.array))
     sparse.array[5, 5, 2] = 7
     padded = sparse._replace(array=np.pad(sparse.array, [(0, 9)] * 3))
     assert np.percentile(padded.array, 99.8) == 0
     assert json.loads(written(padded, sr, tmp_path)[1].texts["settings"])["volumes"][0]["window"] == [0, 7]
+
+
+def presets(page: Page) -> list[tuple[float, ...]]:
+    values = (found["value"] or "" for tag, found in page.elements if tag == "option")
+    return [tuple(map(float, value.split(" "))) for value in values if " " in value]
+
+
+def test_a_ct_has_the_usual_windows_and_no_padding_in_its_own(tmp_path: Path) -> None:
+    lr, sr = pair()
+    hounsfield = np.where(lr.array > 0, lr.array / 5 - 60, -1000).round()  # soft tissue in air
+    hounsfield[:, :, 0] = -2048
+    image = lr._replace(array=hounsfield.astype(np.float32))
+    for ct, stated in ((image._replace(modality="CT"), True), (image, True), (image._replace(modality="MR"), False)):
+        text, page = written(ct, sr, tmp_path)
+        assert ("Window (HU)" in text) is stated
+        own, *usual = presets(page)
+        assert own == (-1024 if stated else -2048, pytest.approx(np.percentile(hounsfield, 99.8), rel=1e-4))
+        assert usual == ([(-1350, 150), (-160, 240), (-500, 1300)] if stated else [])
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
@@ -182,125 +191,3 @@ def test_a_brain_of_155_slices_is_a_page_of_15_megabytes_at_most(real_data: Path
     for dtype in (hr.dtype, np.dtype(np.float32)):  # noise in the last digits is what cannot be compressed
         sr = hr._replace(array=hr.array + noise, dtype=dtype, **maps)
         assert write_page(tmp_path / "a.html", lr, sr, overwrite=True).stat().st_size <= 15e6
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Return a browser with the page of a phantom: bright on the patient's right, fine stripes in the result only."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine; install it (apt install chromium)")
-    folder = tmp_path_factory.mktemp("page")
-    fine = np.zeros((64, 48, 20), np.float32)
-    fine[4:32, 4:44, 2:18] = 400
-    fine[32:60, 4:44, 2:18] = 800
-    fine[4:60:2, 4:44, 2:18] += 200
-    coarse = fine.reshape(16, 4, 12, 4, 20).mean(axis=(1, 3))
-    affine = np.diag([1.0, 1, 2, 1])
-    affine[:3, 3] = -31.5, -23.5, -19
-    coarser = affine @ np.diag([4.0, 4, 1, 1])
-    coarser[:3, 3] = apply_affine(affine, [1.5, 1.5, 0])
-    lr = Volume(coarse, coarser, np.dtype(np.int16), Path("scan.nii.gz"))
-    sr = Volume(fine, affine, np.dtype(np.int16), Path("scan_sr.nii.gz"), uncertainty=fine / 10)
-    sr = sr._replace(sampled={"std": 50 + fine[::-1] / 20, "mean": fine})
-    page = write_page(folder / "scan_sr.html", lr, sr)
-    with browser(folder / "profile") as found:
-        found.open(page)
-        yield found
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-class TestInABrowser:
-    """The page in headless Chromium."""
-
-    def test_it_is_drawn_without_a_request_or_a_message(self, shown: Browser) -> None:
-        assert shown.value("document.body.dataset.state") == "ready"
-        assert shown.messages == []
-        picture = shown.picture()
-        assert (picture.max(axis=2) > 100).mean() > 0.05
-        local = ("file:///", "data:", "about:", "blob:")
-        assert [url for url in shown.requests if not url.startswith(local)] == []
-        assert sum(url.startswith("file:") for url in shown.requests) == 1
-
-    def test_the_right_of_the_patient_is_on_the_left(self, shown: Browser) -> None:
-        shown.value("planes.value = '0'; planes.dispatchEvent(new Event('change')); 1")
-        picture = shown.picture()[..., 2]  # without the orange crosshair
-        middle = picture.shape[1] // 2
-        left, right = picture[:, :middle], picture[:, middle:]
-        assert np.median(left[left > 20]) > 1.5 * np.median(right[right > 20])
-        shown.value("planes.value = '3'; planes.dispatchEvent(new Event('change')); 1")
-
-    def test_the_slider_and_the_key_change_between_input_and_result(self, shown: Browser) -> None:
-        result = shown.picture()
-        pictures = {}
-        for share in (0, 50):
-            shown.value(f"share.value = {share}; share.dispatchEvent(new Event('input')); 1")
-            pictures[share] = shown.picture()
-        assert abs(pictures[0] - result).max() > 20
-        assert abs(pictures[50] - (pictures[0] + result) / 2).max() <= 4  # a linear blend, in 8 bits
-        shown.press("f")
-        assert shown.value("share.value") == "0"
-        assert abs(shown.picture() - pictures[0]).max() <= 1
-        shown.press("f")
-        assert shown.value("share.value") == "100"
-        assert abs(shown.picture() - result).max() <= 1
-        shown.press("[")
-        assert shown.value("share.value") == "90"
-        shown.press("]")
-
-    def test_the_maps_are_overlays_in_color_one_at_a_time(self, shown: Browser) -> None:
-        chosen = "overlay.selectedOptions[0].textContent"
-
-        def colored() -> float:
-            picture = shown.picture()
-            return float((picture.max(axis=2) - picture.min(axis=2) > 30).mean())
-
-        before = colored()  # the crosshair
-        shown.press("e")
-        assert shown.value(chosen) == "expected error"
-        assert colored() > before + 0.05
-        shown.value("opacity.value = 0; opacity.dispatchEvent(new Event('input')); 1")
-        assert colored() == pytest.approx(before, abs=0.005)
-        shown.value("opacity.value = 60; opacity.dispatchEvent(new Event('input')); 1")
-        error = shown.picture()
-        shown.press("e")
-        assert shown.value(chosen) == "standard deviation of samples"
-        assert abs(shown.picture() - error).max() > 50
-        shown.press("e")
-        assert shown.value(chosen) == "none"
-        assert colored() == pytest.approx(before, abs=0.005)
-
-    def test_the_window_is_that_of_both_volumes(self, shown: Browser) -> None:
-        before = {}
-        for share in (100, 0):
-            shown.value(f"share.value = {share}; share.dispatchEvent(new Event('input')); 1")
-            before[share] = shown.picture()[..., 2].mean()
-        white = shown.value("white.valueAsNumber")
-        assert white == pytest.approx(900, abs=1)
-        for share in (0, 100):
-            shown.value(f"share.value = {share}; white.value = {2 * white}; white.dispatchEvent(new Event('input')); 1")
-            assert shown.picture()[..., 2].mean() < 0.7 * before[share]
-        shown.value(f"white.value = {white}; white.dispatchEvent(new Event('input')); 1")
-
-    def test_the_crosshair_moves_in_millimeters(self, shown: Browser) -> None:
-        def place() -> tuple[float, float, float]:
-            text = shown.value("position.textContent")
-            found = re.match(r"([\d.]+) mm (right|left), ([\d.]+) mm (anterior|posterior), ([\d.]+) mm (sup|inf)", text)
-            assert found, text
-            x, right, y, front, z, up = found.groups()
-            signs = (right == "right", front == "anterior", up == "sup")
-            left, back, down = (float(mm) * (1 if sign else -1) for mm, sign in zip((x, y, z), signs, strict=True))
-            return left, back, down
-
-        for key in ("ArrowLeft", "ArrowUp", "PageUp"):  # from the center, between voxels, to one
-            shown.press(key)
-        start, picture = place(), shown.picture()
-        steps = {"ArrowLeft": (1, 0, 0), "ArrowDown": (0, -1, 0), "PageUp": (0, 0, 2)}
-        expected = np.array(start)
-        for key, step in steps.items():
-            shown.press(key)
-            expected = expected + step
-            assert place() == pytest.approx(tuple(expected), abs=0.11)
-        assert abs(shown.picture() - picture).max() > 50
-        text = shown.value("position.textContent")
-        assert re.search(r": input \d+, result \d+, expected error \d+, standard deviation of samples \d+", text), text

@@ -2,24 +2,30 @@
 (async () => {
   const byId = (id) => document.getElementById(id);
   const settings = JSON.parse(byId("settings").textContent);
-  const [share, black, white, overlay, opacity] = ["share", "black", "white", "overlay", "opacity"].map(byId);
+  const [share, black, white, preset, overlay, opacity] =
+    ["share", "black", "white", "preset", "overlay", "opacity"].map(byId);
   const [RESULT, INPUT, MAPS] = [0, 1, 2]; // indices, of the maps the lowest; the result comes first: the first volume is the grid of the display
+  const CROSSHAIR = 0.4; // percent of the field of view
 
   const viewer = new niivue.Niivue({
     isRadiologicalConvention: true,
     sagittalNoseLeft: true,
     isOrientationTextVisible: settings.oriented,
     multiplanarShowRender: 0,
-    dragMode: 3, // the right button moves the image; the window is that of both volumes and has fields of its own
-    viewModeHotKey: "",
-    clipPlaneHotKey: "",
-    cycleClipPlaneHotKey: "",
+    isNearestInterpolation: true, // as the input, whose voxels NiiVue shows as they are
+    dragMode: 0, // 3, which moves the image, would have the wheel zoom
+    mouseEventConfig: { leftButton: { primary: 8 }, rightButton: 3, centerButton: 3 }, // crosshair; move
     dragAndDropEnabled: false,
     crosshairColor: [1, 0.6, 0, 0.7],
+    crosshairWidth: CROSSHAIR,
+    crosshairWidthUnit: "percent",
     logLevel: "error",
   });
+  // a double click would change the window of the result alone, and keys would do what the page does not say
+  for (const own of ["resetBriCon", "keyDownListener", "keyUpListener"]) viewer[own] = () => {};
   // NiiVue's own gray makes black voxels of overlays transparent
   viewer.addColormap("opaque gray", { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] });
+  let crosshair = true;
   const rounded = (value) => Number(value.toPrecision(5));
   const maps = () => viewer.volumes.slice(MAPS);
 
@@ -29,13 +35,17 @@
       if (low < high) Object.assign(viewer.volumes[index], { cal_min: low, cal_max: high });
     }
     viewer.volumes[INPUT].opacity = 1 - share.valueAsNumber / 100;
-    maps().forEach((map, index) => {
-      const chosen = index === overlay.selectedIndex - 1;
-      map.opacity = chosen ? opacity.valueAsNumber / 100 : 0;
-      // without a choice the first one: the pictures would move when the bar comes and goes
-      map.colorbarVisible = chosen || (overlay.selectedIndex === 0 && index === 0);
-    });
+    const shown = overlay.selectedIndex - 1;
+    maps().forEach((map, index) => { map.opacity = index === shown ? opacity.valueAsNumber / 100 : 0; });
+    byId("bar").hidden = shown < 0;
+    if (shown >= 0) [byId("low").value, byId("high").value] = settings.volumes[shown + MAPS].window.map(rounded);
     viewer.updateGLVolume();
+  }
+
+  function drawWindow(event) {
+    if (event.target === preset) [black.value, white.value] = preset.value.split(" ");
+    else preset.selectedIndex = -1; // that of the fields has no name
+    draw();
   }
 
   function blend(percent) {
@@ -44,6 +54,36 @@
   }
 
   const flicker = () => blend(share.valueAsNumber >= 50 ? 0 : 100);
+
+  function drawColors() {
+    const colors = viewer.colormap("inferno"); // red, green, blue and opacity of 256 levels
+    const stops = Array.from({ length: 16 }, (_, i) => `rgb(${colors.slice(68 * i, 68 * i + 3).join()})`);
+    byId("colors").style.background = `linear-gradient(to right, ${stops})`;
+  }
+
+  function look(x, y, z, scale) {
+    viewer.setPan2Dxyzmm([x, y, z, scale]);
+    viewer.setCrosshairWidth(crosshair ? CROSSHAIR / scale : 0); // as wide on the screen as before
+  }
+
+  function zoom(factor) {
+    const [x, y, z, before] = viewer.scene.pan2Dxyzmm;
+    const scale = Math.min(Math.max(before * factor, 1), 16);
+    const mm = viewer.frac2mm(viewer.scene.crosshairPos); // stays where it is
+    look(...[x, y, z].map((pan, axis) => pan + (before - scale) * mm[axis]), scale);
+  }
+
+  function toggleCrosshair() {
+    crosshair = !crosshair;
+    look(...viewer.scene.pan2Dxyzmm);
+  }
+
+  function onWheel(event) {
+    if (!event.ctrlKey) return; // other slices, by NiiVue
+    event.preventDefault();
+    event.stopPropagation();
+    zoom(event.deltaY < 0 ? 1.25 : 0.8);
+  }
 
   function nextMap() {
     overlay.selectedIndex = (overlay.selectedIndex + 1) % (maps().length + 1);
@@ -69,7 +109,11 @@
   const commands = {
     f: flicker,
     e: nextMap,
-    r: () => viewer.setPan2Dxyzmm([0, 0, 0, 1]),
+    c: toggleCrosshair,
+    r: () => look(0, 0, 0, 1),
+    "+": () => zoom(1.25),
+    "=": () => zoom(1.25), // the same key without Shift
+    "-": () => zoom(0.8),
     "[": () => blend(share.valueAsNumber - 10),
     "]": () => blend(share.valueAsNumber + 10),
   };
@@ -93,7 +137,6 @@
       const volume = await niivue.NVImage.loadFromBase64({ ...options, cal_min: window[0], cal_max: window[1] });
       element.remove(); // its text would stay in memory
       volume.name = name;
-      volume.colorbarVisible = false;
       viewer.addVolume(volume);
     }
   } catch (error) {
@@ -103,11 +146,13 @@
     return;
   }
 
-  [black.value, white.value] = settings.volumes[RESULT].window.map(rounded);
+  [black.value, white.value] = preset.value.split(" ");
   byId("maps").hidden = maps().length === 0;
-  viewer.opts.isColorbar = maps().length > 0;
+  drawColors();
   viewer.onLocationChange = showPosition;
-  for (const control of [share, black, white, overlay, opacity]) control.addEventListener("input", draw);
+  for (const control of [share, overlay, opacity]) control.addEventListener("input", draw);
+  for (const control of [black, white, preset]) control.addEventListener("input", drawWindow);
+  byId("view").addEventListener("wheel", onWheel, { capture: true, passive: false });
   byId("planes").addEventListener("change", (event) => viewer.setSliceType(Number(event.target.value)));
   byId("flicker").addEventListener("click", flicker);
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
