@@ -7,8 +7,8 @@
 ``runs_dir`` holds a folder for each network, a `MIAR` of the bundle's ``train.json``, written by
 ``benchmarks/recipe.sh``. Each network is measured with the settings of the bundle, with greedy decoding, and with zeros
 for the token latents, by default on the patients of the validation section. With ``--paper True`` the networks are the
-paper's own system (`benchmarks.paper`): every decoding with its time, the components, and the tokenizers, paired by
-patient. Writes ``ablations.md``.
+paper's own system (`benchmarks.paper`): every decoding with its time, or those of ``--decodings "['greedy','K = 1']"``,
+the components, and the tokenizers, paired by patient. Writes ``ablations.md``.
 """
 
 from __future__ import annotations
@@ -61,9 +61,14 @@ def ablated_methods(
 
 
 def paper_ablations(
-    bundle: str, given: Mapping[str, Any], weights: Mapping[str, Path], zero_shot: str | None, device: torch.device
+    bundle: str,
+    given: Mapping[str, Any],
+    weights: Mapping[str, Path],
+    zero_shot: str | None,
+    device: torch.device,
+    decodings: Sequence[str] | None = None,
 ) -> dict[str, Method]:
-    """Return the paper's system by every decoding, and without each component and from other data by two of them.
+    """Return the paper's system by each decoding, and without each component and from other data by two of them.
 
     Args:
         bundle: folder of the bundle.
@@ -71,12 +76,19 @@ def paper_ablations(
         weights: ``model.pt`` of runs among `RUNS`.
         zero_shot: ``model.pt`` of the paper's system from training on other data.
         device: device of the networks.
+        decodings: of the full system, names in `DECODINGS` and `READINGS`; all of them by default.
+
+    Raises:
+        ConfigurationError: if a decoding is unknown.
     """
+    known = {**DECODINGS, **READINGS}
+    if unknown := [name for name in decodings or () if name not in known]:
+        raise ConfigurationError(f"there is no decoding {unknown[0]!r}: choose from {', '.join(known)}.")
+    of_full = known if decodings is None else {name: known[name] for name in decodings}
     two = {name: DECODINGS[name] for name in ("greedy", DEFAULT)}
     methods: dict[str, Method] = {}
     for run, path in weights.items():
-        decodings = {**DECODINGS, **READINGS} if run == "full" else two
-        decoded = paper_methods(bundle, given, path, decodings, device, run)
+        decoded = paper_methods(bundle, given, path, of_full if run == "full" else two, device, run)
         methods |= {f"{run}, {name}": method for name, method in decoded.items()}
     if zero_shot is not None:
         decoded = paper_methods(bundle, given, zero_shot, two, device)
@@ -108,8 +120,9 @@ def paper_differences(rows: Sequence[Row], metrics: Sequence[str]) -> str:
         if len(sections) > 1:
             lines += [f"### {contrast}", ""]
         for reference, others in compared.items():
-            if others:
-                lines += [differences_table(section, others, reference, metrics), ""]
+            measured = [title for title in others if title in titles]
+            if measured and reference in titles:
+                lines += [differences_table(section, measured, reference, metrics), ""]
     return "\n".join(lines)
 
 
@@ -152,6 +165,7 @@ def main(
     contrasts: str | Sequence[str] | None = None,
     paper: bool = False,
     zero_shot: str | None = None,
+    decodings: Sequence[str] | None = None,
     **settings: Any,
 ) -> None:
     """Measure the networks of the ablations.
@@ -165,10 +179,11 @@ def main(
         paper: the networks are the paper's own system, in the folders ``full``, ``no-rope`` and ``no-dropout``; those
             with a ``tokenizer.pt`` are also measured as tokenizers.
         zero_shot: ``model.pt`` of the paper's system from training on other data, for two more rows.
+        decodings: of the paper's full system, ``["greedy", "K = 1"]`` for example; all of them by default.
         settings: keys of the bundle's ``evaluate.json``: split_file, section, device, num_slices, ...
 
     Raises:
-        ConfigurationError: if there is no network, or not the full one of the paper's system.
+        ConfigurationError: if there is no network, or not the full one of the paper's system, or a decoding is unknown.
     """
     check_switches(paper=paper)
     weights = {path.parent.name: path for path in sorted(Path(runs_dir).glob("*/model.pt"))}
@@ -182,7 +197,7 @@ def main(
     get = config.get_parsed_content
     evaluation, batch_size = get("evaluation"), get("sw_batch_size")
     if paper:
-        methods = paper_ablations(bundle, given, weights, zero_shot, evaluation.device)
+        methods = paper_ablations(bundle, given, weights, zero_shot, evaluation.device, decodings)
     else:
         methods = ablated_methods(bundle, given, weights, evaluation.device)
     volumes = load_slice_pairs(config)

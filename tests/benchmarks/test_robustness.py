@@ -105,6 +105,17 @@ def test_ablations_of_the_paper_measure_its_decodings_components_and_tokenizers(
     ]  # fmt: skip
     assert "| no-dropout | PSNR | +0.00 |" in tokenizers[-1]  # the same weights
 
+    two = {**options, "output_dir": str(tmp_path / "two"), "decodings": ["K = 1", "greedy"], "metrics": ["PSNR"]}
+    ablations.main(**two)
+    text = (tmp_path / "two" / "ablations.md").read_text(encoding="utf-8")
+    lines = text.partition("## Paired differences")[0].splitlines()
+    again = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in lines if line.startswith("| full")}
+    assert again == {name: rows[name][0] for name in ("full, K = 1", "full, greedy")}
+    assert text.count("| minus full, greedy |") == text.count("| minus full, K = 1 |") == 1
+    assert "| minus full, top-k |" not in text
+    with pytest.raises(ConfigurationError, match=r"there is no decoding 'K = 4': choose from greedy, top-k, .*K = 3"):
+        ablations.main(**{**two, "decodings": ["K = 4"], "overwrite": True})
+
     (runs / "full" / "model.pt").unlink()
     with pytest.raises(ConfigurationError, match=r"holds no full/model\.pt: train the paper's system"):
         ablations.main(**options)
