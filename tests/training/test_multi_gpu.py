@@ -36,6 +36,21 @@ def test_two_processes_train_both_stages(tmp_path: Path, monkeypatch: pytest.Mon
         assert [path.name for path in (out / stage).glob("*.pt")] == ["checkpoint_1.pt"]
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_estimator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    data, out = write_brats_folder(tmp_path / "data", 6, (40, 36, 6), contrasts=("t2",)), tmp_path / "out"
+    files = [config("miar_brats", "train_estimator"), config("miar_brats", "multi_gpu_train")]
+    parts = arguments(
+        "miar_brats", "train_estimator", tmp_path, config_file=files, dataset_dir=data, output_dir=out, epoch_length=2
+    )
+    done = command(*PARALLEL, *parts, module="torch.distributed.run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1, iteration 2: ") == 1
+    assert not any(name.startswith("module.") for name in torch.load(out / "model.pt", weights_only=True))
+    assert "find_unused_parameters" not in done.stderr  # each step uses all parameters
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("kind", STAGES)
 def test_the_first_process_reports_and_saves(
