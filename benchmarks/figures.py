@@ -230,11 +230,12 @@ class Figures:
         }
 
     def _ours_of_the_paper(self, device: torch.device) -> dict[str, Method]:
-        """Return the paper's system with and without RoPE, by title."""
+        """Return the paper's system with and without RoPE, by title; of one alone, the title is its decoding."""
         search, methods = {DEFAULT: DECODINGS[DEFAULT]}, {}
-        for title, weights in self._paper_files(POSITIONS, "model.pt").items():
+        found = self._paper_files(POSITIONS, "model.pt")
+        for title, weights in found.items():
             decoded = paper_methods(self._bundle, self._settings, weights, search, device, POSITIONS[title])
-            methods[title] = decoded[DEFAULT]
+            methods[title if len(found) > 1 else f"paper, {DEFAULT}"] = decoded[DEFAULT]
         return methods
 
     def _volume(self, dataset: Any) -> Mapping[str, Any]:

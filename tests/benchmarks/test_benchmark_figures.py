@@ -194,7 +194,7 @@ def test_runs_of_the_paper_that_are_missing_are_left_out(tmp_path: Path, drawn: 
     files = {"dataset_dir": str(tmp_path / "data"), "split_file": str(tmp_path / "split.json")}
     drawing = Figures(str(bundle), output_dir=str(tmp_path), paper=str(paper), **files)
     drawing.side_by_side()
-    assert [title.split("\n")[0] for title in drawn["side_by_side"][0]][2:] == ["with RoPE", "truth"]
+    assert [title.split("\n")[0] for title in drawn["side_by_side"][0]][2:] == ["paper, K = 1", "truth"]
     drawing.prefixes()
     assert list(drawn["layer_wise"][0]) == ["with dropout"]
     shutil.rmtree(paper / "full")
