@@ -175,11 +175,11 @@ for _ in range(2):  # operators of a size are made once
 """
 
 COMMANDS: dict[str, tuple[str, str, str, float]] = {  # dtype and ending of the file, options, size in results
-    "16 bits": ("int16", ".nii", "--factor 2,2,1", 1 + 1.5 / 4),
-    "16 bits, compressed": ("uint16", ".nii.gz", "--factor 2,2,1", 1 + 1.5 / 4),
+    "16 bits": ("int16", ".nii", "--factor 2,2,1", 1 + 1 / 4),
+    "16 bits, compressed": ("uint16", ".nii.gz", "--factor 2,2,1", 1 + 1 / 4),
     "floats": ("float32", ".nii.gz", "--factor 2,2,1 --uncertainty", 2 + 2 / 4),
-    "guide": ("int16", ".nii", "--factor 2,2,1 --guide guide.nii", 2 + 2.5 / 4),
-    "labels": ("int16", ".nii", "--factor 2,2,1 --labels labels.nii", 1 + 1.5 / 4 + 1 / 16 + 1 / 4),
+    "guide": ("int16", ".nii", "--factor 2,2,1 --guide guide.nii", 2 + 2 / 4),
+    "labels": ("int16", ".nii", "--factor 2,2,1 --labels labels.nii", 1 + 1 / 4 + 1 / 16 + 1 / 4),
     "32 bits": ("int32", ".nii", "--factor 2,2,1", 2 + 2 / 4),
     "32 bits, written by layers": ("int32", ".nii", "--factor 2,2,1 -o result.nrrd", 1 + 2 / 4),
 }
