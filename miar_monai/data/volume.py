@@ -58,7 +58,7 @@ class Volume(NamedTuple):
     """A volume in the units of its file.
 
     Attributes:
-        array: intensities (HU for CT), (X, Y, Z), float32, or see `compact`; labels in any dtype.
+        array: intensities (HU for CT), (X, Y, Z), float32; labels in any dtype.
         affine: voxel indices to millimeters in RAS+, (4, 4), float64.
         dtype: for results in these units: integers if the input has unscaled (NIfTI) or rescaled (DICOM) integers of 16
             or 32 bits, otherwise float32.

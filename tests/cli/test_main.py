@@ -251,7 +251,7 @@ def test_the_memory_of_a_result_is_in_the_report_and_that_of_a_large_one_is_prin
     small = sr(bundle, scan, "--report", "run.json", "--uncertainty")
     (case,) = json.loads(Path("run.json").read_text())["cases"]
     given, voxels = (np.prod(case[name]["shape"]) for name in ("before", "after"))
-    # result and expected error in float32; input in float32, and as read in 16 bits
+    # result and expected error in float32; the input, as read in 16 bits, in float32 once
     assert case["memory_needed_bytes"] == 2 * 4 * voxels + 4 * given
     assert "GiB" not in small.stderr
     monkeypatch.setattr(runner, "_LARGE", 8 * voxels)
