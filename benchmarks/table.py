@@ -31,13 +31,14 @@ from benchmarks.common import Method, batches, consistent_title, load_network, o
 from benchmarks.guide import load_guides
 from benchmarks.paired import EXPLANATION, differences_table, headline_table
 from benchmarks.paper import DECODINGS, DEFAULT, paper_methods, paper_tokenizer
-from benchmarks.peers.loading import GUIDED, load_peers
+from benchmarks.peers.loading import GUIDED, TITLES, load_peers
 from benchmarks.peers.off_the_shelf import load_off_the_shelf
 from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs, load_slice_pairs, read_config, with_contrasts
 from miar_monai.errors import DatasetError, report_errors_in_one_sentence
 from miar_monai.evaluation import Row, SlicePictures, SuperResolutionEvaluation, by_contrast, write_results_page
 from miar_monai.evaluation.tables import markdown_table
+from miar_monai.inference.bundle import model_notes, weights_sha256
 from miar_monai.inference.inferer import BeamSearchInferer
 from miar_monai.networks import MIAR, MSVQVAE
 from miar_monai.networks.weights import load_weights
@@ -45,6 +46,8 @@ from miar_monai.networks.weights import load_weights
 logger = logging.getLogger(__name__)
 
 RESULTS = ("table.csv", "table.md", "table.html", "plane.png")
+ZERO_SHOT = "MIAR, zero-shot"
+"""Title of the row of the same network from training on other data."""
 CONTROL = "estimator"
 """Title of the rows of the network without tokens."""
 PAPER = "paper"
@@ -293,8 +296,8 @@ def main(
     load_network(config)
     if zero_shot is not None:
         other = read_config(bundle, given).get_parsed_content("network")
-        networks["MIAR, zero-shot"] = load_weights(other, zero_shot, "give --zero_shot weights of the same network.")
-        inferers["MIAR, zero-shot"] = copy(inferers[default])  # an inferer records CUDA graphs of one network
+        networks[ZERO_SHOT] = load_weights(other, zero_shot, "give --zero_shot weights of the same network.")
+        inferers[ZERO_SHOT] = copy(inferers[default])  # an inferer records CUDA graphs of one network
     control_default = []
     if control is not None:
         own, _, best = miar_inferers(bundle, given, has_tokens=False, title=CONTROL)
@@ -342,7 +345,14 @@ def main(
         missing.append("plane.png is left out: it needs PSNR and LPIPS.")
 
     notes = [*provenance(bundle, config, volumes, batch_size), f"- The bundle's default is {default}."]
-    notes += [f"- {sentence}" for sentence in missing]
+    files = {ZERO_SHOT: zero_shot, CONTROL: control, PAPER: paper and Path(paper, "model.pt")}
+    files |= {
+        title: Path(str(peers_dir), f"{peer}.pt")
+        for peer, title in {**TITLES, **GUIDED}.items()
+        if title in peers or title in guided_peers
+    }
+    named = [*model_notes(bundle, get("checkpoint")), *weights_notes(files)]
+    notes += [f"- {sentence}" for sentence in (*named, *missing)]
     text = ["# Comparison", "", *notes, "", evaluation.table(), "## Paired differences", ""]
     others = [*photographs, *control_default, *papers]
     text.append(paired_report(evaluation.rows, ours, list(peers), list(evaluation.scores), others))
@@ -369,6 +379,11 @@ def main(
         overwrite,
     )
     publish("\n".join(text), folder / "table.md", overwrite)
+
+
+def weights_notes(files: Mapping[str, str | Path | None]) -> list[str]:
+    """Return a note with the hash of each network's weights, by its title; None if the network is not there."""
+    return [f"Weights of {title} (SHA-256): {weights_sha256(Path(file))}" for title, file in files.items() if file]
 
 
 def _tokenizer_section(

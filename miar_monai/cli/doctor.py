@@ -71,7 +71,7 @@ def check_weights(model: str) -> str:
     for name, value in resolver.network.state_dict().items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{resolver.weights}: {name} is not finite; get the weights again.")
-    actual, expected = weights_sha256(resolver.bundle), metadata(resolver.bundle).get("weights_sha256")
+    actual, expected = weights_sha256(resolver.weights), metadata(resolver.bundle).get("weights_sha256")
     if expected not in (None, actual):
         raise CheckpointError(
             f"{resolver.weights} has the SHA-256 {actual}, but the bundle's metadata.json names {expected}: get the "

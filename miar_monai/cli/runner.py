@@ -21,8 +21,6 @@ from miar_monai.data.grid import Grid
 from miar_monai.data.grid_request import GridRequest
 from miar_monai.data.io import (
     Volume,
-    compact,
-    expanded,
     is_rounded_at_once,
     parts_to_save,
     quantity_of,
@@ -32,6 +30,7 @@ from miar_monai.data.io import (
 )
 from miar_monai.data.outputs import check_output
 from miar_monai.errors import ImageError, SettingError, sentence_for_user
+from miar_monai.inference.held_input import HeldInput
 from miar_monai.inference.memory import MemoryForecast
 from miar_monai.inference.passes import Plan
 from miar_monai.inference.processes import part_of, processes
@@ -168,13 +167,14 @@ class CaseRunner:
         with capture_warnings() as captured:
             prepared = self.resolver.prepare(volume, guide)
             plan, limits, warnings = prepared.plan, prepared.limits, prepared.warnings
-            volume, guide = compact(volume), None  # as little as possible while the network runs
-            grid, forecast = self._forecast(volume, prepared, labels, target)
+            held = HeldInput.of(volume, prepared.image, self.resolver.preprocessing)
+            del volume, guide  # as little as possible is in memory while the network runs
+            grid, forecast = self._forecast(held, prepared, labels, target)
             self._announce(plan, grid, forecast)
             carried = labels and carry_labels(labels, grid)
-            result = self.resolver.volume(volume, prepared)
-        del prepared  # whose image is as large as the volume
-        volume = expanded(volume)
+            result = self.resolver.volume(held.volume, prepared)
+        volume = held.restored()
+        del held, prepared  # whose image is as large as the volume
         seconds = time.perf_counter() - start
         if carried:  # in the same space as the image, and before it
             placed = carried._replace(affine=result.affine, space=result.space, qform=result.qform)
@@ -227,15 +227,15 @@ class CaseRunner:
         return guide._replace(path=self.request.guide), described
 
     def _forecast(
-        self, volume: Volume, prepared: Prepared, labels: Volume | None, target: Path
+        self, held: HeldInput, prepared: Prepared, labels: Volume | None, target: Path
     ) -> tuple[Grid, MemoryForecast]:
         """Return the grid of the result of a case, and the memory that it needs with all that is in memory already."""
-        grids, guide = prepared.plan.grids(volume.grid), prepared.guide
-        images = volume.array.nbytes + prepared.image.nbytes + (0 if guide is None else guide.nbytes)
+        grids, guide = prepared.plan.grids(held.volume.grid), prepared.guide
+        images = held.nbytes + prepared.image.nbytes + (0 if guide is None else guide.nbytes)
         forecast = self.resolver.volume_inferer.forecast(prepared.plan, grids, guide is not None)._replace(
             inputs=images + (labels.array.nbytes if labels else 0),
             label_bytes=labels.array.itemsize if labels else 0,
-            is_rounded_at_once=is_rounded_at_once(target, volume.dtype),
+            is_rounded_at_once=is_rounded_at_once(target, held.volume.dtype),
         )
         return grids[-1], forecast
 

@@ -60,9 +60,8 @@ def read_with_itk(path: Path, kind: str, as_labels: bool = False) -> Volume:
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     dtype = _stored_dtype(reader)
-    array = np.ascontiguousarray(
-        itk.array_from_image(image).transpose(2, 1, 0), dtype=dtype if as_labels else np.float32
-    )
+    voxels = itk.array_view_from_image(image).transpose(2, 1, 0)  # of ITK's memory
+    array = np.array(voxels, dtype=dtype if as_labels else np.float32, order="C")
     fields = reader.GetMetaDataDictionary()
     return Volume(
         array,

@@ -128,7 +128,7 @@ def nifti_to_volume(image: Any, path: Path, as_labels: bool = False) -> Volume:
         array = np.asarray(image.dataobj).reshape(shape)
         array = array.astype(array.dtype.newbyteorder("="))
     else:
-        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
+        array = _floats(image).reshape(shape)
     dtype = array.dtype if as_labels else _result_dtype(image)
     volume = Volume(array, image.affine.astype(np.float64), dtype, path)
     if isinstance(image, nib.MGHImage):
@@ -137,6 +137,19 @@ def nifti_to_volume(image: Any, path: Path, as_labels: bool = False) -> Volume:
         _check_intent(path, image.header)
     description = bytes(image.header["descrip"]).split(b"\0")[0].decode("latin-1")
     return _placed(volume._replace(description=description), image.header)
+
+
+def _floats(image: Any) -> np.ndarray:
+    """Return the voxels of a nibabel image in float32, scaled.
+
+    Those of a file in another dtype are read slice by slice: nibabel would scale them as a whole in double precision.
+    """
+    if len(image.shape) < 3 or not nib.is_proxy(image.dataobj) or image.get_data_dtype() == np.float32:
+        return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    array = np.empty(image.shape, np.float32, order="F")
+    for k in range(image.shape[2]):
+        array[:, :, k] = image.dataobj[:, :, k]
+    return array
 
 
 def _placed(volume: Volume, header: Any) -> Volume:

@@ -18,9 +18,7 @@ __all__ = [
     "Volume",
     "as_float",
     "as_stored",
-    "compact",
     "dtype_among",
-    "expanded",
     "parts_to_save",
     "quantity_in",
     "quantity_of",
@@ -60,7 +58,7 @@ class Volume(NamedTuple):
     """A volume in the units of its file.
 
     Attributes:
-        array: intensities (HU for CT), (X, Y, Z), float32, or see `compact`; labels in any dtype.
+        array: intensities (HU for CT), (X, Y, Z), float32; labels in any dtype.
         affine: voxel indices to millimeters in RAS+, (4, 4), float64.
         dtype: for results in these units: integers if the input has unscaled (NIfTI) or rescaled (DICOM) integers of 16
             or 32 bits, otherwise float32.
@@ -235,26 +233,6 @@ def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     for k in range(array.shape[-1]):  # not at once, which would take the memory of two more floats
         stored[..., k] = np.rint(array[..., k].astype(exact)).clip(limits.min, limits.max)
     return stored
-
-
-def compact(volume: Volume) -> Volume:
-    """Return a volume in half its memory, if its voxels are integers of 16 bits, otherwise as it is.
-
-    Example:
-        >>> volume = Volume(np.array([[[-1024, 3071.0]]]), np.eye(4), np.dtype("int16"), Path("a.nii"))
-        >>> compact(volume).array.dtype.name, expanded(compact(volume)).array.tolist()
-        ('int16', [[[-1024.0, 3071.0]]])
-    """
-    if volume.dtype.kind not in "iu" or volume.dtype.itemsize > 2:
-        return volume
-    with np.errstate(invalid="ignore"):  # of values that do not fit, which differ then
-        array = volume.array.astype(volume.dtype)
-    return volume._replace(array=array) if np.array_equal(array, volume.array) else volume
-
-
-def expanded(volume: Volume) -> Volume:
-    """Return a volume in float32, the inverse of `compact`."""
-    return volume._replace(array=volume.array.astype(np.float32, copy=False))
 
 
 def dtype_among(volume: Volume, names: Sequence[str]) -> np.dtype:

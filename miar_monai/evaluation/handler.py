@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,20 @@ class EvaluationHandler:
         evaluation: collects the rows.
         output_dir: folder of ``metrics.csv``, ``metrics.md`` and ``metrics.html``, written at the end.
         overwrite: replace existing files; without it, existing files stop the run before it starts.
+        notes: sentences below the heading of the page, such as `miar_monai.inference.bundle.model_notes`.
     """
 
     def __init__(
-        self, evaluation: SuperResolutionEvaluation, output_dir: str | os.PathLike[str], overwrite: bool = False
+        self,
+        evaluation: SuperResolutionEvaluation,
+        output_dir: str | os.PathLike[str],
+        overwrite: bool = False,
+        notes: Sequence[str] = (),
     ) -> None:
         self.evaluation = evaluation
         self.output_dir = Path(output_dir)
         self.overwrite = overwrite
+        self.notes = notes
         self.pictures = SlicePictures()
         self._started = self._seconds = 0.0
 
@@ -98,7 +105,7 @@ class EvaluationHandler:
             self.evaluation.rows,
             list(self.evaluation.scores),
             self.pictures,
-            self.evaluation.missing,
+            [*self.notes, *self.evaluation.missing],
             self.overwrite,
         )
         logger.info("%s\n%s\n%s\n%s", rows, page, table, table.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
@@ -26,6 +26,8 @@ __all__ = [
     "find_bundle",
     "locate_bundle",
     "metadata",
+    "model_facts",
+    "model_notes",
     "models",
     "number_or_text",
     "read_json",
@@ -119,10 +121,10 @@ def weights_path(bundle: Path) -> Path:
     return bundle / "models" / "model.pt"
 
 
-def weights_sha256(bundle: Path) -> str:
-    """Return the SHA-256 of a bundle's weights, in hexadecimal."""
+def weights_sha256(weights: Path) -> str:
+    """Return the SHA-256 of a file of weights, in hexadecimal."""
     digest = hashlib.sha256()
-    with weights_path(bundle).open("rb") as file:
+    with weights.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -131,6 +133,35 @@ def weights_sha256(bundle: Path) -> str:
 def metadata(bundle: Path) -> dict[str, Any]:
     """Return a bundle's ``metadata.json``, see `read_json`."""
     return read_json(bundle / "configs" / "metadata.json")
+
+
+def model_facts(model: Mapping[str, Any]) -> dict[str, str]:
+    """Return what pages say of a model, by name.
+
+    Args:
+        model: its ``weights_sha256``, and ``name`` and ``version`` if it is that of a bundle.
+
+    Example:
+        >>> model_facts({"name": "Chest CT (MIAR)", "version": "0.1.0", "weights_sha256": "82801a52"})
+        {'Model': 'Chest CT (MIAR), version 0.1.0', 'Weights (SHA-256)': '82801a52'}
+        >>> model_facts({"weights_sha256": "82801a52"})
+        {'Weights (SHA-256)': '82801a52'}
+    """
+    named = {"Model": f"{model['name']}, version {model['version']}"} if "name" in model else {}
+    return {**named, "Weights (SHA-256)": str(model["weights_sha256"])}
+
+
+def model_notes(bundle: str | os.PathLike[str], weights: str | os.PathLike[str]) -> list[str]:
+    """Return the `model_facts` of a bundle with these weights, its own or others, as notes of a page of results.
+
+    Args:
+        bundle: folder of the bundle; without ``configs/metadata.json``, only the weights are named.
+        weights: file of the weights.
+    """
+    has_name = Path(bundle, "configs", "metadata.json").is_file()
+    about = metadata(Path(bundle)) if has_name else {}
+    facts = model_facts({**about, "weights_sha256": weights_sha256(Path(weights))})
+    return [f"{name}: {text}" for name, text in facts.items()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

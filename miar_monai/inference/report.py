@@ -17,7 +17,7 @@ from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import SOFTWARE, Volume
 from miar_monai.degradation import Degradation
 from miar_monai.inference.acquisition import Acquisition
-from miar_monai.inference.bundle import weights_sha256
+from miar_monai.inference.bundle import model_facts, weights_sha256
 from miar_monai.inference.packages import installed_versions
 from miar_monai.inference.passes import Plan, plan_passes
 from miar_monai.inference.resolver import SuperResolver
@@ -185,7 +185,7 @@ def model_report(resolver: SuperResolver) -> dict[str, Any]:
         "version": about.get("version"),
         "bundle": str(resolver.bundle),
         "weights": str(resolver.weights),
-        "weights_sha256": weights_sha256(resolver.bundle),
+        "weights_sha256": weights_sha256(resolver.weights),
         "intended_use": about.get("intended_use"),
         "trained_on": resolver.domain.as_dict(),
     }
@@ -235,8 +235,7 @@ def case_facts(report: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str,
     """
     return {
         "Result": summary(report),
-        "Model": f"{model['name']}, version {model['version']}",
-        "Weights (SHA-256)": str(model["weights_sha256"]),
+        **model_facts(model),
         "Intended use": str(model["intended_use"]),
     }
 

@@ -21,7 +21,29 @@ from miar_monai.data.volume import SAMPLE_MAPS
 from miar_monai.transforms.intensity import ScaleIntensityWindow
 from miar_monai.transforms.metatensor import DESCRIPTION_KEY, DTYPE_KEY, resampled
 
-__all__ = ["InvertSuperResolutiond", "SplitUncertaintyd"]
+__all__ = ["InvertSuperResolutiond", "SplitUncertaintyd", "restored"]
+
+
+def restored(image: MetaTensor, transform: Compose, key: str = "image") -> MetaTensor:
+    """Return an image as it was before its preprocessing, in its own memory if that scaled and flipped it.
+
+    Args:
+        image: float, with the record of its preprocessing; changed.
+        transform: the preprocessing; its invertible parts are inverted.
+        key: key of the image.
+
+    Example:
+        >>> import torch
+        >>> from miar_monai.transforms import ScaleIntensityHUd
+        >>> scale = Compose([ScaleIntensityHUd("image")])
+        >>> restored(scale({"image": torch.tensor([[[-1024.0, 512]]])})["image"], scale).tolist()
+        [[[-1024.0, 512.0]]]
+    """
+    with torch.inference_mode():  # which the voxels of an inferer may have been made in
+        _undo_in_place(image)
+    with allow_missing_keys_mode(transform):
+        inverted: MetaTensor = transform.inverse({key: image})[key]
+    return inverted
 
 
 class SplitUncertaintyd(MapTransform):
@@ -111,13 +133,10 @@ class InvertSuperResolutiond(MapTransform):
             placed.meta[DTYPE_KEY] = "float32"
         if is_difference:
             ScaleIntensityWindow.remove_offset(placed)
-        with torch.inference_mode():  # which the voxels of an inferer may have been made in
-            if not is_difference and float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
+        if not is_difference and float(image.min()) >= (zero := ScaleIntensityWindow.scaled_zero(image)):
+            with torch.inference_mode():
                 placed.as_tensor().clamp_(min=zero)
-            _undo_in_place(placed)
-        with allow_missing_keys_mode(self.transform):
-            inverted: MetaTensor = self.transform.inverse({self.orig_key: placed})[self.orig_key]
-        return inverted
+        return restored(placed, self.transform, self.orig_key)
 
 
 def _undo_in_place(image: MetaTensor) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.bundle_runs import EACH_NETWORK, TOKENS, parsed, tiny_tokenizer_file
+from helpers.bundle_runs import EACH_NETWORK, TOKENS, config, parsed, tiny_tokenizer_file
 from helpers.html_page import Page
 from helpers.tiny import CODES, tiny_slices, tiny_tokenizer
 from helpers.tiny_bundle import write_bundle_with_data, write_paper_runs
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from benchmarks import table
 from benchmarks.paired import differences_table, headline_table, log_ratio, paired, pairs
+from benchmarks.peers.loading import TITLES
 from benchmarks.plane import perception_distortion
 from miar_monai.cli.workflow import SlicePairs
 from miar_monai.data.atomic_write import atomic_file
 from miar_monai.degradation import Degradation
 from miar_monai.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from miar_monai.evaluation import Row, SuperResolutionEvaluation
+from miar_monai.inference.bundle import metadata, weights_path, weights_sha256
 from miar_monai.networks.weights import save_weights
 
 FIDELITIES = [f"MIAR, fidelity {fidelity}" for fidelity in ("0", "0.25", "1")]  # of a network without tokens
@@ -237,6 +240,7 @@ def make_table(folder: Path, **options: Any) -> tuple[str, list[dict[str, str]]]
 
 def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+    shutil.copy(config("miar_brats", "metadata"), bundle / "configs")
     text, rows = make_table(bundle.parent)
     learned = [name + more for name in FIDELITIES for more in ("", ", data-consistent")]
     assert {row["method"] for row in rows} == {*BASELINES, *learned}
@@ -258,6 +262,14 @@ def test_missing_peers_are_listed_and_the_rest_is_measured(bundle: Path, caplog:
     assert "Section test of the split by split.json: BraTS_00002, BraTS_00003." in text
     assert "| minus linear inverse |" in text
     page = Page((bundle.parent / "out" / "table.html").read_text(encoding="utf-8"))
+    about = metadata(bundle)
+    for sentence in (
+        f"Model: {about['name']}, version {about['version']}",
+        f"Weights (SHA-256): {weights_sha256(weights_path(bundle))}",
+    ):
+        assert f"<li>{sentence}</li>" in (bundle.parent / "out" / "table.html").read_text(encoding="utf-8")
+        assert f"- {sentence}\n" in text
+    assert "Weights of" not in text  # there are no other networks
     patients = [f"slice 1 of BraTS_0000{i}, t2" for i in (2, 3)]
     assert [found["alt"] for tag, found in page.elements if tag == "img"] == [
         f"{title}, {patient}"
@@ -299,6 +311,10 @@ def test_peers_tokenizer_other_weights_and_contrasts_are_measured_if_given(
         num_slices=1,
     )
     assert {"SwinIR", "RCAN", "LDM-SR", "MIAR, zero-shot", "LDM-SR, data-consistent"} < {row["method"] for row in rows}
+    weights = {title: tmp_path / "peers" / f"{peer}.pt" for peer, title in TITLES.items() if peer != "mhca"}
+    for title, file in {**weights, "MIAR, zero-shot": weights_path(bundle)}.items():
+        assert f"- Weights of {title} (SHA-256): {weights_sha256(file)}\n" in text
+    assert "Weights of MHCA" not in text
     keys = [(row["subject"], row["contrast"], row["slice"], row["method"]) for row in rows]
     assert len(set(keys)) == len(keys) == 2 * 1 * (3 + 2 * (3 + 3 + 1))
     value = {key[1:]: row["PSNR"] for key, row in zip(keys, rows, strict=True)}

@@ -30,7 +30,7 @@ from miar_monai.data.cases import find_cases, unpacked
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import read_volume
 from miar_monai.errors import DatasetError, ImageError
-from miar_monai.inference.bundle import weights_sha256
+from miar_monai.inference.bundle import metadata, weights_path, weights_sha256
 from miar_monai.inference.report import data_consistency_rms
 from miar_monai.inference.resolver import super_resolve
 
@@ -197,7 +197,7 @@ def test_the_report_describes_the_run(bundle: Path, scan: Path) -> None:
     assert sr(bundle, scan, "--fidelity", 0.25, "--report", "run.json", "--quiet").exit_code == 0
     report = json.loads(Path("run.json").read_text())
     (case,) = report["cases"]
-    assert report["model"]["weights_sha256"] == weights_sha256(bundle)
+    assert report["model"]["weights_sha256"] == weights_sha256(weights_path(bundle))
     assert report["settings"]["fidelity"] == 0.25
     assert report["settings"]["strategy"] == "beam"
     assert report["device"] == "cpu"
@@ -251,8 +251,8 @@ def test_the_memory_of_a_result_is_in_the_report_and_that_of_a_large_one_is_prin
     small = sr(bundle, scan, "--report", "run.json", "--uncertainty")
     (case,) = json.loads(Path("run.json").read_text())["cases"]
     given, voxels = (np.prod(case[name]["shape"]) for name in ("before", "after"))
-    # result and expected error in float32; input in float32, and as read in 16 bits
-    assert case["memory_needed_bytes"] == 2 * 4 * voxels + (4 + 2) * given
+    # result and expected error in float32; the input, as read in 16 bits, in float32 once
+    assert case["memory_needed_bytes"] == 2 * 4 * voxels + 4 * given
     assert "GiB" not in small.stderr
     monkeypatch.setattr(runner, "_LARGE", 8 * voxels)
     large = sr(bundle, scan, "--uncertainty", "--overwrite")
@@ -460,7 +460,7 @@ def test_weights_are_found_and_verified(bundle: Path, tmp_path: Path) -> None:
     weights = copy / "models" / "model.pt"
     assert miar("weights", "path", "--model", copy).output == f"{weights}\n"
     verified = miar("weights", "verify", "--model", copy)
-    assert (verified.exit_code, verified.stdout) == (0, f"{weights} sha256 {weights_sha256(bundle)}\n")
+    assert (verified.exit_code, verified.stdout) == (0, f"{weights} sha256 {weights_sha256(weights_path(bundle))}\n")
     metadata = copy / "configs" / "metadata.json"
     metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "weights_sha256": "0" * 64}))
     refused = miar("weights", "verify", "--model", copy)
@@ -533,6 +533,9 @@ def test_evaluate_measures_the_test_patients(bundle: Path, tmp_path: Path) -> No
     assert files(Path("out")) == ["metrics.csv", "metrics.html", "metrics.md"]
     assert result.stdout.splitlines()[0].startswith("2 slices of 1 patient")
     assert result.stdout.count("| MIAR |") == 1
+    page, about = Path("out/metrics.html").read_text(encoding="utf-8"), metadata(bundle)
+    assert f"<li>Model: {about['name']}, version {about['version']}</li>" in page
+    assert f"<li>Weights (SHA-256): {weights_sha256(weights_path(bundle))}</li>" in page
     again = miar("evaluate", data, *options, "--quiet")
     assert (again.exit_code, again.stdout) == (1, "")
     assert again.stderr.startswith("error: out/metrics.csv exists already and is left as it is")

@@ -13,7 +13,7 @@ from helpers.commands import miar, sr
 from helpers.html_page import Page
 from helpers.phantoms import write_dicom_series, write_nifti_phantom
 
-from miar_monai.inference.bundle import weights_sha256
+from miar_monai.inference.bundle import weights_path, weights_sha256
 from miar_monai.visualize import page as page_module
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -48,7 +48,7 @@ def test_sr_writes_a_page_with_the_report_the_model_and_the_warnings(bundle: Pat
     text, page = read("noisy_sr.html")
     assert "<title>noisy_sr.nii.gz: super-resolved from noisy.nii.gz</title>" in text
     assert "24x20x3 at 2x2x4 mm -&gt; 96x80x3 at 0.5x0.5x4 mm in" in text
-    assert weights_sha256(bundle) in text
+    assert weights_sha256(weights_path(bundle)) in text
     assert any("noisier than the training data" in sentence for sentence in case["warnings"])
     assert text.count("<li>") == len(case["warnings"])
     written = nib.load("noisy_sr.nii.gz")
@@ -76,7 +76,7 @@ def test_view_shows_files_as_sr_does(bundle: Path, scan: Path) -> None:
     for key in ("input", "result", "map-1"):
         assert same(page.volume(key), expected.volume(key))
     assert page.texts["settings"] == expected.texts["settings"]
-    assert weights_sha256(bundle) in text
+    assert weights_sha256(weights_path(bundle)) in text
     refused = miar("view", scan, "scan_sr.nii.gz")
     assert refused.exit_code == 1
     assert "scan_sr.html exists already and is left as it is" in refused.stderr

@@ -12,17 +12,12 @@ import pydicom
 import pytest
 from helpers.affines import upscaled_affine
 from helpers.phantoms import head, write_dicom_series, write_nifti_phantom
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from miar_monai.data.dicom_headers import dicom_files, header_text
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import (
     Volume,
     as_stored,
-    compact,
-    expanded,
     read_labels,
     read_volume,
     result_description,
@@ -475,19 +470,3 @@ def test_real_chest_ct(real_data: Path) -> None:
     assert volume.dtype == np.int16
     assert -2048 <= volume.array.min() < -1000 < np.median(volume.array) < 100
     np.testing.assert_allclose(np.diag(volume.affine), [-0.625, -0.625, 2.5, 1], atol=1e-6)
-
-
-@given(
-    array=arrays(np.float32, (3, 1, 2), elements=st.floats(-70_000, 70_000, width=32) | st.integers(-40_000, 70_000)),
-    dtype=st.sampled_from(["int16", "uint16", "int32", "float32"]),
-)
-def test_a_compact_volume_has_the_same_voxels(array: np.ndarray, dtype: str) -> None:
-    array = np.asfortranarray(array)
-    volume = Volume(array, np.eye(4), np.dtype(dtype), Path("a.nii"))
-    held = compact(volume)
-    np.testing.assert_array_equal(held.array, array)
-    again = expanded(held)
-    assert (again.array.dtype, again.array.strides) == (np.float32, array.strides)
-    np.testing.assert_array_equal(again.array, array)
-    fits = volume.dtype.itemsize == 2 and np.array_equal(as_stored(array, volume.dtype), array)
-    assert held.array.dtype == (dtype if fits else "float32")

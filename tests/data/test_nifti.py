@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -273,3 +275,23 @@ def test_slices_that_are_too_large_are_refused(tmp_path: Path) -> None:
     long_body = np.random.default_rng(0).integers(0, 1000, (3, 4, 3000))
     nib.save(nib.Nifti1Image(long_body.astype(np.int16), np.eye(4)), tmp_path / "long.nii")
     assert read_volume(tmp_path / "long.nii").array.shape == (3, 4, 3000)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nii.bz2"])
+@pytest.mark.parametrize("dtype", ["<i2", ">u2", ">i4", ">f4", "<f8"])
+@pytest.mark.parametrize("scaling", [(1.0, 0.0), (0.37, -3.1)])
+def test_voxels_are_those_of_nibabel_bit_by_bit(
+    scaling: tuple[float, float], dtype: str, ending: str, tmp_path: Path
+) -> None:
+    stored = np.random.default_rng(0).integers(0, 5000, (7, 5, 3, 1)).astype(dtype)
+    header = nib.Nifti1Header(endianness=dtype[0])
+    header.set_data_shape(stored.shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(*scaling)
+    header["vox_offset"] = 352
+    path = tmp_path / f"a{ending}"
+    with (gzip.open if "gz" in ending else bz2.open if "bz2" in ending else open)(path, "wb") as file:
+        file.write(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
+    expected = nib.load(path).get_fdata(dtype=np.float32)[..., 0]
+    np.testing.assert_allclose(expected, stored[..., 0] * scaling[0] + scaling[1], rtol=1e-5)
+    np.testing.assert_array_equal(read_volume(path).array, expected, strict=True)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import logging
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from miar_monai.degradation import Degradation
 from miar_monai.errors import ConfigurationError, OutputError
 from miar_monai.evaluation import EvaluationHandler, SlicePictures, SuperResolutionEvaluation, by_contrast
 from miar_monai.evaluation.metrics import psnr
+from miar_monai.inference.bundle import model_notes
 
 METRICS = ["PSNR", "SSIM", "PSNR body"]
 
@@ -135,7 +139,7 @@ class _Nearest(Inferer):
         return inputs.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
-def run(hr: Tensor, output_dir: Path, names: list[dict[str, str]]) -> SuperResolutionEvaluation:
+def run(hr: Tensor, output_dir: Path, names: list[dict[str, str]], **more: Any) -> SuperResolutionEvaluation:
     label = MetaTensor(hr.movedim(0, -1))
     items = []
     for name in names:
@@ -145,7 +149,7 @@ def run(hr: Tensor, output_dir: Path, names: list[dict[str, str]]) -> SuperResol
         items.append({"image": lr, "label": copy} | {key: name[key] for key in ("subject", "contrast") if key in name})
     measure = evaluation()
     loader = DataLoader(Dataset(items), batch_size=1, num_workers=0)
-    handler = EvaluationHandler(measure, output_dir)
+    handler = EvaluationHandler(measure, output_dir, **more)
     SupervisedEvaluator(torch.device("cpu"), loader, nn.Identity(), inferer=_Nearest(), val_handlers=[handler]).run()
     return measure
 
@@ -187,6 +191,24 @@ def test_the_handler_writes_a_page_with_the_middle_slice_of_each_volume(hr: Tens
     wanted.add("a", None, 3, hr[3:4], {}, hr[3:4])
     truth = base64.b64encode(wanted.slices["a", ""].pictures["truth"]).decode()
     assert pictures["truth, slice 3 of a, t2"] == f"data:image/png;base64,{truth}"
+
+
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_the_page_names_the_weights_and_the_model_if_it_is_of_a_bundle(
+    has_metadata: bool, hr: Tensor, tmp_path: Path
+) -> None:
+    weights, bundle = tmp_path / "other.pt", tmp_path / "bundle"
+    weights.write_bytes(b"abc")
+    (bundle / "configs").mkdir(parents=True)
+    if has_metadata:
+        about = {"name": "miar_<b>", "version": "0.2.0", "weights_sha256": "0" * 64}  # of the bundle's own weights
+        (bundle / "configs" / "metadata.json").write_text(json.dumps(about))
+    run(hr, tmp_path / "out", [{"file": "a.nii.gz"}], notes=model_notes(bundle, weights))
+    text = (tmp_path / "out" / "metrics.html").read_text(encoding="utf-8")
+    assert re.findall("<li>(.*)</li>", text) == [
+        *["Model: miar_&lt;b&gt;, version 0.2.0"][: int(has_metadata)],
+        "Weights (SHA-256): ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of FIPS 180-2
+    ]
 
 
 def pixels_of(source: str | None) -> np.ndarray:
