@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from miar_monai.data.outputs import refuse_to_overwrite
@@ -40,9 +42,13 @@ def atomic_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         refuse_to_overwrite(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".miar-", dir=path.parent) as folder:
-            yield Path(folder, path.name)
-            os.replace(Path(folder, path.name), path)
+        with ExitStack() as stack:
+            folder = path.parent / f".miar-{uuid.uuid4().hex}"
+            for _ in range(2):  # the second removes what the first leaves when Ctrl-C interrupts it
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+            yield folder / path.name
+            os.replace(folder / path.name, path)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error}): a folder with write permission and free space is needed; "

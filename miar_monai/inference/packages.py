@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["installed_version", "installed_versions"]
 
 _REPORTED = ("miar-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk")
+_OTHER_NAMES = {"monai": "monai-weekly"}
+"""Other distributions of the same package."""
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None if it is not installed.
+    """Return the version of a package, from any of its distributions, or None if it is not installed.
 
     Example:
         >>> installed_version("no-such-package") is None
         True
     """
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    for distribution in {package, _OTHER_NAMES.get(package, package)}:
+        with suppress(PackageNotFoundError):
+            return version(distribution)
+    return None
 
 
 def installed_versions(packages: Iterable[str] = _REPORTED) -> dict[str, str]:

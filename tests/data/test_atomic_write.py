@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,27 @@ def test_a_failure_leaves_no_files_and_keeps_the_old_one(tmp_path: Path) -> None
         fail()
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["mkdir", "rmtree"])
+def test_an_interruption_while_the_temporary_folder_is_made_or_removed_leaves_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner: Any = Path if name == "mkdir" else shutil
+    original, done = getattr(owner, name), []
+
+    def interrupted(path: Path, *args: Any, **options: Any) -> None:
+        if name == "mkdir" or done:  # the folder is made, and not removed
+            original(path, *args, **options)
+        if path != tmp_path and not done:
+            done.append(path)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "a.txt") as part:
+        part.write_text("complete")
+    assert done
+    assert [file.name for file in tmp_path.iterdir()] == ([] if name == "mkdir" else ["a.txt"])
 
 
 def test_files_are_replaced_only_if_allowed(tmp_path: Path) -> None:
