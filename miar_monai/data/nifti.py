@@ -142,9 +142,11 @@ def nifti_to_volume(image: Any, path: Path, as_labels: bool = False) -> Volume:
 def _floats(image: Any) -> np.ndarray:
     """Return the voxels of a nibabel image in float32, scaled.
 
-    Those of a file in another dtype are read slice by slice: nibabel would scale them as a whole in double precision.
+    Those of an open file in another dtype are read slice by slice: nibabel would scale them as a whole in double
+    precision. A file that is not open would be opened, and decompressed from its start, for each slice.
     """
-    if len(image.shape) < 3 or not nib.is_proxy(image.dataobj) or image.get_data_dtype() == np.float32:
+    is_open = nib.is_proxy(image.dataobj) and hasattr(image.dataobj.file_like, "read")
+    if len(image.shape) < 3 or not is_open or image.get_data_dtype() == np.float32:
         return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
     array = np.empty(image.shape, np.float32, order="F")
     for k in range(image.shape[2]):

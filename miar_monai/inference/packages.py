@@ -21,7 +21,7 @@ def installed_version(package: str) -> str | None:
         >>> installed_version("no-such-package") is None
         True
     """
-    for distribution in {package, _OTHER_NAMES.get(package, package)}:
+    for distribution in (package, _OTHER_NAMES.get(package, package)):  # its own name first
         with suppress(PackageNotFoundError):
             return version(distribution)
     return None

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from miar_monai.data.geometry import fov_corners
 from miar_monai.data.io import Volume, read_volume, uncertainty_of, write_volume
-from miar_monai.data.nifti import volume_to_nifti
+from miar_monai.data.nifti import nifti_to_volume, volume_to_nifti
 from miar_monai.errors import GeometryError, ImageError
 from miar_monai.inference.input_checks import volume_warnings
 from miar_monai.transforms import LoadVolume, SaveVolume
@@ -295,3 +295,18 @@ def test_voxels_are_those_of_nibabel_bit_by_bit(
     expected = nib.load(path).get_fdata(dtype=np.float32)[..., 0]
     np.testing.assert_allclose(expected, stored[..., 0] * scaling[0] + scaling[1], rtol=1e-5)
     np.testing.assert_array_equal(read_volume(path).array, expected, strict=True)
+
+
+def test_a_loaded_image_is_not_opened_for_each_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voxels = np.random.default_rng(0).integers(0, 1000, (7, 5, 9)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii.gz")
+    image, opened = nib.load(tmp_path / "a.nii.gz"), []
+    original = gzip.GzipFile.__init__
+
+    def counted(self: gzip.GzipFile, *args: Any, **options: Any) -> None:
+        opened.append(self)
+        original(self, *args, **options)
+
+    monkeypatch.setattr(gzip.GzipFile, "__init__", counted)
+    np.testing.assert_array_equal(nifti_to_volume(image, tmp_path / "a.nii.gz").array, voxels)
+    assert len(opened) == 1
